@@ -1,0 +1,79 @@
+# Everything runs in .venv, which the first target that needs it makes from requirements.lock.
+# An install that was interrupted goes on at the next call; a changed lock is installed at the next call.
+
+# The first interpreter on the PATH that is new enough. Another one: make venv PYTHON=/path/to/python3.12
+NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	$$python -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$python; break; }; done)
+
+VENV_PYTHON = .venv/bin/python
+INSTALLED = .venv/installed.lock
+
+# TensorFlow's start-up lines are left out; programs that JAX compiled are kept for the next run.
+RUN = TF_CPP_MIN_LOG_LEVEL=3 TF_ENABLE_ONEDNN_OPTS=0 JAX_COMPILATION_CACHE_DIR=.cache/jax $(VENV_PYTHON)
+
+DEMO_DIR ?= runs/demo
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo demo-smoke test lint lock format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+venv:  ## make .venv and install the pinned packages (PYTHON=... chooses the interpreter)
+	@cmp -s requirements.lock $(INSTALLED) || $(MAKE) --no-print-directory $(INSTALLED)
+
+# Asked for by `venv` only when the lock differs from the copy that the last complete install left behind.
+.PHONY: $(INSTALLED)
+$(INSTALLED):
+	@if ! $(VENV_PYTHON) -m pip --version >/dev/null 2>&1; then \
+		python="$(PYTHON)"; \
+		if [ -z "$$python" ]; then \
+			echo "error: no python3.11, python3.12 or python3 on the PATH is Python 3.11 or newer: apt install python3, or make venv PYTHON=/path/to/python3.11" >&2; exit 2; \
+		fi; \
+		if ! "$$python" -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then \
+			echo "error: PYTHON=$$python is not Python 3.11 or newer" >&2; exit 2; \
+		fi; \
+		if ! "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+			echo "error: $$python cannot make a virtual environment: apt install python3-venv" >&2; exit 2; \
+		fi; \
+		echo "Making .venv with $$("$$python" --version)"; \
+		"$$python" -m venv --clear .venv; \
+	fi
+	@echo "Installing requirements.lock into .venv (a few minutes, about 2 GB on disk)"
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@cp requirements.lock $(INSTALLED)
+
+demo: venv  ## train, evaluate and predict on built-in scenes, on the CPU (DEMO_ARGS=... adds flags)
+	@$(RUN) main.py --config=configs/demo.py --workdir=$(DEMO_DIR) $(DEMO_ARGS)
+	@$(RUN) main.py --mode=evaluate --config=configs/demo.py --workdir=$(DEMO_DIR) $(DEMO_ARGS)
+	@$(RUN) main.py --mode=predict --config=configs/demo.py --workdir=$(DEMO_DIR) $(DEMO_ARGS) \
+		--images=$(DEMO_DIR)/samples --output=$(DEMO_DIR)/predictions
+
+demo-smoke:  ## the demo with a few steps: that it runs, not that it learns
+	@rm -rf runs/demo-smoke
+	@$(MAKE) --no-print-directory demo DEMO_DIR=runs/demo-smoke DEMO_ARGS="--config.total_steps=4"
+
+test: venv  ## run the tests (TEST_ARGS=... goes to pytest)
+	@$(VENV_PYTHON) -m pytest $(TEST_ARGS)
+
+lint: venv  ## style and types: ruff, pyright
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/pyright --warnings
+
+lock:  ## resolve requirements-dev.txt anew into requirements.lock (use the oldest Python that is supported)
+	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
+	@.cache/lock/bin/python -m pip install --quiet --upgrade setuptools --requirement requirements-dev.txt
+	@{ head -n 1 requirements.lock; .cache/lock/bin/python -m pip freeze --all --exclude pip; } > .cache/new.lock
+	@mv .cache/new.lock requirements.lock && rm -rf .cache/lock
+
+format: venv  ## rewrite the code in the project's style
+	@.venv/bin/ruff check --fix .
+	@.venv/bin/ruff format .
+
+clean:  ## remove .venv, caches and runs/demo*, nothing else
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis runs/demo runs/demo-smoke
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
