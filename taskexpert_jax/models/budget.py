@@ -1,0 +1,102 @@
+"""Parameters and multiply-adds of a model, by part, without running it.
+
+Multiply-adds are counted analytically, one for each product in a matmul, convolution, attention or gated sum of one
+image's forward pass; norms, activations and bilinear resizing are left out, as the field's counters leave them out.
+(XLA's own cost analysis counts a scanned body once, so it cannot be used.)
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from taskexpert_jax.models.taskexpert import TaskExpert
+
+PARTS = ("backbone", "experts", "gates", "memory", "heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Counts by part; see `PARTS`."""
+
+    parameters: dict[str, int]
+    multiply_adds: dict[str, int]
+
+    @property
+    def total_parameters(self) -> int:
+        return sum(self.parameters.values())
+
+    @property
+    def total_multiply_adds(self) -> int:
+        return sum(self.multiply_adds.values())
+
+    def table(self) -> str:
+        """A table for people: one line a part and the total."""
+        rows = [(p, self.parameters[p], self.multiply_adds[p]) for p in PARTS]
+        rows.append(("total", self.total_parameters, self.total_multiply_adds))
+        lines = [f"{'part':<10}{'parameters':>14}{'multiply-adds':>16}"]
+        lines += [f"{name:<10}{params / 1e6:>12.2f} M{macs / 1e9:>14.2f} G" for name, params, macs in rows]
+        return "\n".join(lines)
+
+
+def part_of(path: tuple[str, ...]) -> str:
+    """The part that the parameter at `path` of the parameter tree belongs to."""
+    if path[0].startswith("head_"):
+        return "heads"
+    if path[0] == "patches" or path[:2] == ("stages", "blocks"):
+        return "backbone"
+    if path[0] == "initial_memory":
+        return "memory"
+    inside = path[2]  # ("stages", "mixture", inside, ...)
+    if inside in ("norm", "experts"):
+        return "experts"
+    return "gates" if inside == "gates" else "memory"
+
+
+def count_parameters(model: TaskExpert) -> dict[str, int]:
+    """Parameters by part, from the model's own shapes."""
+    patch = model.backbone.patch_size
+    image = jnp.zeros((1, model.grid[0] * patch, model.grid[1] * patch, 3))
+    shapes = nn.meta.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False)))["params"]
+    counts = dict.fromkeys(PARTS, 0)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
+        counts[part_of(tuple(str(entry.key) for entry in path))] += math.prod(leaf.shape)
+    return counts
+
+
+def count_multiply_adds(model: TaskExpert) -> dict[str, int]:
+    """Multiply-adds of one image's forward pass by part, at the size that the model was built for."""
+    backbone, tokens = model.backbone, math.prod(model.grid)
+    width, depth, patch = backbone.width, model.width, backbone.patch_size  # C, D, P
+    tasks, taps = len(model.tasks), model.taps
+    block = (4 + 2 * backbone.mlp_ratio) * width**2 * tokens + 2 * tokens**2 * width
+    experts = model.experts.count * tokens * (width * depth + model.experts.kernel**2 * depth**2)
+    reads = model.memory.read != "none"
+    choices = model.experts.count + reads
+    read_area = {"conv1x1": 1, "conv3x3": 9, "identity": 0, "none": 0}[model.memory.read]
+    write_area = 9 + (model.memory.write == "gated")
+    positions = tokens * model.head_upsample**2
+    return {
+        "backbone": patch**2 * 3 * width * tokens + backbone.depth * block,
+        "experts": taps * experts,
+        "gates": taps * tasks * (_gate(model, tokens, choices) + tokens * choices * depth),
+        "memory": taps * tasks * tokens * (read_area + write_area) * depth**2,
+        "heads": sum(positions * (9 * depth**2 + depth * task.channels) for task in model.tasks),
+    }
+
+
+def _gate(model: TaskExpert, tokens: int, choices: int) -> int:
+    """Multiply-adds of one task's gate at one tap."""
+    if model.gate.granularity in ("static", "uniform"):
+        return 0
+    width, hidden = model.backbone.width, model.gate.width
+    local = tokens if model.gate.input in ("local", "both") else 0
+    context = 1 if model.gate.input in ("context", "both") else 0
+    return (local + context) * width * hidden + (tokens if local else 1) * hidden * choices
+
+
+def count(model: TaskExpert) -> Budget:
+    """The model's budget; see the module's text for what is counted."""
+    return Budget(count_parameters(model), count_multiply_adds(model))

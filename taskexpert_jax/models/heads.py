@@ -1,0 +1,42 @@
+"""Per-task prediction heads: from a task's memory to logits or values at image size."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from taskexpert_jax.models.mmoe import Norm, NormKind, spatial_conv
+from taskexpert_jax.models.vit import Dtype, logical
+
+
+def resize_bilinear(maps: jax.Array, height: int, width: int) -> jax.Array:
+    """(B, h, w, c) -> (B, height, width, c), bilinear with half-pixel centres."""
+    batch, _, _, channels = maps.shape
+    return jax.image.resize(maps, (batch, height, width, channels), method="bilinear", antialias=False)
+
+
+class Head(nn.Module):
+    """One task's head: upsample, 3x3 convolution, norm, ReLU, 1x1 convolution to the task's channels.
+
+    (B, h, w, D) -> (B, upsample * h, upsample * w, channels) float32.
+    """
+
+    channels: int
+    upsample: int
+    norm: NormKind
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, memory: jax.Array, train: bool) -> jax.Array:
+        batch, height, width, depth = memory.shape
+        maps = resize_bilinear(memory, self.upsample * height, self.upsample * width)
+        maps = nn.with_logical_constraint(maps, ("batch", None, None, None))
+        maps = spatial_conv(depth, 3, self.dtype, "mix", use_bias=False)(maps)
+        maps = nn.relu(Norm(self.norm, self.dtype, name="norm")(maps, train))
+        logits = nn.Dense(
+            self.channels,
+            dtype=self.dtype,
+            kernel_init=logical(nn.initializers.truncated_normal(0.02), "feature_in", None),
+            bias_init=logical(nn.initializers.zeros, None),
+            name="logits",
+        )(maps)
+        return logits.astype(jnp.float32)

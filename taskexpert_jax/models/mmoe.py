@@ -1,0 +1,270 @@
+"""The memorial mixture of experts: experts decompose a tap's features, gates assemble them for each task, and a
+multi-task memory takes part as one more expert and is written at each tap (TaskExpert, ICCV 2023).
+
+Dense work (1x1 experts, gates, reads) is batched or vmapped over tasks. Spatial convolutions are unrolled over experts
+and tasks: a vmapped 3x3 convolution becomes a grouped one, many times slower than plain ones.
+Dims: B batch, h w token grid, N = h * w, C backbone width, D feature width, T tasks, K experts; see docs/conventions.md.
+"""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from taskexpert_jax.models import vit
+from taskexpert_jax.models.vit import Dtype, logical
+
+NormKind = Literal["batch", "layer"]
+GateInput = Literal["local", "context", "both"]
+Granularity = Literal["token", "image", "static", "uniform"]
+MemoryInit = Literal["learned", "zeros"]
+MemoryRead = Literal["conv1x1", "conv3x3", "identity", "none"]
+MemoryWrite = Literal["residual", "gated", "replace"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertSpec:
+    """The experts of a tap: their number K, the second convolution's kernel size and the normalisation between."""
+
+    count: int
+    kernel: int
+    norm: NormKind
+
+
+@dataclasses.dataclass(frozen=True)
+class GateSpec:
+    """How a task weighs the experts.
+
+    input: what the gate sees: each token's feature, the image's mean feature (context), or both.
+    granularity: one set of weights a token, an image, or a stage (static: learned, blind to the input); uniform: the
+      experts' plain mean, no gate.
+    width: hidden units of the gate.
+    top_k: 0 keeps the full softmax; k > 0 keeps the k largest weights and renormalises them.
+    """
+
+    input: GateInput
+    granularity: Granularity
+    width: int
+    top_k: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MemorySpec:
+    """The multi-task feature memory.
+
+    init: the memory before the first tap: a learned vector a task, broadcast, or zeros.
+    read: what the gate sees of it as expert K+1: its normalised, projected form (1x1 or 3x3), itself, or nothing (then
+      the memory only sums the taps' features for the heads).
+    write: residual adds a 3x3 convolution of the task feature; gated blends it in by a learned sigmoid; replace drops
+      the past.
+    """
+
+    init: MemoryInit
+    read: MemoryRead
+    write: MemoryWrite
+
+
+class Norm(nn.Module):
+    """Batch or layer normalisation over the channels; float32 statistics.
+
+    Under a sharded jit the batch statistics are those of the global batch: synchronised by construction.
+    """
+
+    kind: NormKind
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+        if self.kind == "layer":
+            return vit.LayerNorm(self.dtype, name="layer")(inputs)
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            scale_init=logical(nn.initializers.ones, "norm"),
+            bias_init=logical(nn.initializers.zeros, "norm"),
+            name="batch",
+        )(inputs)
+
+
+def spatial_conv(features: int, kernel: int, dtype: Dtype, name: str, *, use_bias: bool = True) -> nn.Conv:
+    """A same-padded convolution with the project's initialisation and axis names."""
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        padding="SAME",
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=logical(nn.initializers.he_normal(), None, None, "feature_in", "feature_out"),
+        bias_init=logical(nn.initializers.zeros, "feature_out"),
+        name=name,
+    )
+
+
+def dense(features: int, dtype: Dtype, name: str, *, use_bias: bool = True) -> nn.Dense:
+    """A 1x1 convolution, as a dense layer over the last axis."""
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=logical(nn.initializers.xavier_uniform(), "feature_in", "feature_out"),
+        bias_init=logical(nn.initializers.zeros, "feature_out"),
+        name=name,
+    )
+
+
+class Experts(nn.Module):
+    """Decomposes a feature map (B, h, w, C) into K task-generic ones, (K, B, h, w, D)."""
+
+    spec: ExpertSpec
+    width: int  # D
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, features: jax.Array, train: bool) -> jax.Array:
+        count, width = self.spec.count, self.width
+        # All K 1x1 convolutions as one matmul; the norm that follows has the bias.
+        hidden = dense(count * width, self.dtype, "reduce", use_bias=False)(features)
+        hidden = nn.gelu(Norm(self.spec.norm, self.dtype, name="norm")(hidden, train), approximate=False)
+        parts = jnp.split(hidden, count, axis=-1)
+        return jnp.stack(
+            [spatial_conv(width, self.spec.kernel, self.dtype, f"expert_{k}")(part) for k, part in enumerate(parts)]
+        )
+
+
+class Gate(nn.Module):
+    """One task's gate: (B, N, C) features and (B, C) context -> (B, N, choices) logits. Vmapped over tasks."""
+
+    spec: GateSpec
+    choices: int  # K, or K + 1 with the memory
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, features: jax.Array, context: jax.Array) -> jax.Array:
+        batch, tokens, _ = features.shape
+        if self.spec.granularity == "static":
+            logits = self.param("logits", logical(nn.initializers.zeros, None), (self.choices,), jnp.float32)
+            return jnp.broadcast_to(logits, (batch, tokens, self.choices))
+        hidden = jnp.zeros((), self.dtype)
+        if self.spec.input in ("local", "both"):
+            hidden = hidden + dense(self.spec.width, self.dtype, "local")(features)
+        if self.spec.input in ("context", "both"):
+            hidden = hidden + dense(self.spec.width, self.dtype, "context")(context)[:, None]
+        hidden = nn.gelu(hidden, approximate=False)
+        logits = dense(self.choices, jnp.float32, "logits")(hidden)
+        if self.spec.granularity == "image":
+            logits = logits.mean(axis=1, keepdims=True)
+        return jnp.broadcast_to(logits, (batch, tokens, self.choices))
+
+
+def gate_weights(logits: jax.Array, top_k: int) -> jax.Array:
+    """Softmax over the last axis in float32, over the `top_k` largest logits only where `top_k` > 0."""
+    logits = logits.astype(jnp.float32)
+    if 0 < top_k < logits.shape[-1]:
+        smallest_kept = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits >= smallest_kept, logits, -jnp.inf)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def assemble(gates: jax.Array, experts: jax.Array, read: jax.Array | None) -> jax.Array:
+    """The gated sum of the experts, and of the memory as the last one where it is read.
+
+    Args:
+      gates: (T, B, N, K) or, with `read`, (T, B, N, K + 1); they sum to 1 over the last axis.
+      experts: (K, B, N, D).
+      read: (T, B, N, D) or None.
+
+    Returns:
+      The task features, (T, B, N, D).
+    """
+    gates = gates.astype(experts.dtype)
+    features = jnp.einsum("tbnk,kbnd->tbnd", gates[..., : len(experts)], experts)
+    return features if read is None else features + gates[..., len(experts) :] * read
+
+
+class MemorialMixture(nn.Module):
+    """One tap: experts, gates, memory read and write.
+
+    (tokens (B, N, C), memory (T, B, h, w, D)) -> (memory, gates (T, B, N, K or K + 1) float32).
+    """
+
+    tasks: tuple[str, ...]
+    experts: ExpertSpec
+    gate: GateSpec
+    memory: MemorySpec
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, memory: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        count, batch, height, width, depth = memory.shape
+        features = vit.LayerNorm(self.dtype, name="norm")(tokens)  # (B, N, C)
+        grid = features.reshape(batch, height, width, -1)
+        experts = Experts(self.experts, depth, self.dtype, name="experts")(grid, train)
+        experts = experts.reshape(-1, batch, height * width, depth)  # (K, B, N, D)
+        read = self._read(memory)  # (T, B, N, D) or None
+        gates = self._gates(features, choices=len(experts) + (read is not None))  # (T, B, N, K+1)
+        features = assemble(gates, experts, read).reshape(memory.shape)
+        memory = self._write(memory, features)
+        return nn.with_logical_constraint(memory, ("tasks", "batch", None, None, None)), gates
+
+    def _gates(self, features: jax.Array, choices: int) -> jax.Array:
+        """Gate weights (T, B, N, choices), float32."""
+        if self.gate.granularity == "uniform":
+            return jnp.full((len(self.tasks), *features.shape[:2], choices), 1.0 / choices, jnp.float32)
+        per_task = nn.vmap(
+            Gate,
+            in_axes=(None, None),
+            axis_size=len(self.tasks),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            metadata_params={nn.PARTITION_NAME: "tasks"},
+        )
+        logits = per_task(self.gate, choices, self.dtype, name="gates")(features, features.mean(axis=1))
+        return gate_weights(logits, self.gate.top_k)
+
+    def _read(self, memory: jax.Array) -> jax.Array | None:
+        """The memory as an expert, (T, B, N, D), or None where it is not read."""
+        count, batch, height, width, depth = memory.shape
+        flat = memory.reshape(count, batch, height * width, depth)
+        if self.memory.read == "none":
+            return None
+        if self.memory.read == "identity":
+            return flat
+        if self.memory.read == "conv1x1":
+            read = nn.vmap(
+                _NormedDense,
+                axis_size=count,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                metadata_params={nn.PARTITION_NAME: "tasks"},
+            )
+            return read(self.dtype, name="read")(flat)
+        normed = vit.LayerNorm(self.dtype, name="read_norm")(memory)
+        maps = [spatial_conv(depth, 3, self.dtype, f"read_{t}")(m) for t, m in zip(self.tasks, normed, strict=True)]
+        return jnp.stack(maps).reshape(flat.shape)
+
+    def _write(self, memory: jax.Array, features: jax.Array) -> jax.Array:
+        """The memory after this tap."""
+        depth = memory.shape[-1]
+        pairs = list(zip(self.tasks, features, strict=True))
+        update = jnp.stack([spatial_conv(depth, 3, self.dtype, f"write_{t}")(f) for t, f in pairs])
+        if self.memory.write == "replace":
+            return update
+        if self.memory.write == "residual":
+            return memory + update
+        blend = jnp.stack([nn.sigmoid(dense(depth, self.dtype, f"blend_{t}")(f)) for t, f in pairs])
+        return memory + blend * (update - memory)
+
+
+class _NormedDense(nn.Module):
+    """Layer norm and a 1x1 convolution: one task's memory read, (B, N, D) -> (B, N, D)."""
+
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, memory: jax.Array) -> jax.Array:
+        normed = vit.LayerNorm(self.dtype, name="norm")(memory)
+        return dense(memory.shape[-1], self.dtype, "project")(normed)

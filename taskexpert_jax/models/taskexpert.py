@@ -1,0 +1,195 @@
+"""TaskExpert: a ViT whose taps feed a memorial mixture of experts, and a head for each task.
+
+The stages are scanned with the tokens and the memory as the carry; inside a stage its blocks are scanned. So the
+parameters of blocks are stacked as (S, blocks a stage, ...) and those of taps as (S, ...), and the program's size does not
+grow with depth. Dims: docs/conventions.md.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import heads, mmoe, vit
+from taskexpert_jax.models.vit import Dtype, logical
+from taskexpert_jax.tasks import Task
+
+
+class Stage(nn.Module):
+    """The blocks up to a tap, and the tap: (tokens, memory) -> (tokens, memory), gates."""
+
+    backbone: vit.Backbone
+    tasks: tuple[str, ...]
+    experts: mmoe.ExpertSpec
+    gate: mmoe.GateSpec
+    memory: mmoe.MemorySpec
+    remat: bool
+    unroll: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[jax.Array, jax.Array], drop_rates: jax.Array, train: bool
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        tokens, memory = carry
+        block = nn.remat(vit.Block, prevent_cse=False, static_argnums=(3,)) if self.remat else vit.Block
+        blocks = nn.scan(
+            block,
+            length=len(drop_rates),
+            in_axes=(0, nn.broadcast),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "drop_path": True},
+            metadata_params={nn.PARTITION_NAME: "layers"},
+            unroll=len(drop_rates) if self.unroll else 1,
+        )
+        tokens, _ = blocks(self.backbone, self.dtype, name="blocks")(tokens, drop_rates, train)
+        tap = mmoe.MemorialMixture(self.tasks, self.experts, self.gate, self.memory, self.dtype, name="mixture")
+        memory, gates = tap(tokens, memory, train)
+        return (tokens, memory), gates
+
+
+class TaskExpert(nn.Module):
+    """Image (B, H, W, 3) float32, normalised -> {task: (B, H, W, channels) float32}.
+
+    Attributes:
+      tasks: the task records; their names and channels.
+      backbone: the ViT's shape.
+      grid: the token grid (h, w) that the position embeddings are learned on.
+      taps: S, the number of stages; divides the backbone's depth.
+      width: D, the experts' and the memory's feature width.
+      drop_path: stochastic depth of the last block; rises linearly from 0.
+      experts, gate, memory: see `mmoe`.
+      head_upsample: the factor by which a head upsamples the memory before its 3x3 convolution.
+      head_norm: the heads' normalisation.
+      remat: recompute each block's activations in the backward pass.
+      unroll: write out the scans (same parameters); larger programs, sometimes faster ones.
+      dtype: of the computation; parameters, norms' statistics, softmax and outputs are float32.
+    """
+
+    tasks: tuple[Task, ...]
+    backbone: vit.Backbone
+    grid: tuple[int, int]
+    taps: int
+    width: int
+    drop_path: float
+    experts: mmoe.ExpertSpec
+    gate: mmoe.GateSpec
+    memory: mmoe.MemorySpec
+    head_upsample: int
+    head_norm: mmoe.NormKind
+    remat: bool
+    unroll: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool, return_gates: bool = False) -> Any:
+        """Predictions; with `return_gates` also the gates, (S, T, B, N, K or K + 1) float32.
+
+        Training needs the `drop_path` random stream and updates `batch_stats`.
+        """
+        batch, image_height, image_width, _ = image.shape
+        patch = self.backbone.patch_size
+        if image_height % patch or image_width % patch:
+            raise UserError(f"image size {image_height}x{image_width}: sides must be multiples of the patch size {patch}")
+        height, width = image_height // patch, image_width // patch
+        names = tuple(task.name for task in self.tasks)
+        tokens = vit.PatchEmbed(self.backbone, self.grid, self.dtype, name="patches")(image.astype(self.dtype))
+        memory = self._initial_memory(batch, height, width)
+        rates = jnp.linspace(0.0, self.drop_path, self.backbone.depth).reshape(self.taps, -1)
+        stages = nn.scan(
+            Stage,
+            length=self.taps,
+            in_axes=(0, nn.broadcast),
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True, "drop_path": True},
+            metadata_params={nn.PARTITION_NAME: "stages"},
+            unroll=self.taps if self.unroll else 1,
+        )(
+            self.backbone,
+            names,
+            self.experts,
+            self.gate,
+            self.memory,
+            self.remat,
+            self.unroll,
+            self.dtype,
+            name="stages",
+        )
+        (_, memory), gates = stages((tokens, memory), rates, train)
+        outputs = {}
+        for task, features in zip(self.tasks, memory, strict=True):
+            head = heads.Head(task.channels, self.head_upsample, self.head_norm, self.dtype, name=f"head_{task.name}")
+            outputs[task.name] = heads.resize_bilinear(head(features, train), image_height, image_width)
+        return (outputs, gates) if return_gates else outputs
+
+    def _initial_memory(self, batch: int, height: int, width: int) -> jax.Array:
+        """(T, B, h, w, D): each task's learned vector at every place, or zeros."""
+        shape = (len(self.tasks), batch, height, width, self.width)
+        if self.memory.init == "zeros":
+            return jnp.zeros(shape, self.dtype)
+        vectors = self.param(
+            "initial_memory",
+            logical(nn.initializers.truncated_normal(0.02), "tasks", None),
+            (len(self.tasks), self.width),
+            jnp.float32,
+        )
+        return jnp.broadcast_to(vectors.astype(self.dtype)[:, None, None, None], shape)
+
+
+def _choice(config: Any, field: str, known: Any) -> str:
+    value = config
+    for part in field.split("."):
+        value = value[part]
+    allowed = known.__args__
+    if value not in allowed:
+        raise UserError(f"config.model.{field}={value!r}: must be one of {', '.join(allowed)}")
+    return value
+
+
+def from_config(config: Any, tasks: tuple[Task, ...]) -> TaskExpert:
+    """The model of a config (`config.model`, `config.dataset.image_size`, `config.dtype`).
+
+    Raises:
+      UserError: a value outside of what the field allows, named.
+    """
+    model = config.model
+    patch = model.patch_size
+    height, width = config.dataset.image_size
+    if height % patch or width % patch:
+        raise UserError(
+            f"config.dataset.image_size={height}x{width}: sides must be multiples of config.model.patch_size={patch}"
+        )
+    if model.depth % model.taps:
+        raise UserError(f"config.model.taps={model.taps} must divide config.model.depth={model.depth}")
+    if model.width % model.heads:
+        raise UserError(f"config.model.heads={model.heads} must divide config.model.width={model.width}")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.dtype={config.dtype!r}: must be float32 or bfloat16")
+    norm = _choice(model, "norm", mmoe.NormKind)
+    return TaskExpert(
+        tasks=tasks,
+        backbone=vit.Backbone(model.width, model.depth, model.heads, model.mlp_ratio, patch),
+        grid=(height // patch, width // patch),
+        taps=model.taps,
+        width=model.feature_width,
+        drop_path=model.drop_path,
+        experts=mmoe.ExpertSpec(model.experts, model.expert_kernel, norm),
+        gate=mmoe.GateSpec(
+            input=_choice(model, "gate.input", mmoe.GateInput),
+            granularity=_choice(model, "gate.granularity", mmoe.Granularity),
+            width=model.gate.width,
+            top_k=model.gate.top_k,
+        ),
+        memory=mmoe.MemorySpec(
+            init=_choice(model, "memory.init", mmoe.MemoryInit),
+            read=_choice(model, "memory.read", mmoe.MemoryRead),
+            write=_choice(model, "memory.write", mmoe.MemoryWrite),
+        ),
+        head_upsample=model.head_upsample,
+        head_norm=norm,
+        remat=model.remat,
+        unroll=model.unroll,
+        dtype=jnp.dtype(config.dtype),
+    )
