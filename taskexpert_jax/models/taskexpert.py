@@ -5,7 +5,7 @@ parameters of blocks are stacked as (S, blocks a stage, ...) and those of taps a
 grow with depth. Dims: docs/conventions.md.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,8 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import heads, mmoe, vit
 from taskexpert_jax.models.vit import Dtype, logical
 from taskexpert_jax.tasks import Task
+
+Unroll = Literal["auto", "yes", "no"]
 
 
 class Stage(nn.Module):
@@ -92,7 +94,9 @@ class TaskExpert(nn.Module):
         batch, image_height, image_width, _ = image.shape
         patch = self.backbone.patch_size
         if image_height % patch or image_width % patch:
-            raise UserError(f"image size {image_height}x{image_width}: sides must be multiples of the patch size {patch}")
+            raise UserError(
+                f"image size {image_height}x{image_width}: sides must be multiples of the patch size {patch}"
+            )
         height, width = image_height // patch, image_width // patch
         names = tuple(task.name for task in self.tasks)
         tokens = vit.PatchEmbed(self.backbone, self.grid, self.dtype, name="patches")(image.astype(self.dtype))
@@ -168,6 +172,7 @@ def from_config(config: Any, tasks: tuple[Task, ...]) -> TaskExpert:
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r}: must be float32 or bfloat16")
     norm = _choice(model, "norm", mmoe.NormKind)
+    unroll = _choice(model, "unroll", Unroll)
     return TaskExpert(
         tasks=tasks,
         backbone=vit.Backbone(model.width, model.depth, model.heads, model.mlp_ratio, patch),
@@ -190,6 +195,6 @@ def from_config(config: Any, tasks: tuple[Task, ...]) -> TaskExpert:
         head_upsample=model.head_upsample,
         head_norm=norm,
         remat=model.remat,
-        unroll=model.unroll,
+        unroll=jax.default_backend() == "cpu" if unroll == "auto" else unroll == "yes",
         dtype=jnp.dtype(config.dtype),
     )

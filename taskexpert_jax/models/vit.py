@@ -148,7 +148,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, drop_rate: jax.Array, train: bool) -> tuple[jax.Array, None]:
         tokens = nn.with_logical_constraint(tokens, ("batch", None, None))
-        mixed = Attention(self.backbone.heads, self.dtype, name="attention")(LayerNorm(self.dtype, name="norm1")(tokens))
+        mixed = Attention(self.backbone.heads, self.dtype, name="attention")(
+            LayerNorm(self.dtype, name="norm1")(tokens)
+        )
         tokens = tokens + drop_path(self, mixed, drop_rate, train)
         hidden = self.backbone.mlp_ratio * self.backbone.width
         mixed = Mlp(hidden, self.dtype, name="mlp")(LayerNorm(self.dtype, name="norm2")(tokens))

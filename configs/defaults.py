@@ -1,0 +1,92 @@
+"""Fields that every config has, with the benchmark family's protocol as default, and the backbone variants.
+
+A config is `base("vit_l16")` changed by a benchmark's own file. Every field is read by the program, and
+`--config.field=value` changes it on the command line.
+"""
+
+from ml_collections import ConfigDict
+
+# name -> width C, depth, heads, patch size P, feature width D, gate width.
+# D of ViT-L is set by the published budget (420 M parameters, 622 G multiply-adds); the others have D = C / 2.
+_VARIANTS = {
+    "vit_ti16": (192, 12, 3, 16, 96, 48),
+    "vit_s16": (384, 12, 6, 16, 192, 96),
+    "vit_b16": (768, 12, 12, 16, 384, 192),
+    "vit_l16": (1024, 24, 16, 16, 480, 256),
+    "tiny": (32, 4, 2, 16, 16, 8),  # for tests: everything there, nothing learned
+}
+VARIANTS = tuple(_VARIANTS)
+
+
+def base(variant: str) -> ConfigDict:
+    """The common fields for a backbone variant (`VARIANTS`).
+
+    Raises:
+      ValueError: an unknown variant, with the known ones.
+    """
+    if variant not in _VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)} (as in nyud.py:vit_b16)")
+    config = ConfigDict()
+    config.variant = variant  # recorded in config.json and printed at start
+    config.seed = 0  # of parameters, stochastic depth, data order and augmentation
+    config.dtype = "bfloat16"  # of the computation: bfloat16 or float32; parameters are float32 always
+    config.batch_size = 4  # global: over all devices and hosts
+    config.num_steps = 40_000  # optimiser steps
+    config.accumulate_steps = 1  # micro-batches a step, for batches that do not fit; divides batch_size
+    config.edge_pos_weight = 0.95  # share of the positive pixels in the boundary loss
+    config.model = _model(*_VARIANTS[variant])
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 2e-5  # at step 0
+    config.optimizer.schedule_power = 0.9  # lr = learning_rate * (1 - step / num_steps) ** schedule_power
+    config.optimizer.warmup_steps = 0  # linear rise from 0 before the decay; the protocol has none
+    config.optimizer.weight_decay = 1e-6  # L2 term added to the gradient before Adam's moments (not AdamW)
+    config.optimizer.clip_norm = 10.0  # of the whole gradient, before the L2 term; 0 turns it off
+    config.augment = ConfigDict()  # training only
+    config.augment.scale_min = 0.5  # one random scale for the image and every label
+    config.augment.scale_max = 2.0
+    config.augment.flip_probability = 0.5  # horizontal
+    config.mesh = ConfigDict()  # devices along each axis; -1: all that remain
+    config.mesh.data = -1  # copies of the model, each with its share of the batch
+    config.mesh.fsdp = 1  # shards of parameters and optimiser state; also splits the batch
+    config.mesh.tensor = 1  # shards of attention heads, MLPs and feature maps
+    config.eval = ConfigDict()
+    config.eval.batch_size = 8  # global
+    config.eval.every_steps = 2_000
+    config.eval.max_examples = 0  # 0: the whole split
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 2_000
+    config.checkpoint.best_task = "semseg"  # the best checkpoint is kept by this task's published metric
+    config.log = ConfigDict()
+    config.log.every_steps = 50  # scalars and progress
+    config.log.images = 4  # evaluation examples drawn to TensorBoard at each evaluation; 0: none
+    return config
+
+
+def _model(width: int, depth: int, heads: int, patch: int, feature_width: int, gate_width: int) -> ConfigDict:
+    model = ConfigDict()
+    model.width = width  # C
+    model.depth = depth  # transformer blocks
+    model.heads = heads
+    model.mlp_ratio = 4  # MLP width over C
+    model.patch_size = patch  # P
+    model.drop_path = 0.15  # stochastic depth of the last block; rises linearly from 0
+    model.taps = 4  # S: after each depth / S blocks the experts look at the tokens; divides depth
+    model.feature_width = feature_width  # D, of experts, memory and heads
+    model.norm = "batch"  # of experts and heads: batch (over the global batch) or layer
+    model.experts = 5  # K
+    model.expert_kernel = 3  # of the experts' second convolution
+    model.gate = ConfigDict()
+    model.gate.input = "both"  # local (the token), context (the image's mean), or both
+    model.gate.granularity = "token"  # weights by token, by image, static (learned, input-blind), uniform (no gate)
+    model.gate.width = gate_width  # hidden units
+    model.gate.top_k = 0  # 0: softmax over all experts; k: over the k largest
+    model.memory = ConfigDict()
+    model.memory.init = "learned"  # learned (a vector a task) or zeros
+    model.memory.read = "conv1x1"  # how the memory becomes expert K+1: conv1x1, conv3x3, identity; none: no memory
+    model.memory.write = "residual"  # residual, gated or replace
+    model.head_upsample = 4  # of the memory before the head's 3x3 convolution
+    model.remat = False  # recompute blocks in the backward pass: less memory, about a third more compute
+    model.unroll = (
+        "auto"  # write the scans out (same parameters): yes, no, or auto: on CPUs, where loops run on one core
+    )
+    return model

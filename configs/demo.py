@@ -1,0 +1,69 @@
+"""The demo: a small TaskExpert on the built-in scenes, all six tasks, a few minutes on two CPU cores, no download.
+
+  python main.py --config=configs/demo.py --workdir=runs/demo
+
+`make demo` does it whole. Patches of 8 pixels and few, narrow layers: the scenes are small pictures.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+from input_pipeline.scenes import CLASSES
+
+
+def get_config(variant: str = "demo") -> ConfigDict:
+    """The demo's config; `tiny` is the tests' form.
+
+    Raises:
+      ValueError: another variant.
+    """
+    if variant not in ("demo", "tiny"):
+        raise ValueError(f"unknown variant {variant!r}: choose demo or tiny (as in configs/demo.py:tiny)")
+    config = defaults.base("tiny")
+    config.variant = variant
+    config.dtype = "float32"
+    config.tasks = ("semseg", "depth", "normals", "edge", "human_parts", "sal")
+    config.loss_weights = ConfigDict(
+        {"semseg": 1.0, "depth": 1.0, "normals": 10.0, "edge": 50.0, "human_parts": 2.0, "sal": 5.0}
+    )
+    config.dataset = ConfigDict()
+    config.dataset.name = "scenes"  # module of input_pipeline
+    config.dataset.seed = 0  # of the scenes
+    config.dataset.train_scenes = 2_000
+    config.dataset.val_scenes = 200
+    config.dataset.train_split = "train"
+    config.dataset.eval_split = "val"
+    config.dataset.semseg_classes = CLASSES
+    config.dataset.image_size = (96, 128)
+    config.dataset.downscale = 1.0  # scenes are rendered at image_size
+    config.dataset.cache = True  # render each scene once
+    config.dataset.threads = 2
+    config.augment.scale_min = 1.0  # the scenes vary enough by themselves
+    config.augment.scale_max = 1.0
+    config.model.width = 128
+    config.model.depth = 8
+    config.model.heads = 4
+    config.model.patch_size = 8
+    config.model.drop_path = 0.0
+    config.model.feature_width = 32
+    config.model.experts = 5
+    config.model.gate.width = 32
+    config.model.head_upsample = 2
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 50
+    config.batch_size = 16
+    config.num_steps = 800
+    config.eval.batch_size = 20
+    config.eval.every_steps = 800
+    config.checkpoint.every_steps = 200
+    if variant == "tiny":
+        config.dataset.train_scenes = 8
+        config.dataset.val_scenes = 4
+        config.dataset.image_size = (32, 48)
+        config.model.width, config.model.depth, config.model.heads = 32, 4, 2
+        config.model.feature_width = config.model.gate.width = 16
+        config.batch_size = 4
+        config.num_steps = 4
+        config.eval.batch_size = 4
+        config.eval.every_steps = config.checkpoint.every_steps = 4
+    return config

@@ -1,0 +1,84 @@
+"""TaskExpert-JAX: train, evaluate, predict. See README.md.
+
+python main.py --config=configs/nyud.py:vit_l16 --workdir=DIR                            # train, or go on
+python main.py --mode=evaluate --config=configs/nyud.py:vit_l16 --workdir=DIR            # a checkpoint's metrics
+python main.py --mode=predict --config=... --workdir=DIR --images=FILE_OR_DIR --output=DIR
+"""
+
+from collections.abc import Sequence
+import functools
+import pathlib
+import sys
+
+from absl import app, flags, logging
+import jax
+from ml_collections import config_flags
+
+from taskexpert_jax import sharding
+from taskexpert_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and variant: configs/nyud.py:vit_b16.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict"], "What to do.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "For evaluate and predict: best, latest or a step.")
+_IMAGES = flags.DEFINE_string("images", None, "For predict: an image or a folder of images.")
+_OUTPUT = flags.DEFINE_string("output", None, "For predict: where to write; default WORKDIR/predictions.")
+
+
+def _run() -> None:
+    """Dispatches on the mode."""
+    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    if _MODE.value == "predict":
+        from taskexpert_jax.predict import predict
+
+        if _IMAGES.value is None:
+            raise UserError("--mode=predict needs --images=FILE_OR_FOLDER")
+        output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else workdir / "predictions"
+        return predict(config, workdir, _CHECKPOINT.value, pathlib.Path(_IMAGES.value), output)
+
+    from input_pipeline import pipeline  # hides accelerators from TensorFlow
+    from taskexpert_jax.tasks import from_config
+
+    tasks = from_config(config)
+    place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batch_size = config.eval.batch_size
+    eval_batches = functools.partial(pipeline.eval_batches, config, tasks, batch_size=batch_size, **place)
+    if _MODE.value == "evaluate":
+        from taskexpert_jax.evaluate import evaluate
+
+        evaluate(config, workdir, _CHECKPOINT.value, eval_batches)
+    else:
+        from taskexpert_jax.train import train
+
+        def train_batches(start_step: int):
+            return pipeline.train_batches(config, tasks, start_step=start_step, **place)
+
+        train(config, workdir, train_batches, eval_batches)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the program; wrong input ends it with one line and status 2."""
+    try:
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument {argv[1]!r}: flags start with --")
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells every file that it renames
+        sharding.start_distributed()
+        _run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line; wrong flags, fields or config files end in one line, not a trace."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=parse_flags)

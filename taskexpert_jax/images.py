@@ -1,0 +1,76 @@
+"""Pictures that a user brings: finding the files, and reading them whatever their mode."""
+
+import pathlib
+import struct
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from taskexpert_jax.errors import UserError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
+
+# What Pillow raises on files that are no picture, cut short, or hold nonsense: a broken PNG header is a SyntaxError.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
+    """The picture files at `path`: the file itself, or those of the folder (not of its sub-folders), sorted by name.
+
+    In a folder a picture is what ends in one of `SUFFIXES`, in any case; hidden files are left out. A file named
+    directly may end as it likes.
+
+    Raises:
+      UserError: nothing is there, or the folder holds no picture.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder; give a picture or a folder of pictures")
+    found = sorted(
+        entry
+        for entry in path.iterdir()
+        if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+    )
+    if not found:
+        raise UserError(f"{path}: no picture in this folder; looked for files ending in {' '.join(SUFFIXES)}")
+    return found
+
+
+def read_image(path: str | pathlib.Path) -> np.ndarray:
+    """The picture of a file as (H, W, 3) uint8 sRGB, turned as its EXIF orientation says.
+
+    Grey-scale, bilevel, palette, CMYK and the like become RGB; transparency is composited on white; 16-bit grey keeps
+    its upper byte's range (65535 -> 255). Of an animation the first frame is read.
+
+    Raises:
+      UserError: the file is missing, no picture, cut short, or in a form without a fixed range (floating-point grey).
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such picture") from None
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: not a readable picture ({_first_line(error)}); replace or remove it") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode == "F":
+        raise ValueError("floating-point grey has no fixed range: save it with 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow's own conversion of 16-bit grey clips at 255 instead of scaling.
+        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        grey = ((wide + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if not image.has_transparency_data:
+        return np.array(image.convert("RGB"))
+    rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
+    colour, alpha = rgba[..., :3], rgba[..., 3:]
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

@@ -1,0 +1,152 @@
+"""Training losses of the dense tasks: means over the valid pixels of the batch, in float32.
+
+Every loss is called as `loss(prediction, label, mask)`:
+    prediction  (B, H, W, c) raw model output; logits for the tasks with classes
+    label       (B, H, W, c_label) of any dtype, with its ignore value where there is no ground truth
+    mask        (B,), 0 for padding examples, whose pixels count as ignored; None when every example counts
+and returns a float32 scalar. Without any valid pixel the loss is 0, and so is its gradient.
+
+Definitions: those shared by ATRC, InvPT, TaskPrompter and MLoRE ("the family").
+"""
+
+from collections.abc import Callable
+import functools
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+
+Loss = Callable[..., Array]  # (prediction, label, mask=None) -> float32 scalar
+
+IGNORE = 255  # of every task but depth
+DEPTH_IGNORE = -1
+SHORTEST_VECTOR = 1e-12  # shorter vectors have no direction
+
+
+def cross_entropy(prediction: Array, label: Array, mask: Array | None = None) -> Array:
+    """Cross entropy over c classes, divided by the number of valid pixels.
+
+    prediction (B, H, W, c) logits, label (B, H, W, 1) in 0..c-1 or 255 = ignored.
+    """
+    pixels = _cross_entropy_map(prediction.astype(jnp.float32), label[..., 0].astype(jnp.int32))
+    return _mean(pixels, valid_pixels(label, mask))
+
+
+def balanced_cross_entropy(prediction: Array, label: Array, mask: Array | None = None) -> Array:
+    """Two-class cross entropy in which each class weighs as much as the other one is frequent in this batch.
+
+    With q = valid negatives / valid pixels, positives weigh q and negatives 1 - q; the weighted sum is divided by the
+    number of valid pixels. So a batch with one class only has loss 0.
+    prediction (B, H, W, 2) logits, label (B, H, W, 1) 0 or 1, 255 = ignored.
+    """
+    valid = valid_pixels(label, mask)
+    positive = label[..., 0] == 1
+    negatives = _number(valid & ~positive) / jnp.maximum(_number(valid), 1.0)
+    weight = jnp.where(positive, negatives, 1.0 - negatives)
+    margin = prediction[..., 1].astype(jnp.float32) - prediction[..., 0].astype(jnp.float32)
+    return _mean(weight * jax.nn.softplus(jnp.where(positive, -margin, margin)), valid)
+
+
+@functools.cache
+def edge_cross_entropy(pos_weight: float) -> Loss:
+    """The boundary loss for a weight of the positives, 0.95 in the family; the same function for the same weight.
+
+    It is the mean of `edge_cross_entropy_map` over the valid pixels.
+    prediction (B, H, W, 1) logit, label (B, H, W, 1) 0 or 1, 255 = ignored.
+    """
+
+    def loss(prediction: Array, label: Array, mask: Array | None = None) -> Array:
+        return _mean(edge_cross_entropy_map(prediction, label, pos_weight), valid_pixels(label, mask))
+
+    return loss
+
+
+def edge_cross_entropy_map(prediction: Array, label: Array, pos_weight: float) -> Array:
+    """Binary cross entropy of each pixel, (B, H, W): positives weigh p = `pos_weight`, negatives 1 - p.
+
+    The family writes it with f = 1 / (1 - p): positives weigh p * f, negatives 1, and the mean is divided by f.
+    The value of an ignored pixel has no meaning.
+    """
+    positive = label[..., 0] == 1
+    logit = prediction[..., 0].astype(jnp.float32)
+    weight = jnp.where(positive, pos_weight, 1.0 - pos_weight)
+    return weight * jax.nn.softplus(jnp.where(positive, -logit, logit))
+
+
+def normals_l1(prediction: Array, label: Array, mask: Array | None = None) -> Array:
+    """L1 between the prediction scaled to unit length and the label, summed over the components.
+
+    prediction (B, H, W, 3), label (B, H, W, 3) unit vectors; a pixel with any component 255 is ignored.
+    """
+    difference = unit_length(prediction.astype(jnp.float32)) - label.astype(jnp.float32)
+    return _mean(jnp.sum(jnp.abs(difference), axis=-1), valid_pixels(label, mask))
+
+
+def depth_l1(prediction: Array, label: Array, mask: Array | None = None) -> Array:
+    """Mean absolute error; prediction and label (B, H, W, 1) in metres, -1 = ignored. A label 0 counts."""
+    difference = prediction[..., 0].astype(jnp.float32) - label[..., 0].astype(jnp.float32)
+    return _mean(jnp.abs(difference), valid_pixels(label, mask, DEPTH_IGNORE))
+
+
+def valid_pixels(label: Array, mask: Array | None, ignore: float = IGNORE) -> Array:
+    """(B, H, W) bool: no component of the label is `ignore`, and the example is not padding."""
+    valid = jnp.all(label != ignore, axis=-1)
+    return valid if mask is None else valid & (mask > 0)[:, None, None]
+
+
+def unit_length(vectors: Array) -> Array:
+    """Vectors (..., c) scaled to length 1; those shorter than 1e-12 become 0, and so does their gradient."""
+    squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
+    has_direction = squares > SHORTEST_VECTOR**2
+    # The inner `where` keeps the infinite slope of the square root at 0 out of the gradient, where it would become nan.
+    return jnp.where(has_direction, vectors / jnp.sqrt(jnp.where(has_direction, squares, 1.0)), 0.0)
+
+
+def _number(pixels: Array) -> Array:
+    # Counted in integers: adding ones, float32 stops at 2^24, the pixels of 64 images of 512x512.
+    return jnp.sum(pixels, dtype=jnp.uint32).astype(jnp.float32)
+
+
+def _mean(values: Array, valid: Array) -> Array:
+    return jnp.sum(jnp.where(valid, values, 0.0)) / jnp.maximum(_number(valid), 1.0)
+
+
+@jax.custom_vjp
+def _cross_entropy_map(logits: Array, classes: Array) -> Array:
+    """Cross entropy of each pixel, (B, H, W); that of a class outside 0..c-1 (ignored) is finite and has no meaning.
+
+    The gradient is written out: softmax minus one-hot label is one elementwise pass and keeps nothing of the size of
+    the logits. The derived one scatters into a map of that size, which takes three times as long on CPU.
+    """
+    return _cross_entropy_forward(logits, classes)[0]
+
+
+def _cross_entropy_forward(logits: Array, classes: Array) -> tuple[Array, tuple[Array, ...]]:
+    # Relative to the largest logit, so that neither the loss nor softmax - 1 of a sure pixel drowns in rounding.
+    largest = jnp.max(logits, axis=-1)  # (B, H, W)
+    normaliser = jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1))
+    own = jax.lax.platform_dependent(logits, classes, tpu=_own_by_sum, default=_own_by_gather)
+    return normaliser - (own - largest), (logits, classes, largest, normaliser)
+
+
+def _cross_entropy_backward(residuals: tuple[Array, ...], cotangent: Array) -> tuple[Array, None]:
+    logits, classes, largest, normaliser = residuals
+    softmax = jnp.exp((logits - largest[..., None]) - normaliser[..., None])
+    return cotangent[..., None] * (softmax - _is_class(classes, logits)), None
+
+
+_cross_entropy_map.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+def _own_by_gather(logits: Array, classes: Array) -> Array:
+    """The logit of each pixel's class, (B, H, W); of any class where the class does not exist."""
+    return jnp.take_along_axis(logits, classes[..., None], axis=-1, mode="clip")[..., 0]
+
+
+def _own_by_sum(logits: Array, classes: Array) -> Array:
+    """The same without a gather, slow on TPUs: a masked sum, which fuses with the sum of exponentials (0 for no class)."""
+    return jnp.sum(jnp.where(_is_class(classes, logits), logits, 0.0), axis=-1)
+
+
+def _is_class(classes: Array, logits: Array) -> Array:
+    return classes[..., None] == jnp.arange(logits.shape[-1])

@@ -1,0 +1,148 @@
+"""One mesh with named axes, and what lies where on it.
+
+Parameters and activations carry logical axis names; `RULES` maps them to the mesh axes data (copies), fsdp (shards of
+parameters; splits the batch too) and tensor (shards of heads, MLPs and feature maps). The same program runs on one CPU
+and on a pod: an axis of size 1 changes nothing.
+"""
+
+import collections
+from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import itertools
+import math
+import os
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from taskexpert_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("feature_in", "fsdp"),
+    ("feature_out", "tensor"),
+    ("norm", None),
+    ("tasks", None),
+    ("layers", None),
+    ("stages", None),
+)
+
+
+def start_distributed() -> None:
+    """Joins this process to its group where the environment says that there is one.
+
+    Reads JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID), Slurm's variables, or a TPU pod's worker list.
+    """
+    env = os.environ
+    if "JAX_COORDINATOR_ADDRESS" in env:
+        jax.distributed.initialize(
+            env["JAX_COORDINATOR_ADDRESS"], int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
+        )
+    elif int(env.get("SLURM_NTASKS", "1")) > 1 or "," in env.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
+
+
+def make_mesh(sizes: Mapping[str, int], batch_sizes: Mapping[str, int]) -> Mesh:
+    """The mesh of `config.mesh` over all devices.
+
+    Args:
+      sizes: devices along data, fsdp and tensor; one of them may be -1, for all that remain.
+      batch_sizes: config field -> global batch size; each must be divisible by data * fsdp.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices, or a batch is not divisible.
+    """
+    count = jax.device_count()
+    shape = [sizes[axis] for axis in AXES]
+    known = math.prod(size for size in shape if size != -1)
+    asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise UserError(f"config.mesh ({asked}): sizes must be positive, and at most one may be -1")
+    if count % known or (-1 not in shape and known != count):
+        raise UserError(f"config.mesh ({asked}) does not fit {count} devices: its product must be {count}")
+    shape = [count // known if size == -1 else size for size in shape]
+    split = shape[0] * shape[1]
+    for field, size in batch_sizes.items():
+        if size % split:
+            raise UserError(
+                f"config.{field}={size} is not divisible by {split} devices (mesh data={shape[0]} x fsdp={shape[1]}); "
+                f"choose a multiple of {split}"
+            )
+    # Explicit axes, JAX's default, break Linen's logical constraints.
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh) -> Iterator[None]:
+    """Makes the mesh and the rules current; under a plain `with mesh:` constraints would be ignored silently."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of arrays whose first axis is the global batch."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def unbox(boxed: Any) -> Any:
+    """The tree without its boxes of axis names; unlike Flax's own, it also takes shapes, and constrains nothing."""
+
+    def is_box(node: Any) -> bool:
+        return isinstance(node, nn.meta.AxisMetadata)
+
+    return jax.tree.map(
+        lambda node: node.unbox(apply_constraint=False) if is_box(node) else node, boxed, is_leaf=is_box
+    )
+
+
+def shardings_of(boxed: Any, mesh: Mesh) -> Any:
+    """Shardings of a tree of (abstract) arrays boxed with logical axis names; unnamed leaves are replicated.
+
+    A mesh axis that does not divide its dimension is left out for that array.
+    """
+    specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
+
+    def fit(spec: PartitionSpec, leaf: Any) -> NamedSharding:
+        padded = tuple(spec) + (None,) * (len(leaf.shape) - len(spec))
+        sized = zip(padded, leaf.shape, strict=True)
+        kept = [axis if axis and size % _extent(mesh, axis) == 0 else None for axis, size in sized]
+        return NamedSharding(mesh, PartitionSpec(*kept))
+
+    return jax.tree.map(fit, specs, unbox(boxed), is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def _extent(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
+
+
+def to_devices(
+    batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+    """Global arrays from this process's rows of each batch, `ahead` transfers started before they are asked for.
+
+    Strings (ids) stay on the host and are left out.
+    """
+    sharding = batch_sharding(mesh)
+
+    def put(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        arrays = {key: value for key, value in batch.items() if value.dtype.kind not in "USO"}
+        return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in arrays.items()}
+
+    source = iter(batches)
+    queue = collections.deque(put(batch) for batch in itertools.islice(source, ahead))
+    while queue:
+        yield queue.popleft()
+        queue.extend(put(batch) for batch in itertools.islice(source, 1))

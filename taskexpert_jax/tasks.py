@@ -1,0 +1,280 @@
+"""Everything the program knows about a task, in one record a task.
+
+The pipeline, the losses, the metrics, the pictures and the constant baselines all read these records; no other file
+names a task. To add a task, add a builder to `_BUILDERS` (see docs/add_a_task.md).
+
+Conventions: labels are (..., H, W, label_channels), predictions (..., H, W, channels); see docs/conventions.md.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import difflib
+from typing import Any
+
+from clu import metrics as clu_metrics
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from taskexpert_jax import baselines, losses, metrics
+from taskexpert_jax.errors import UserError
+
+Array = Any  # a NumPy, JAX or TensorFlow array: labels meet all three
+
+HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One dense prediction task.
+
+    Attributes:
+      name: the key in batches, outputs and configs.
+      title: the name in tables and pictures.
+      channels: channels of the prediction (logits or values).
+      label_channels: channels of the label.
+      label_dtype: the label's dtype in a batch: the smallest that keeps it.
+      ignore: the label value of a pixel that counts nowhere.
+      pad: the label value that padding gets, before invalid pixels are marked.
+      invalid_value: a pixel whose label has this value in every channel is invalid and becomes `ignore`; None: none is.
+      ignore_if_empty: an image whose label has nothing but background is ignored as a whole.
+      flip_signs: factors of the label's channels under a horizontal flip of the image; empty: the label only moves.
+      scale_exponent: a label value v becomes v * s**scale_exponent when the image is scaled by s.
+      loss: (prediction, label, mask) -> float32 scalar, a mean over the valid pixels of the batch.
+      loss_weight: the factor of the loss in the total.
+      metric: a clu Metric class, exact under any split of the data into batches.
+      main_metric: the published number among the metric's results.
+      higher_is_better: the direction of `main_metric`.
+      values: (..., H, W, channels) float32 predictions -> what a user wants to see: (..., H, W) class ids (uint8),
+        metres, probabilities (float32), or (..., H, W, 3) unit vectors.
+      label_values: the label in the same form as `values`.
+      best_constant: (n, label_channels) float64 valid labels -> (channels,) the prediction that, given to every pixel,
+        scores best on them.
+      draw: how `visualize` shows the values: "classes", "depth", "normals", "probability".
+      class_names: names of the classes, where the values are class ids.
+    """
+
+    name: str
+    title: str
+    channels: int
+    label_channels: int
+    label_dtype: str
+    ignore: float
+    pad: float
+    loss: Callable[..., jax.Array]
+    loss_weight: float
+    metric: type[clu_metrics.Metric]
+    main_metric: str
+    higher_is_better: bool
+    values: Callable[[jax.Array], jax.Array]
+    label_values: Callable[[np.ndarray], np.ndarray]
+    best_constant: Callable[[np.ndarray], np.ndarray]
+    draw: str
+    invalid_value: float | None = None
+    ignore_if_empty: bool = False
+    flip_signs: tuple[float, ...] = ()
+    scale_exponent: int = 0
+    class_names: tuple[str, ...] = ()
+
+    def flip(self, label: Array) -> Array:
+        """The label's values under a horizontal flip; the caller mirrors the pixels. Before invalid pixels are marked."""
+        return label * np.asarray(self.flip_signs, self.label_dtype) if self.flip_signs else label
+
+    def rescale(self, label: Array, scale: Array) -> Array:
+        """The label's values when the image is scaled by `scale`; the caller resizes. Before invalid pixels are marked."""
+        return label * scale**self.scale_exponent if self.scale_exponent else label
+
+
+def _first_channel(label: np.ndarray) -> np.ndarray:
+    return label[..., 0]
+
+
+def _class_ids(logits: jax.Array) -> jax.Array:
+    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+
+
+def _unit(vectors: jax.Array) -> jax.Array:
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: float, **extra: Any) -> Task:
+    count = len(class_names)
+    if not 2 <= count <= 255:
+        raise UserError(
+            f"task {name}: {count} classes; labels are uint8 with 255 ignored, so give 2 to 255 class names"
+        )
+    return Task(
+        name=name,
+        title=title,
+        channels=count,
+        label_channels=1,
+        label_dtype="uint8",
+        ignore=255,
+        pad=255,
+        loss=losses.cross_entropy,
+        loss_weight=loss_weight,
+        metric=metrics.mean_iou(count),
+        main_metric="mIoU",
+        higher_is_better=True,
+        values=_class_ids,
+        label_values=_first_channel,
+        best_constant=baselines.majority_class(count),
+        draw="classes",
+        class_names=class_names,
+        **extra,
+    )
+
+
+def _semseg(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: float) -> Task:
+    del edge_pos_weight
+    return _classes("semseg", "semantic segmentation", semseg_classes, weight)
+
+
+def _human_parts(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: float) -> Task:
+    del semseg_classes, edge_pos_weight
+    return _classes("human_parts", "human parts", HUMAN_PARTS, weight, ignore_if_empty=True)
+
+
+def _depth(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: float) -> Task:
+    del semseg_classes, edge_pos_weight
+    return Task(
+        name="depth",
+        title="depth",
+        channels=1,
+        label_channels=1,
+        label_dtype="float32",
+        ignore=-1,
+        pad=0,
+        invalid_value=0,
+        scale_exponent=-1,
+        loss=losses.depth_l1,
+        loss_weight=weight,
+        metric=metrics.Depth,
+        main_metric="rmse",
+        higher_is_better=False,
+        values=lambda prediction: jnp.maximum(prediction[..., 0], 0.0),
+        label_values=_first_channel,
+        best_constant=baselines.mean_value,
+        draw="depth",
+    )
+
+
+def _normals(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: float) -> Task:
+    del semseg_classes, edge_pos_weight
+    return Task(
+        name="normals",
+        title="surface normals",
+        channels=3,
+        label_channels=3,
+        label_dtype="float16",
+        ignore=255,
+        pad=0,
+        invalid_value=0,
+        flip_signs=(-1, 1, 1),
+        loss=losses.normals_l1,
+        loss_weight=weight,
+        metric=metrics.Normals,
+        main_metric="mean",
+        higher_is_better=False,
+        values=_unit,
+        label_values=lambda label: label,
+        best_constant=baselines.best_direction,
+        draw="normals",
+    )
+
+
+def _edge(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: float) -> Task:
+    del semseg_classes
+    return Task(
+        name="edge",
+        title="boundaries",
+        channels=1,
+        label_channels=1,
+        label_dtype="uint8",
+        ignore=255,
+        pad=255,
+        loss=losses.edge_cross_entropy(edge_pos_weight),
+        loss_weight=weight,
+        # odsF arrives with the boundary benchmark; until then the set's edge loss is reported, under its own name.
+        metric=metrics.edge_loss(edge_pos_weight),
+        main_metric="loss_plain",
+        higher_is_better=False,
+        values=lambda logits: jax.nn.sigmoid(logits[..., 0]),
+        label_values=_first_channel,
+        best_constant=baselines.best_edge_logit(edge_pos_weight),
+        draw="probability",
+    )
+
+
+def _saliency(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: float) -> Task:
+    del semseg_classes, edge_pos_weight
+    return Task(
+        name="sal",
+        title="saliency",
+        channels=2,
+        label_channels=1,
+        label_dtype="uint8",
+        ignore=255,
+        pad=255,
+        loss=losses.balanced_cross_entropy,
+        loss_weight=weight,
+        metric=metrics.Saliency,
+        main_metric="maxF",
+        higher_is_better=True,
+        values=lambda logits: jax.nn.softmax(logits, axis=-1)[..., 1],
+        label_values=_first_channel,
+        best_constant=baselines.always_foreground,
+        draw="probability",
+    )
+
+
+_BUILDERS: dict[str, Callable[[float, tuple[str, ...], float], Task]] = {
+    "semseg": _semseg,
+    "depth": _depth,
+    "normals": _normals,
+    "edge": _edge,
+    "human_parts": _human_parts,
+    "sal": _saliency,
+}
+
+
+def build(
+    names: Sequence[str],
+    *,
+    loss_weights: Mapping[str, float],
+    semseg_classes: Sequence[str] = (),
+    edge_pos_weight: float = 0.95,
+) -> tuple[Task, ...]:
+    """The records of the named tasks, in the given order.
+
+    Args:
+      names: task names, each once.
+      loss_weights: the weight of each named task's loss in the total.
+      semseg_classes: class names of semantic segmentation (a fact of the data set).
+      edge_pos_weight: the share p of the positive pixels in the boundary loss.
+
+    Raises:
+      UserError: an unknown or repeated name, no name at all, or a missing loss weight.
+    """
+    if not names or len(set(names)) != len(names):
+        raise UserError(f"config.tasks: {tuple(names)} must name at least one task, each once")
+    built = []
+    for name in names:
+        if name not in _BUILDERS:
+            near = difflib.get_close_matches(name, _BUILDERS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(_BUILDERS)}"
+            raise UserError(f"config.tasks: unknown task {name!r}{hint}")
+        if name not in loss_weights:
+            raise UserError(f"config.loss_weights: no weight for task {name!r}; add config.loss_weights.{name}")
+        built.append(_BUILDERS[name](float(loss_weights[name]), tuple(semseg_classes), edge_pos_weight))
+    return tuple(built)
+
+
+def from_config(config: Any) -> tuple[Task, ...]:
+    """The tasks of a config: its `tasks`, `loss_weights`, `edge_pos_weight` and `dataset.semseg_classes`."""
+    return build(
+        config.tasks,
+        loss_weights=config.loss_weights,
+        semseg_classes=config.dataset.semseg_classes,
+        edge_pos_weight=config.edge_pos_weight,
+    )

@@ -1,0 +1,66 @@
+"""What training carries from step to step, and how it is made on a mesh."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from taskexpert_jax import sharding
+from taskexpert_jax.models.taskexpert import TaskExpert
+
+Tree = Any  # a pytree of arrays
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes. A checkpoint of it, with the config, resumes a run exactly.
+
+    step: int32 scalar, steps done. rng: (2,) uint32 key data; step i draws from fold_in(rng, i).
+    """
+
+    step: jax.Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    rng: jax.Array
+
+    def variables(self) -> dict[str, Tree]:
+        """The model's variables."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def abstract_and_shardings(
+    model: TaskExpert, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
+) -> tuple[Any, TrainState, TrainState]:
+    """(initialiser, abstract state, its shardings): nothing is allocated.
+
+    The initialiser is a function without arguments that returns the unboxed state; jit it with the shardings.
+    """
+    patch = model.backbone.patch_size
+    image = jnp.zeros((1, model.grid[0] * patch, model.grid[1] * patch, 3))
+
+    def boxed() -> TrainState:
+        params_key, state_key = jax.random.split(jax.random.key(seed))
+        variables = model.init(params_key, image, train=False)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.init(variables["params"]),
+            rng=jax.random.key_data(state_key),
+        )
+
+    def initialise() -> TrainState:
+        return sharding.unbox(boxed())
+
+    shapes = jax.eval_shape(boxed)
+    shardings = sharding.shardings_of(shapes, mesh)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        sharding.unbox(shapes),
+        shardings,
+    )
+    return initialise, abstract, shardings

@@ -1,0 +1,332 @@
+"""Pictures of predictions and labels: colour maps with their keys, and sheets that show several side by side.
+
+How a task is drawn follows its record's `draw`:
+
+  classes      one colour per class, `background` nearly black; the key names the classes that are present
+  depth        metres from near (red) to far (blue); the key is a bar in metres
+  normals      red = right, green = up, blue = towards the camera, each from 0 (opposite) to 255 (along)
+  probability  black = 0, white = 1
+
+Invalid pixels (ignored labels, values that are not finite) are black, and dark blue where black means 0.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+import math
+import pathlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from taskexpert_jax.tasks import Task
+
+Range = tuple[float, float]
+Colour = tuple[int, int, int]
+Cell = tuple[str, Image.Image]
+
+SMALLEST, LARGEST = 384, 800  # pixels of the longer side of a map on a sheet
+KEY_WIDTH = 320  # of the narrowest key: five numbers in metres stay apart
+GAP = 12
+INK, PAPER = (30, 30, 30), (255, 255, 255)
+BACKGROUND = (48, 48, 56)
+INVALID = (0, 0, 0)
+INVALID_PROBABILITY = (40, 40, 110)
+AXES = np.array([1, -1, -1], np.float32)  # camera frame x right, y down, z forward -> right, up, towards the camera
+
+
+class _Map(NamedTuple):
+    task: "Task"
+    values: np.ndarray  # (H, W) or, for normals, (H, W, 3)
+    valid: np.ndarray  # (H, W) bool
+    depth_range: Range  # metres at the two ends of the colours; read for depth only
+
+
+def colour(
+    task: "Task", values: np.ndarray, *, valid: np.ndarray | None = None, depth_range: Range | None = None
+) -> np.ndarray:
+    """The values' colours as (H, W, 3) uint8, one a pixel.
+
+    Args:
+      task: the record; `draw`, `class_names` and `ignore` are read.
+      values: what `task.values` or `task.label_values` gives: class ids, metres or probabilities (H, W), or unit
+        vectors (H, W, 3).
+      valid: (H, W) bool; None: the pixels without the task's ignore value.
+      depth_range: metres that get the first and the last colour; values beyond get the same. None: from the values.
+    """
+    return _colour(_map(task, values, valid, depth_range))
+
+
+def picture(
+    task: "Task", values: np.ndarray, *, valid: np.ndarray | None = None, depth_range: Range | None = None
+) -> Image.Image:
+    """`colour` at a size to look at, with its key underneath; arguments as there."""
+    drawn = _map(task, values, valid, depth_range)
+    shown = _at_display_size(_colour(drawn), smooth=_DRAWINGS[task.draw].smooth)
+    key = _DRAWINGS[task.draw].key(drawn, max(shown.width, KEY_WIDTH))
+    sheet = Image.new("RGB", (key.width, shown.height + GAP // 2 + key.height), PAPER)
+    sheet.paste(shown, (0, 0))
+    sheet.paste(key, (0, shown.height + GAP // 2))
+    return sheet
+
+
+def montage(image: np.ndarray, panels: Sequence[tuple[str, Image.Image | np.ndarray]]) -> Image.Image:
+    """One sheet with the input picture first and the titled panels after it, about as many rows as columns.
+
+    Args:
+      image: (H, W, 3) uint8.
+      panels: titles with a `picture` of a map as large as the image, or with (H, W, 3) uint8.
+    """
+    cells = [("input", _at_display_size(image))]
+    for title, panel in panels:
+        cells.append((title, panel if isinstance(panel, Image.Image) else _at_display_size(panel)))
+    squarest = math.ceil(math.sqrt(len(cells)))
+    columns = min((squarest, squarest + 1), key=lambda count: -len(cells) % count)  # the fewer empty places
+    return _sheet([cells[start : start + columns] for start in range(0, len(cells), columns)])
+
+
+def comparison(
+    image: np.ndarray,
+    tasks: Sequence["Task"],
+    predictions: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+) -> Image.Image:
+    """One sheet with a column per task: the prediction above the label, in the same colours. The input comes first.
+
+    Args:
+      image: (H, W, 3) uint8.
+      tasks: the records, in the order of the columns.
+      predictions: name -> `task.values` of the image's pixels.
+      labels: name -> `task.label_values`; a task without a label gets an empty place.
+    """
+    above: list[Cell | None] = [("input", _at_display_size(image))]
+    below: list[Cell | None] = [None]
+    for task in tasks:
+        label = labels.get(task.name)
+        # Both maps on the label's range: colours then compare, and a prediction that is off shows.
+        depth_range = None if label is None else _map(task, label, None, None).depth_range
+        above.append((f"{task.title}: prediction", picture(task, predictions[task.name], depth_range=depth_range)))
+        below.append(None if label is None else (f"{task.title}: label", picture(task, label, depth_range=depth_range)))
+    return _sheet([above, below])
+
+
+@functools.cache
+def palette(count: int) -> np.ndarray:
+    """`count` colours for classes, (count, 3) uint8, none of them dark, each as far as possible from all before it.
+
+    Always the same ones: a longer palette begins with the shorter. Distances are those of OKLab (Ottosson 2020), in
+    which equal steps look equal.
+    """
+    steps = np.linspace(0, 255, 18).round()
+    candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _oklab(candidates)
+    chroma = np.hypot(lab[:, 1], lab[:, 2])
+    bright = (lab[:, 0] > 0.45) & (lab[:, 0] < 0.92) & (chroma > 0.04) & (chroma < 0.18)
+    candidates, lab = candidates[bright], lab[bright]
+    # The first colour is the one farthest from what is drawn already: background, invalid pixels and paper.
+    taken = _oklab(np.array([BACKGROUND, INVALID, PAPER], np.float64))
+    distance = np.linalg.norm(lab[:, None] - taken, axis=-1).min(axis=1)
+    chosen = []
+    for _ in range(count):
+        chosen.append(int(np.argmax(distance)))
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=-1))
+    return candidates[chosen].astype(np.uint8).reshape(count, 3)
+
+
+def _oklab(rgb: np.ndarray) -> np.ndarray:
+    share = rgb / 255.0
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    to_cones = [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566]]
+    to_cones.append([0.0883024619, 0.2817188376, 0.6299787005])
+    to_lab = [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099]]
+    to_lab.append([0.0259040371, 0.7827717662, -0.8086757660])
+    return np.cbrt(linear @ np.array(to_cones).T) @ np.array(to_lab).T
+
+
+def _map(task: "Task", values: np.ndarray, valid: np.ndarray | None, depth_range: Range | None) -> _Map:
+    values = np.asarray(values)
+    known = np.isfinite(values) & (values != task.ignore)
+    if values.ndim == 3:
+        known = known.all(axis=-1)
+    shown = known if valid is None else known & valid
+    if depth_range is None:
+        depth_range = _range(values[shown]) if task.draw == "depth" else (0.0, 1.0)
+    return _Map(task, values, shown, depth_range)
+
+
+def _colour(drawn: _Map) -> np.ndarray:
+    drawing = _DRAWINGS[drawn.task.draw]
+    colours = drawing.colour(drawn)
+    colours[~drawn.valid] = drawing.invalid
+    return colours
+
+
+def _range(depths: np.ndarray) -> Range:
+    """Nearly all of the depths: a single wild pixel would leave one colour for all others."""
+    if not depths.size:
+        return 0.0, 1.0
+    low, high = (float(limit) for limit in np.percentile(depths, (0.5, 99.5)))
+    return (low, high) if high - low > 0.01 else (low, low + 0.01)
+
+
+def _class_colours(task: "Task") -> np.ndarray:
+    colours = palette(len(task.class_names)).copy()
+    dark = [name == "background" for name in task.class_names]
+    colours[dark] = BACKGROUND
+    return colours
+
+
+def _colour_classes(drawn: _Map) -> np.ndarray:
+    ids = np.where(drawn.valid, drawn.values, 0).astype(np.intp)
+    return _class_colours(drawn.task)[ids]
+
+
+def _key_classes(drawn: _Map, width: int) -> Image.Image:
+    colours = _class_colours(drawn.task)
+    present = np.unique(drawn.values[drawn.valid]).astype(int)
+    entries = [(drawn.task.class_names[index], tuple(colours[index].tolist())) for index in present]
+    if not drawn.valid.all():
+        entries.append(("not labelled", INVALID))
+    return _legend(entries, width)
+
+
+@functools.cache
+def _depth_colours() -> np.ndarray:
+    return np.round(matplotlib.colormaps["turbo_r"](np.arange(256))[:, :3] * 255).astype(np.uint8)
+
+
+def _colour_depth(drawn: _Map) -> np.ndarray:
+    low, high = drawn.depth_range
+    metres = np.where(drawn.valid, drawn.values, low)
+    place = np.clip((metres - low) / (high - low), 0, 1)
+    return _depth_colours()[np.round(place * 255).astype(np.uint8)]
+
+
+def _key_depth(drawn: _Map, width: int) -> Image.Image:
+    return _bar(_depth_colours(), depth_labels(drawn.depth_range), width)
+
+
+def depth_labels(depth_range: Range) -> list[str]:
+    """Five depths evenly spread over the range, as the colour bar shows them."""
+    low, high = depth_range
+    digits = 1 if high - low >= 1 else 2
+    return [f"{depth:.{digits}f} m" for depth in np.linspace(low, high, 5)]
+
+
+def _colour_normals(drawn: _Map) -> np.ndarray:
+    vectors = np.where(drawn.valid[..., None], drawn.values, 0).astype(np.float32) * AXES
+    return np.round((np.clip(vectors, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def _key_normals(drawn: _Map, width: int) -> Image.Image:
+    del drawn
+    entries: list[tuple[str, Colour]] = [
+        ("right", (255, 128, 128)),
+        ("left", (0, 128, 128)),
+        ("up", (128, 255, 128)),
+        ("down", (128, 0, 128)),
+        ("to the camera", (128, 128, 255)),
+    ]
+    return _legend(entries, width)
+
+
+def _colour_probability(drawn: _Map) -> np.ndarray:
+    share = np.clip(np.where(drawn.valid, drawn.values, 0).astype(np.float32), 0, 1)
+    return np.round(share * 255).astype(np.uint8)[..., None].repeat(3, axis=-1)
+
+
+def _key_probability(drawn: _Map, width: int) -> Image.Image:
+    del drawn
+    grey = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
+    return _bar(grey, ["0", "0.5", "1"], width)
+
+
+class _Drawing(NamedTuple):
+    colour: Callable[[_Map], np.ndarray]
+    key: Callable[[_Map, int], Image.Image]
+    invalid: Colour
+    smooth: bool  # whether mixing neighbours' colours makes sense when a map is reduced
+
+
+_DRAWINGS = {
+    "classes": _Drawing(_colour_classes, _key_classes, INVALID, smooth=False),
+    "depth": _Drawing(_colour_depth, _key_depth, INVALID, smooth=False),
+    "normals": _Drawing(_colour_normals, _key_normals, INVALID, smooth=True),
+    "probability": _Drawing(_colour_probability, _key_probability, INVALID_PROBABILITY, smooth=True),
+}
+
+
+def _at_display_size(rgb: np.ndarray, *, smooth: bool = True) -> Image.Image:
+    """The picture with its longer side between SMALLEST and LARGEST; small ones grow by a whole factor, pixels kept."""
+    image = Image.fromarray(rgb)
+    longer = max(image.size)
+    if longer < SMALLEST:
+        factor = math.ceil(SMALLEST / longer)
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    if longer > LARGEST:
+        size = [max(1, round(side * LARGEST / longer)) for side in image.size]
+        return image.resize((size[0], size[1]), Image.Resampling.BOX if smooth else Image.Resampling.NEAREST)
+    return image
+
+
+@functools.cache
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """A font that comes with matplotlib: a bare machine has none."""
+    folder = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"), size)
+
+
+def _legend(entries: Sequence[tuple[str, Colour]], width: int) -> Image.Image:
+    """Swatches with their names, in rows no wider than `width`."""
+    font, box, line = _font(14), 14, 22
+    places, x, y = [], 0, 0
+    for name, _ in entries:
+        needed = box + 5 + math.ceil(font.getlength(name))
+        if x and x + needed > width:
+            x, y = 0, y + line
+        places.append((x, y))
+        x += needed + GAP
+    legend = Image.new("RGB", (width, y + line), PAPER)
+    draw = ImageDraw.Draw(legend)
+    for (name, colour_), (x, y) in zip(entries, places, strict=True):
+        draw.rectangle((x, y + 3, x + box - 1, y + 3 + box - 1), fill=colour_, outline=INK)
+        draw.text((x + box + 5, y + 3 + box // 2), name, fill=INK, font=font, anchor="lm")
+    return legend
+
+
+def _bar(colours: np.ndarray, labels: Sequence[str], width: int) -> Image.Image:
+    """A horizontal bar of the 256 colours with labels evenly spread below it, the outer ones at its ends."""
+    height, last = 12, len(labels) - 1
+    bar = Image.new("RGB", (width, height + 22), PAPER)
+    bar.paste(Image.fromarray(colours[None]).resize((width, height), Image.Resampling.BILINEAR), (0, 0))
+    draw = ImageDraw.Draw(bar)
+    for i, label in enumerate(labels):
+        x = i * (width - 1) // last
+        anchor = "lt" if i == 0 else "rt" if i == last else "mt"
+        draw.line((x, height, x, height + 3), fill=INK)
+        draw.text((x, height + 6), label, fill=INK, font=_font(13), anchor=anchor)
+    return bar
+
+
+def _sheet(rows: Sequence[Sequence[Cell | None]]) -> Image.Image:
+    """Titled pictures in rows and columns, each at the top left of its place."""
+    font, title_height = _font(16, bold=True), 24
+    count = max(len(row) for row in rows)
+    widths, heights = [0] * count, [0] * len(rows)
+    for r, row in enumerate(rows):
+        for c, cell in enumerate(row):
+            if cell is not None:
+                title, image = cell
+                widths[c] = max(widths[c], image.width, math.ceil(font.getlength(title)))
+                heights[r] = max(heights[r], title_height + image.height)
+    sheet = Image.new("RGB", (GAP + sum(w + GAP for w in widths), GAP + sum(h + GAP for h in heights)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for r, row in enumerate(rows):
+        for c, cell in enumerate(row):
+            if cell is not None:
+                x, y = GAP + sum(w + GAP for w in widths[:c]), GAP + sum(h + GAP for h in heights[:r])
+                draw.text((x, y + title_height // 2 - 2), cell[0], fill=INK, font=font, anchor="lm")
+                sheet.paste(cell[1], (x, y + title_height))
+    return sheet

@@ -1,0 +1,45 @@
+"""What all tests share: eight simulated CPU devices, a kept compilation cache, and the folders of reference material.
+
+The environment is set here, at import, because JAX and TensorFlow read it once, when they are first imported; pytest
+imports this file before any test module. Programs that a test starts inherit it.
+"""
+
+import os
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"  # reference values and real pictures: beside the project, never in it
+DEVICES_FLAG = "--xla_force_host_platform_device_count"
+
+if DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES_FLAG}=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or TensorFlow prints a line about it, at any log level
+
+# A second run of the tests compiles nothing. By default JAX keeps only what took longer than a second to compile; most
+# programs of the tests take less, and there are hundreds of them.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def _folder(name: str) -> pathlib.Path:
+    path = SHARED / name
+    if not path.is_dir():
+        pytest.skip(f"no reference material at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> pathlib.Path:
+    """Folder of expected values (losses, metrics, decoded labels); the test is skipped where it is absent."""
+    return _folder("golden")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+    """Folder of real pictures and labels; the test is skipped where it is absent."""
+    return _folder("data")
