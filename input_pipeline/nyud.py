@@ -124,8 +124,8 @@ def _check_sizes(example_id: str, sizes: Mapping[str, tuple[int, ...]]) -> None:
     height, width = sizes["image"]
     if height > MAX_SIZE[0] or width > MAX_SIZE[1]:
         raise UserError(
-            f"{_member('image', example_id)} is {height}x{width}: another copy of NYUD-v2; get the multi-task copy, whose "
-            f"frames are at most {MAX_SIZE[0]}x{MAX_SIZE[1]} (rows 45:470 and columns 40:600 of the 480x640 frames)"
+            f"{_member('image', example_id)} is {height}x{width}: another copy of NYUD-v2; get the multi-task copy "
+            f"with frames of at most {MAX_SIZE[0]}x{MAX_SIZE[1]} (rows 45:470 and columns 40:600 of the 480x640 frames)"
         )
     for part, size in sizes.items():
         if size != (height, width):

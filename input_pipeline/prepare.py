@@ -47,6 +47,11 @@ def extract(archive: pathlib.Path, target: pathlib.Path) -> None:
         raise UserError("it is not a tar file, or it is truncated or corrupt; get the archive again") from error
 
 
+def _members(folder: pathlib.Path, module: ModuleType) -> pathlib.Path:
+    """The folder of the archive's members: `folder`, or the archive's own folder in it."""
+    return folder / module.FOLDER if (folder / module.FOLDER).is_dir() else folder
+
+
 def _build(module: ModuleType, archive: pathlib.Path, scratch: pathlib.Path) -> tuple[pathlib.Path, dict[str, int]]:
     """Verifies the archive and builds inside of `scratch`; returns what was built and its examples by split.
 
@@ -58,8 +63,7 @@ def _build(module: ModuleType, archive: pathlib.Path, scratch: pathlib.Path) -> 
         root = scratch / "archive"
         root.mkdir()
         extract(archive, root)
-    if (root / module.FOLDER).is_dir():
-        root = root / module.FOLDER
+    root = _members(root, module)
     counts = module.verify(root)
     builder = module.Builder(data_dir=str(scratch / "built"), file_format="array_record")
     settings = tfds.download.DownloadConfig(manual_dir=str(root))
@@ -82,7 +86,7 @@ def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path) -> list
         raise UserError(
             f"--archive={archive} does not exist; give {module.FOLDER}.tar.gz or the folder extracted from it"
         )
-    if data_dir.resolve().is_relative_to(archive.resolve()):
+    if data_dir.resolve().is_relative_to(_members(archive, module).resolve()):
         raise UserError(
             f"--data_dir={data_dir} lies inside of the archive folder, which is only read; choose another one"
         )

@@ -1,6 +1,6 @@
 """Furniture of the built-in scenes, and what lies on floors and hangs on walls.
 
-Each function draws one design at random. Parts that overlap never have faces in one plane: these would show through each
+Each function draws one design at random. Parts that overlap have no faces in one plane, which would show through each
 other.
 """
 

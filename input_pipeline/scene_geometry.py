@@ -1,8 +1,8 @@
 """Solids, pinhole cameras and the vectorised ray caster behind the built-in scenes.
 
-Frames. World: x right, y up, z into the room, metres. Camera: x right, y down, z forward. Object: x to a side, y up, z to
-its front. A ray through a pixel has the camera-frame direction (x, y, 1), so the ray parameter t is the planar depth that
-NYUD stores, and no conversion is needed anywhere.
+Frames, in metres. World: x right, y up, z into the room. Camera: x right, y down, z forward. Object: x to a side, y up,
+z to its front. A ray through a pixel has the camera-frame direction (x, y, 1): the ray parameter t is the planar depth
+that NYUD stores, and no conversion is needed anywhere.
 
 Every solid is the image of one of four unit shapes under a rotation, three scales and a shift:
 
@@ -215,30 +215,45 @@ def surface(solids: Solids, camera: Camera, x: np.ndarray, y: np.ndarray, hits: 
     """Points, normals and local coordinates of the hits of rays (x, y, 1)."""
     ray = np.stack([x * hits.depth, y * hits.depth, hits.depth])
     point = np.einsum("ij,in->jn", camera.rotation, ray) + camera.position[:, None]
+    inverse = solids.unit / solids.semi[..., None]
     axes = np.take(solids.unit.reshape(-1, 9).T, hits.solid, axis=1).reshape(3, 3, -1)  # (axis, xyz, N)
     semi = np.take(solids.semi.T, hits.solid, axis=1)
     local = np.einsum("kin,in->kn", axes, point - np.take(solids.centre.T, hits.solid, axis=1))
     unit = local / semi
 
-    # The normal is the gradient of the unit shape's equation, carried back through the scales and the rotation.
-    gradient = unit.copy()
-    kind = solids.kind[hits.solid]
-    flat = np.flatnonzero(kind <= BOX)
-    sides = unit[:, flat]
-    size = np.abs(sides)
-    inward = np.where(kind[flat] == WALLS, np.float32(-1), np.float32(1))
-    gradient[:, flat] = np.where(size == size.max(axis=0), np.copysign(inward, sides * inward), 0)
-    pipe = np.flatnonzero(kind == CYLINDER)
-    px, py, pz = unit[:, pipe]
-    cap = py * py > px * px + pz * pz
-    gradient[:, pipe] = np.where(cap, [[0], [1], [0]] * py, [[1], [0], [1]] * unit[:, pipe])
-    pill = np.flatnonzero(kind == CAPSULE)
-    reach = solids.stretch[hits.solid[pill]]
-    gradient[1, pill] -= np.clip(unit[1, pill], -reach, reach)
-
+    gradient = _gradient(solids, hits.solid, unit, np.einsum("pki,pi->kp", inverse, camera.position - solids.centre))
+    # A gradient goes back through the scales and the rotation to give the normal.
     normal = np.einsum("kin,kn->in", axes, gradient / semi)
     normal /= np.sqrt(np.einsum("in,in->n", normal, normal))
     return Surface(point, normal, local, unit)
+
+
+def _gradient(solids: Solids, solid: np.ndarray, unit: np.ndarray, eye: np.ndarray) -> np.ndarray:
+    """Gradients (3, N) of the unit shapes' equations at points `unit` (3, N) of the solids `solid` (N,).
+
+    eye (3, P): where the rays start, in unit coordinates. At a rim rounding may put a point on either face; only a face
+    that the eye sees is taken.
+    """
+    gradient = unit.copy()
+    kind = solids.kind[solid]
+    flat = np.flatnonzero(kind <= BOX)
+    sides = unit[:, flat]
+    inside = kind[flat] == WALLS
+    size = np.where((np.sign(sides) * np.take(eye, solid[flat], axis=1) > 1) | inside, np.abs(sides), 0)
+    outward = np.where(inside, -np.sign(sides), np.sign(sides))
+    gradient[:, flat] = np.where(size == size.max(axis=0), outward, 0)
+
+    pipe = np.flatnonzero(kind == CYLINDER)
+    px, py, pz = unit[:, pipe]
+    eye_x, eye_y, eye_z = np.take(eye, solid[pipe], axis=1)
+    hidden_side = px * eye_x + pz * eye_z < px * px + pz * pz
+    cap = (np.sign(py) * eye_y > 1) & ((py * py > px * px + pz * pz) | hidden_side)
+    gradient[0, pipe], gradient[1, pipe], gradient[2, pipe] = px * ~cap, py * cap, pz * ~cap
+
+    pill = np.flatnonzero(kind == CAPSULE)
+    reach = solids.stretch[solid[pill]]
+    gradient[1, pill] -= np.clip(unit[1, pill], -reach, reach)
+    return gradient
 
 
 def _room_exit(matrix, origin, x, y) -> tuple[np.ndarray, np.ndarray]:

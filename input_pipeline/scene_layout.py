@@ -117,6 +117,7 @@ def _add_person(plan: Plan, number: int, count: int) -> None:
 
 
 def _add_furniture(plan: Plan) -> None:
+    """The furniture of one theme, as far as there is room for it."""
     rng = plan.rng
     theme = THEMES[pick(rng, tuple(THEMES))]
     for name in theme[: int(rng.integers(5, len(theme) + 1))]:
@@ -135,6 +136,7 @@ def _add_furniture(plan: Plan) -> None:
 
 
 def _add_cabinet(plan: Plan, kind: str | None) -> None:
+    """A cabinet at a wall, a low one perhaps with a lamp or a small plant on it."""
     design = furniture.cabinet(plan.rng, kind)
     where = _lean(plan, design)
     if where is None or design.height > 1.2:
@@ -153,12 +155,14 @@ def _add_cabinet(plan: Plan, kind: str | None) -> None:
 
 
 def _shrink(part: Part, by: float) -> Part:
+    """The part in a smaller copy of its design."""
     (a, b, c), (d, e, f) = part.bottom, part.top
     radii = (part.radii[0] * by, part.radii[1] * by)
     return part._replace(bottom=(a * by, b * by, c * by), top=(d * by, e * by, f * by), radii=radii)
 
 
 def _add_table(plan: Plan, kind: str) -> None:
+    """A coffee table, a dining table with chairs and a lamp above, or a desk with a lamp on it."""
     rng = plan.rng
     design = furniture.table(rng, low=kind == "coffee")
     where = _lean(plan, design) if kind == "desk" else _stand(plan, design, near_wall=False, square=True)
@@ -186,12 +190,12 @@ def _stand(plan: Plan, design: Design, near_wall: bool, square: bool = False) ->
     radius = math.hypot(design.half_x, design.half_z)
     for _ in range(10):
         if near_wall:
-            x = (
-                pick(rng, (radius + 0.05, plan.width - radius - 0.05))
-                if rng.random() < 0.6
-                else rng.uniform(0.3, plan.width - 0.3)
-            )
-            z = plan.length - radius - 0.05 if rng.random() < 0.6 else rng.uniform(2.0, plan.length - 0.4)
+            gap = radius + 0.05
+            x, z = rng.uniform(gap, plan.width - gap), rng.uniform(2.0, plan.length - gap)
+            if rng.random() < 0.6:
+                x = pick(rng, (gap, plan.width - gap))
+            if rng.random() < 0.6:
+                z = plan.length - gap
         else:
             x, z = plan.polar(rng.uniform(-0.9, 0.9) * plan.half_view, rng.uniform(2.0, min(4.5, plan.length - 0.8)))
         heading = pick(rng, (0.0, math.pi / 2)) if square else rng.uniform(0, 2 * math.pi)

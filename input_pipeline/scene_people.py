@@ -39,7 +39,7 @@ def person(rng: np.random.Generator, pose: str, seat: float = 0.0) -> Design:
         foot = _reach(joint, shin, swing - knee, side * spread * 0.3)
         design.limb(start, joint, 0.083 * thick * size, wear["trousers"], UPPER_LEG)
         design.limb(joint, foot, 0.062 * thick * size, wear["shin"], LOWER_LEG)
-        toe_drop = 0.0 if foot[1] < ankle + 0.03 else 0.06
+        toe_drop = min(0.06, max(0.0, foot[1] - ankle))  # a lifted foot points down
         heel = (foot[0], foot[1] - 0.025 * size, foot[2] - 0.03)
         toe = (foot[0] + side * 0.03, foot[1] - 0.025 * size - toe_drop, foot[2] + 0.14 * size)
         design.limb(heel, toe, 0.05 * size, wear["shoes"], LOWER_LEG)

@@ -1,8 +1,8 @@
 """Materials, textures, light and shadow of the built-in scenes: from surfaces to linear colours.
 
 Colours are linear RGB in [0, 1]; the display curve is a square root. One light casts shadows: its view of the scene is
-cast once, as a shadow map, by the same ray caster that makes the labels. The rest is an ambient term that fades in corners
-and around whatever stands on the floor, and a glow around lamps.
+cast once, as a shadow map, by the same ray caster that makes the labels. The rest is an ambient term that fades in
+corners and around whatever stands on the floor, and a glow around lamps.
 
 Dims: P solids, N pixels, O objects on the floor, L lamps.
 """
@@ -93,7 +93,7 @@ def radiance(look: Look, shadows: np.ndarray, camera: Camera, height: int, hits:
     to_light = look.light.position[:, None] - seen.point
     distance = np.sqrt(np.einsum("in,in->n", to_light, to_light))
     facing = np.maximum(np.einsum("in,in->n", to_light, seen.normal) / distance, 0)
-    lit = facing * _visibility(look.light, shadows, seen)
+    lit = facing * visibility(look.light, shadows, seen)
     # The floor returns light to what faces down; what faces up sees the bright ceiling.
     around = (0.97 + 0.03 * seen.normal[1]) * _openness(look, hits, seen)
     light = look.ambient[:, None] * around + look.light_color[:, None] * lit
@@ -115,7 +115,7 @@ def display(linear: np.ndarray, brightness: float, noise: np.ndarray) -> np.ndar
     return np.clip(np.rint(value), 0, 255).astype(np.uint8)
 
 
-def _visibility(light: Camera, shadows: np.ndarray, seen: Surface) -> np.ndarray:
+def visibility(light: Camera, shadows: np.ndarray, seen: Surface) -> np.ndarray:
     """Share (N,) of the light that reaches each point: shadow tests at 3 x 3 texels, weighted by where the point is."""
     lifted = seen.point + SHADOW_BIAS * seen.normal - light.position[:, None]
     x, y, z = np.einsum("ji,in->jn", light.rotation, lifted)
