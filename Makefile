@@ -12,6 +12,7 @@ INSTALLED = .venv/installed.lock
 # TensorFlow's start-up lines are left out; programs that JAX compiled are kept for the next run.
 RUN = TF_CPP_MIN_LOG_LEVEL=3 TF_ENABLE_ONEDNN_OPTS=0 JAX_COMPILATION_CACHE_DIR=.cache/jax $(VENV_PYTHON)
 
+DEMO_CONFIG ?= configs/demo.py
 DEMO_DIR ?= runs/demo
 DEMO_ARGS ?=
 TEST_ARGS ?=
@@ -47,14 +48,14 @@ $(INSTALLED):
 	@cp requirements.lock $(INSTALLED)
 
 demo: venv  ## train, evaluate and predict on built-in scenes, on the CPU (DEMO_ARGS=... adds flags)
-	@$(RUN) main.py --config=configs/demo.py --workdir=$(DEMO_DIR) $(DEMO_ARGS)
-	@$(RUN) main.py --mode=evaluate --config=configs/demo.py --workdir=$(DEMO_DIR) $(DEMO_ARGS)
-	@$(RUN) main.py --mode=predict --config=configs/demo.py --workdir=$(DEMO_DIR) $(DEMO_ARGS) \
+	@$(RUN) main.py --config=$(DEMO_CONFIG) --workdir=$(DEMO_DIR) $(DEMO_ARGS)
+	@$(RUN) main.py --mode=evaluate --config=$(DEMO_CONFIG) --workdir=$(DEMO_DIR) $(DEMO_ARGS)
+	@$(RUN) main.py --mode=predict --config=$(DEMO_CONFIG) --workdir=$(DEMO_DIR) $(DEMO_ARGS) \
 		--images=$(DEMO_DIR)/samples --output=$(DEMO_DIR)/predictions
 
 demo-smoke:  ## the demo with a few steps: that it runs, not that it learns
 	@rm -rf runs/demo-smoke
-	@$(MAKE) --no-print-directory demo DEMO_DIR=runs/demo-smoke DEMO_ARGS="--config.total_steps=4"
+	@$(MAKE) --no-print-directory demo DEMO_CONFIG=configs/demo.py:tiny DEMO_DIR=runs/demo-smoke
 
 test: venv  ## run the tests (TEST_ARGS=... goes to pytest)
 	@$(VENV_PYTHON) -m pytest $(TEST_ARGS)

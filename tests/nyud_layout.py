@@ -1,0 +1,39 @@
+"""Writes NYUD-v2's folder layout with small random frames, for tests without the real data set."""
+
+from collections.abc import Sequence
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+TRAIN = ("0007", "0003", "0011", "0005", "0001")  # not sorted: the order is that of the id files
+VAL = ("0002", "0009", "0004")
+
+
+def frame(example_id: str, height: int, width: int) -> dict[str, np.ndarray]:
+    """The stored arrays of an example, a function of its id: every class, invalid depth, and both boundary values."""
+    random = np.random.default_rng(int(example_id))
+    return {
+        "images": random.integers(0, 256, (height, width, 3), np.uint8),
+        "segmentation": random.integers(0, 41, (height, width), np.uint8),
+        "depth": (random.integers(0, 5, (height, width)) * random.uniform(0.7, 2, (height, width))).astype(np.float32),
+        "normals": random.integers(0, 256, (height, width, 3), np.uint8),
+        "edge": random.integers(0, 2, (height, width), np.uint8) * np.uint8(255),
+    }
+
+
+def write(
+    root: pathlib.Path, *, train: Sequence[str] = TRAIN, val: Sequence[str] = VAL, height: int = 30, width: int = 40
+) -> pathlib.Path:
+    """Writes the layout into the new folder `root` and returns it."""
+    (root / "gt_sets").mkdir(parents=True)
+    (root / "gt_sets" / "train.txt").write_text("\n".join(train) + "\n")
+    (root / "gt_sets" / "val.txt").write_text("\n".join(val) + "\n")
+    for example_id in (*train, *val):
+        for folder, array in frame(example_id, height, width).items():
+            (root / folder).mkdir(exist_ok=True)
+            if folder == "depth":
+                np.save(root / folder / f"{example_id}.npy", array)
+            else:
+                Image.fromarray(array).save(root / folder / f"{example_id}.png")
+    return root
