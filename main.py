@@ -27,7 +27,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "For predict: where to write; defa
 
 def _run() -> None:
     """Dispatches on the mode."""
-    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    config, workdir = _CONFIG.value, pathlib.Path(str(_WORKDIR.value))
     if _MODE.value == "predict":
         from taskexpert_jax.predict import predict
 

@@ -166,8 +166,9 @@ def _eval_example(
     height, width = tf.unstack(tf.shape(example["image"])[:2])
     fits = (height <= size[0]) & (width <= size[1])
     message = f"example {{}} is {{}}x{{}} and {_TOO_LARGE} config.dataset.image_size {size[0]}x{size[1]}"
-    tf.debugging.Assert(fits, [tf.strings.format(message, (example["id"], height, width))])
-    example = transforms.pad_centre(example, tasks, size=size)
+    checked = tf.debugging.Assert(fits, [tf.strings.format(message, (example["id"], height, width))])
+    with tf.control_dependencies([checked]):  # else padding could fail first, with a message of its own
+        example = transforms.pad_centre(example, tasks, size=size)
     example = transforms.mark_invalid(example, tasks)
     real = position < count
     return {**example, "mask": tf.cast(real, tf.float32), "id": tf.where(real, example["id"], "")}

@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run: asynchronous, the latest and the best kept, restored strictly.
 
-A checkpoint has the items `params` (parameters and batch statistics: all that evaluation needs), `train` (optimiser state,
-step, random key), `data` (position in the data) and `config`.
+A checkpoint has the items `params` (parameters and batch statistics: all that evaluation needs), `train` (optimiser
+state, step, random key), `data` (position in the data) and `config`.
 """
 
 from collections.abc import Mapping
@@ -114,13 +114,14 @@ class Checkpoints:
                 train=ocp.args.StandardRestore(expected["train"]),
             ),
         )
-        return TrainState(**restored.params, **restored.train)
+        return TrainState(**restored["params"], **restored["train"])
 
     def restore_variables(self, step: int, abstract: TrainState) -> dict[str, Tree]:
         """Parameters and batch statistics alone, for evaluation; raises UserError where anything does not fit."""
         expected = _split(abstract)["params"]
         self._check(step, "params", expected)
-        return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(expected))).params
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(expected))
+        return self._manager.restore(step, args=items)["params"]
 
     def _check(self, step: int, item: str, expected: Tree) -> None:
         """Refuses a checkpoint whose names, shapes or dtypes differ: nothing is ever restored in part."""

@@ -53,7 +53,7 @@ def make_eval_step(model: TaskExpert, mesh: Mesh) -> Callable[[Any, MetricStates
 
     def step(variables: Any, states: MetricStates, batch: Batch) -> MetricStates:
         image = inputs.normalise(batch["image"], batch["window"])
-        predictions = model.apply(variables, image, train=False)
+        predictions: Any = model.apply(variables, image, train=False)
         return merge_batch(model.tasks, states, predictions, batch)
 
     return jax.jit(step, donate_argnums=1, out_shardings=sharding.replicated(mesh))
@@ -63,7 +63,7 @@ def make_predict_step(model: TaskExpert, mesh: Mesh) -> Callable[[Any, Batch], d
     """(variables, {image, window}) -> {task: values}, jitted; what a user wants to see, see `Task.values`."""
 
     def step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
-        predictions = model.apply(variables, inputs.normalise(batch["image"], batch["window"]), train=False)
+        predictions: Any = model.apply(variables, inputs.normalise(batch["image"], batch["window"]), train=False)
         return {task.name: task.values(predictions[task.name]) for task in model.tasks}
 
     return jax.jit(step, out_shardings=sharding.replicated(mesh))
@@ -71,8 +71,8 @@ def make_predict_step(model: TaskExpert, mesh: Mesh) -> Callable[[Any, Batch], d
 
 def compute(tasks: tuple[Task, ...], states: MetricStates) -> Results:
     """`task/metric` -> value, after one transfer from the devices."""
-    states = jax.device_get(states)
-    return {f"{task.name}/{key}": float(v) for task in tasks for key, v in states[task.name].compute().items()}
+    on_host: Any = jax.device_get(states)
+    return {f"{task.name}/{key}": float(v) for task in tasks for key, v in on_host[task.name].compute().items()}
 
 
 def run(
@@ -94,7 +94,8 @@ def constant_results(
 ) -> Results:
     """The metrics of the best constant prediction of each task, fitted to the evaluated labels themselves.
 
-    No constant can do better, so a model that does has learned something. Fitted on a sample of the pixels, scored on all.
+    No constant can do better, so a model that does has learned something. Fitted on a sample of the pixels, scored on
+    all.
 
     Args:
       tasks: the tasks.
@@ -103,7 +104,7 @@ def constant_results(
     """
     constants = _fit_constants(tasks, batches())
 
-    def step(constants: dict[str, jax.Array], states: MetricStates, batch: Batch) -> MetricStates:
+    def step(constants: Mapping[str, jax.Array], states: MetricStates, batch: Batch) -> MetricStates:
         predictions = {
             name: jax.numpy.broadcast_to(value, (*batch[name].shape[:3], len(value)))
             for name, value in constants.items()
@@ -111,7 +112,8 @@ def constant_results(
         return merge_batch(tasks, states, predictions, batch)
 
     jitted = jax.jit(step, donate_argnums=1, out_shardings=sharding.replicated(mesh))
-    return run(jitted, jax.device_put(constants, sharding.replicated(mesh)), tasks, batches(), mesh)
+    on_devices = jax.device_put(constants, sharding.replicated(mesh))
+    return run(jitted, on_devices, tasks, batches(), mesh)
 
 
 def _fit_constants(tasks: tuple[Task, ...], batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

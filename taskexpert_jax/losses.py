@@ -144,7 +144,7 @@ def _own_by_gather(logits: Array, classes: Array) -> Array:
 
 
 def _own_by_sum(logits: Array, classes: Array) -> Array:
-    """The same without a gather, slow on TPUs: a masked sum, which fuses with the sum of exponentials (0 for no class)."""
+    """The same without a gather, which TPUs are slow at: a masked sum, fused with that of the exponentials."""
     return jnp.sum(jnp.where(_is_class(classes, logits), logits, 0.0), axis=-1)
 
 

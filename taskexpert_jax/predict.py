@@ -16,8 +16,8 @@ from taskexpert_jax.tasks import Task
 def fit(image: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The image in a frame of the model's size: reduced or enlarged to fit where needed, centred, padded with 0.
 
-    An image that fits and fills at least half of the frame in one direction is not resampled, so that the data sets' own
-    frames are predicted exactly as they are evaluated.
+    An image that fits and fills at least half of the frame in one direction is not resampled, so that the data sets'
+    own frames are predicted exactly as they are evaluated.
 
     Args:
       image: (h, w, 3) uint8.
@@ -58,8 +58,8 @@ def restore_size(task: Task, values: np.ndarray, height: int, width: int) -> np.
 def predict(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path, output: pathlib.Path) -> None:
     """Predicts every task for an image or for the images of a folder.
 
-    Writes OUTPUT/NAME/TASK.png (coloured), OUTPUT/NAME/TASK.npy (class ids uint8; metres, probabilities and unit vectors
-    float32) and OUTPUT/NAME/montage.png.
+    Writes OUTPUT/NAME/TASK.png (coloured), OUTPUT/NAME/TASK.npy (class ids uint8; metres, probabilities and unit
+    vectors float32) and OUTPUT/NAME/montage.png.
 
     Args:
       config: the run's config.
@@ -72,7 +72,7 @@ def predict(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
       UserError: no image there, one that cannot be read (the others are still predicted), or no fitting checkpoint.
     """
     paths = images.list_images(source)
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": -1}, {})
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.local_devices()[:1])
     failures = []
     with sharding.use(mesh):
         model, variables, step = evaluate.load(config, workdir, which, mesh)

@@ -33,7 +33,8 @@ class Progress:
         """One line for people, after `images_per_second(step)`: losses, rate, time left."""
         losses = ", ".join(f"{k.removeprefix('loss/')} {v:.4g}" for k, v in means.items() if k.startswith("loss/"))
         left = (self._last - step) * self._batch_size / self._rate
-        return f"step {step}/{self._last}  loss {means['loss']:.4g} ({losses})  {self._rate:.3g} images/s  ETA {_span(left)}"
+        pace = f"{self._rate:.3g} images/s  ETA {_span(left)}"
+        return f"step {step}/{self._last}  loss {means['loss']:.4g} ({losses})  {pace}"
 
 
 def _span(seconds: float) -> str:

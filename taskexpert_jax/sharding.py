@@ -6,7 +6,7 @@ and on a pod: an axis of size 1 changes nothing.
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import itertools
 import math
@@ -39,7 +39,8 @@ RULES = (
 def start_distributed() -> None:
     """Joins this process to its group where the environment says that there is one.
 
-    Reads JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID), Slurm's variables, or a TPU pod's worker list.
+    Reads JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID), Slurm's variables, or a TPU pod's list of
+    workers.
     """
     env = os.environ
     if "JAX_COORDINATOR_ADDRESS" in env:
@@ -50,17 +51,19 @@ def start_distributed() -> None:
         jax.distributed.initialize()
 
 
-def make_mesh(sizes: Mapping[str, int], batch_sizes: Mapping[str, int]) -> Mesh:
-    """The mesh of `config.mesh` over all devices.
+def make_mesh(sizes: Mapping[str, int], batch_sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of `config.mesh` over all devices, or over the given ones.
 
     Args:
       sizes: devices along data, fsdp and tensor; one of them may be -1, for all that remain.
       batch_sizes: config field -> global batch size; each must be divisible by data * fsdp.
+      devices: all of the program's if None.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or a batch is not divisible.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     shape = [sizes[axis] for axis in AXES]
     known = math.prod(size for size in shape if size != -1)
     asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
@@ -77,7 +80,7 @@ def make_mesh(sizes: Mapping[str, int], batch_sizes: Mapping[str, int]) -> Mesh:
                 f"choose a multiple of {split}"
             )
     # Explicit axes, JAX's default, break Linen's logical constraints.
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 @contextlib.contextmanager

@@ -77,11 +77,11 @@ class Task:
     class_names: tuple[str, ...] = ()
 
     def flip(self, label: Array) -> Array:
-        """The label's values under a horizontal flip; the caller mirrors the pixels. Before invalid pixels are marked."""
+        """The label's values when the image is mirrored; the caller moves the pixels. Before marking invalid ones."""
         return label * np.asarray(self.flip_signs, self.label_dtype) if self.flip_signs else label
 
     def rescale(self, label: Array, scale: Array) -> Array:
-        """The label's values when the image is scaled by `scale`; the caller resizes. Before invalid pixels are marked."""
+        """The label's values when the image is scaled by `scale`; the caller resizes. Before marking invalid ones."""
         return label * scale**self.scale_exponent if self.scale_exponent else label
 
 

@@ -38,8 +38,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Sums, Batch], tuple[TrainState, Sums]]:
     """(state, sums, batch) -> (state, sums), jitted on the mesh; state and sums are donated.
 
-    With `accumulate` > 1 the batch is split into that many micro-batches, whose gradients are averaged; batch statistics
-    go from one to the next.
+    With `accumulate` > 1 the batch is split into that many micro-batches, whose gradients are averaged; batch
+    statistics go from one to the next.
     """
     tasks = model.tasks
 
@@ -156,7 +156,7 @@ def train(
         train_step = make_train_step(model, tx, config.accumulate_steps, mesh, shardings)
         eval_step = evaluate.make_eval_step(model, mesh)
         predict_step = evaluate.make_predict_step(model, mesh)
-        writer = RunWriter(workdir, active=jax.process_index() == 0)
+        writer = RunWriter(workdir, first, active=jax.process_index() == 0)
         rate = optimizer.learning_rate(config)
         progress = Progress(first, config.num_steps, config.batch_size)
 
@@ -207,11 +207,11 @@ def report(writer: RunWriter, progress: Progress, step: int, sums: Sums, *, rate
         # A sum keeps a NaN or infinity, so none of the steps since the last report escapes.
         what = f"the loss of {', '.join(broken)}" if broken else "the gradient"
         raise UserError(
-            f"step {step}: {what} is not finite (some time in the last {int(count)} steps); nothing was saved since the "
-            "last checkpoint. Lower config.optimizer.learning_rate, or train in float32"
+            f"step {step}: {what} is not finite (some time in the last {int(count)} steps); nothing was saved since "
+            "the last checkpoint. Lower config.optimizer.learning_rate, or train in float32"
         )
     scalars = {f"train/{name}": value for name, value in means.items()}
-    scalars["train/learning_rate"] = float(rate(jnp.asarray(step - 1)))
+    scalars["train/learning_rate"] = float(jnp.asarray(rate(step - 1)))
     scalars["train/images_per_second"] = progress.images_per_second(step)
     writer.scalars(step, scalars)
     print(progress.line(step, means), flush=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import flax
+from flax import struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -14,8 +14,7 @@ from taskexpert_jax.models.taskexpert import TaskExpert
 Tree = Any  # a pytree of arrays
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that a step changes. A checkpoint of it, with the config, resumes a run exactly.
 
     step: int32 scalar, steps done. rng: (2,) uint32 key data; step i draws from fold_in(rng, i).

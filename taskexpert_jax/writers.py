@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import json
 import pathlib
 import time
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -13,11 +14,12 @@ class RunWriter:
 
     Args:
       workdir: the run's directory.
+      first: the step that the run goes on after; lines of later steps, from before it was stopped, are removed.
       active: False in all but one process of a run: then nothing is written.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, active: bool = True):
-        self._lines = (workdir / "metrics.jsonl").open("a") if active else None
+    def __init__(self, workdir: pathlib.Path, first: int, *, active: bool = True):
+        self._lines = _open_lines(workdir / "metrics.jsonl", first) if active else None
         self._summary = _summary_writer(workdir) if active else None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -44,7 +46,18 @@ class RunWriter:
             self._summary.close()
 
 
-def _summary_writer(workdir: pathlib.Path):  # noqa: ANN202: clu's type cannot be named without importing TensorFlow
+def _open_lines(path: pathlib.Path, first: int) -> TextIO:
+    """The file, open for appending, without lines of steps after `first` and without a line that was cut in two."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        partial = path.with_suffix(".jsonl.partial")
+        partial.write_text("".join(line for line in lines if json.loads(line)["step"] <= first))
+        partial.rename(path)
+    return path.open("a")
+
+
+def _summary_writer(workdir: pathlib.Path) -> Any:
+    """clu's writer, whose type cannot be named without importing TensorFlow; None where that is not installed."""
     try:
         from clu import metric_writers
     except ImportError:

@@ -60,7 +60,7 @@ def count_parameters(model: TaskExpert) -> dict[str, int]:
     patch = model.backbone.patch_size
     image = jnp.zeros((1, model.grid[0] * patch, model.grid[1] * patch, 3))
     shapes = nn.meta.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False)))["params"]
-    counts = dict.fromkeys(PARTS, 0)
+    counts: dict[str, int] = dict.fromkeys(PARTS, 0)
     for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
         counts[part_of(tuple(str(entry.key) for entry in path))] += math.prod(leaf.shape)
     return counts

@@ -27,7 +27,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, memory: jax.Array, train: bool) -> jax.Array:
-        batch, height, width, depth = memory.shape
+        _, height, width, depth = memory.shape
         maps = resize_bilinear(memory, self.upsample * height, self.upsample * width)
         maps = nn.with_logical_constraint(maps, ("batch", None, None, None))
         maps = spatial_conv(depth, 3, self.dtype, "mix", use_bias=False)(maps)

@@ -3,7 +3,7 @@ multi-task memory takes part as one more expert and is written at each tap (Task
 
 Dense work (1x1 experts, gates, reads) is batched or vmapped over tasks. Spatial convolutions are unrolled over experts
 and tasks: a vmapped 3x3 convolution becomes a grouped one, many times slower than plain ones.
-Dims: B batch, h w token grid, N = h * w, C backbone width, D feature width, T tasks, K experts; see docs/conventions.md.
+Dims: B batch, h w token grid, N = h * w, C backbone width, D feature width, T tasks, K experts: docs/conventions.md.
 """
 
 import dataclasses
@@ -199,7 +199,7 @@ class MemorialMixture(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, memory: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        count, batch, height, width, depth = memory.shape
+        _, batch, height, width, depth = memory.shape
         features = vit.LayerNorm(self.dtype, name="norm")(tokens)  # (B, N, C)
         grid = features.reshape(batch, height, width, -1)
         experts = Experts(self.experts, depth, self.dtype, name="experts")(grid, train)
@@ -216,7 +216,7 @@ class MemorialMixture(nn.Module):
             return jnp.full((len(self.tasks), *features.shape[:2], choices), 1.0 / choices, jnp.float32)
         per_task = nn.vmap(
             Gate,
-            in_axes=(None, None),
+            in_axes=(None, None),  # pyright: ignore[reportArgumentType]: Flax takes a tuple, one an argument
             axis_size=len(self.tasks),
             variable_axes={"params": 0},
             split_rngs={"params": True},

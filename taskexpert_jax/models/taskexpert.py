@@ -1,8 +1,8 @@
 """TaskExpert: a ViT whose taps feed a memorial mixture of experts, and a head for each task.
 
 The stages are scanned with the tokens and the memory as the carry; inside a stage its blocks are scanned. So the
-parameters of blocks are stacked as (S, blocks a stage, ...) and those of taps as (S, ...), and the program's size does not
-grow with depth. Dims: docs/conventions.md.
+parameters of blocks are stacked as (S, blocks a stage, ...) and those of taps as (S, ...), and the program's size does
+not grow with depth. Dims: docs/conventions.md.
 """
 
 from typing import Any, Literal
@@ -40,7 +40,7 @@ class Stage(nn.Module):
         blocks = nn.scan(
             block,
             length=len(drop_rates),
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]: Flax takes a tuple
             variable_axes={"params": 0},
             split_rngs={"params": True, "drop_path": True},
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -105,7 +105,7 @@ class TaskExpert(nn.Module):
         stages = nn.scan(
             Stage,
             length=self.taps,
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]: Flax takes a tuple
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True, "drop_path": True},
             metadata_params={nn.PARTITION_NAME: "stages"},
@@ -142,7 +142,8 @@ class TaskExpert(nn.Module):
         return jnp.broadcast_to(vectors.astype(self.dtype)[:, None, None, None], shape)
 
 
-def _choice(config: Any, field: str, known: Any) -> str:
+def _choice(config: Any, field: str, known: Any) -> Any:
+    """The value of a field, refused where it is not one of the literals `known`."""
     value = config
     for part in field.split("."):
         value = value[part]

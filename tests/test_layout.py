@@ -1,0 +1,133 @@
+"""Facts about the source itself: what the house rules promise."""
+
+import ast
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+from ml_collections import ConfigDict
+import pytest
+
+from configs import defaults, demo, nyud
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGES = ("taskexpert_jax", "input_pipeline", "configs")
+SOURCES = [p for package in PACKAGES for p in (ROOT / package).rglob("*.py")] + [ROOT / "main.py"]
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def imports_of(path):
+    """The project's modules that a file imports when it is loaded (not those imported inside functions)."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in MODULES else node.module for a in node.names}
+    return found & MODULES.keys()
+
+
+def test_there_is_no_import_circle():
+    graph = {name: imports_of(path) for name, path in MODULES.items()}
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, f"import circle: {' -> '.join([*path[path.index(name) :], name])}"
+        if name in done:
+            return
+        path.append(name)
+        for other in graph[name]:
+            visit(other)
+        path.pop()
+        done.add(name)
+
+    for name in graph:
+        visit(name)
+
+
+def test_lower_floors_do_not_import_higher_ones():
+    for name, path in MODULES.items():
+        if name.startswith("taskexpert_jax"):
+            assert not {i for i in imports_of(path) if i.startswith(("input_pipeline", "configs", "main"))}, name
+
+
+def test_main_is_short():
+    assert len((ROOT / "main.py").read_text().splitlines()) < 100
+
+
+def leaves(config, prefix=""):
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize("config", [nyud.get_config("tiny"), demo.get_config("tiny")], ids=["nyud", "demo"])
+def test_every_config_field_is_read(config):
+    code = "\n".join(path.read_text() for path in SOURCES if path.parent.name != "configs")
+    keyed = ("loss_weights.", "mesh.")  # read by key, see tasks.build and sharding.make_mesh
+    unread = [
+        field
+        for field in leaves(config)
+        if not field.startswith(keyed) and not re.search(rf'(\.{field.split(".")[-1]}\b|"{re.escape(field.removeprefix("model."))}")', code)
+    ]
+    assert unread == []
+
+
+@pytest.mark.parametrize("variant", defaults.VARIANTS)
+def test_every_config_field_is_commented_and_every_variant_exists(variant):
+    assert nyud.get_config(variant).variant == variant
+    for line in (ROOT / "configs" / "defaults.py").read_text().splitlines():
+        if re.match(r"    (config|model)\.[\w.]+ = ", line) and not re.search(r"= (ConfigDict\(\)|_model\()", line):
+            described = "#" in line or "scale_max" in line
+            assert described, f"no comment: {line.strip()}"
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+for name in ("tensorflow", "tensorflow_datasets", "tensorboard"):
+    sys.modules[name] = None  # importing it fails, as where it is not installed
+import pathlib, pkgutil, importlib
+import numpy as np
+import taskexpert_jax
+for module in pkgutil.walk_packages(taskexpert_jax.__path__, "taskexpert_jax."):
+    importlib.import_module(module.name)
+from configs import nyud
+from taskexpert_jax.train import train
+config = nyud.get_config("tiny")
+config.num_steps = 1
+config.mesh.data, config.mesh.fsdp = 2, 4
+config.batch_size = config.eval.batch_size = 8
+random = np.random.default_rng(0)
+batch = {
+    "image": random.integers(0, 256, (8, 64, 80, 3), np.uint8),
+    "semseg": random.integers(0, 40, (8, 64, 80, 1)).astype(np.uint8),
+    "depth": random.uniform(1, 5, (8, 64, 80, 1)).astype(np.float32),
+    "normals": random.normal(size=(8, 64, 80, 3)).astype(np.float16),
+    "edge": random.integers(0, 2, (8, 64, 80, 1)).astype(np.uint8),
+    "window": np.tile(np.array([0, 0, 64, 80], np.int32), (8, 1)),
+    "mask": np.ones(8, np.float32),
+}
+state = train(config, pathlib.Path(sys.argv[1]), lambda start: iter([batch]), lambda: [batch])
+print("steps done:", int(state.step))
+"""
+
+
+@pytest.mark.slow
+def test_the_package_trains_without_tensorflow(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "TensorBoard events: not written" in done.stdout
+    assert "steps done: 1" in done.stdout
+    assert (tmp_path / "checkpoints" / "1").is_dir()
