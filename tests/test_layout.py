@@ -32,7 +32,9 @@ def imports_of(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in MODULES else node.module for a in node.names}
+            found |= {
+                f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in MODULES else node.module for a in node.names
+            }
     return found & MODULES.keys()
 
 
@@ -79,7 +81,8 @@ def test_every_config_field_is_read(config):
     unread = [
         field
         for field in leaves(config)
-        if not field.startswith(keyed) and not re.search(rf'(\.{field.split(".")[-1]}\b|"{re.escape(field.removeprefix("model."))}")', code)
+        if not field.startswith(keyed)
+        and not re.search(rf'(\.{field.split(".")[-1]}\b|"{re.escape(field.removeprefix("model."))}")', code)
     ]
     assert unread == []
 

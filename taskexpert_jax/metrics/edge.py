@@ -56,4 +56,5 @@ class EdgeLoss(PooledMetric):
 @functools.cache
 def edge_loss(pos_weight: float) -> type[EdgeLoss]:
     """The metric for a weight of the positives (the family's is 0.95); the same class for the same weight."""
-    return flax.struct.dataclass(type("EdgeLoss", (EdgeLoss,), {"__doc__": EdgeLoss.__doc__, "pos_weight": pos_weight}))
+    members = {"__module__": __name__, "__doc__": EdgeLoss.__doc__, "pos_weight": pos_weight}
+    return flax.struct.dataclass(type("EdgeLoss", (EdgeLoss,), members))

@@ -57,5 +57,5 @@ class MeanIoU(PooledMetric):
 @functools.cache
 def mean_iou(num_classes: int) -> type[MeanIoU]:
     """The metric over the classes 0..num_classes-1; the same class for the same number."""
-    name = f"MeanIoU{num_classes}"
-    return flax.struct.dataclass(type(name, (MeanIoU,), {"__doc__": MeanIoU.__doc__, "num_classes": num_classes}))
+    members = {"__module__": __name__, "__doc__": MeanIoU.__doc__, "num_classes": num_classes}
+    return flax.struct.dataclass(type(f"MeanIoU{num_classes}", (MeanIoU,), members))
