@@ -4,9 +4,13 @@ Nothing is downloaded: a scene is a function of (seed, index). One ray a pixel d
 pixel; the picture adds rays where the first ones meet edges. Depth is planar, in metres.
 """
 
+import argparse
+from collections.abc import Sequence
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from input_pipeline import scene_geometry as geometry
 from input_pipeline import scene_layout as layout
@@ -178,3 +182,25 @@ def source(config: Any, split: str) -> _Scenes:
     if config.seed < 0:
         raise UserError(f"config.dataset.seed is {config.seed}; give 0 or more")
     return _Scenes(split, count, config.seed, (int(size[0]), int(size[1])))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes pictures of scenes, for `main.py --mode=predict`: python -m input_pipeline.scenes --output=DIR."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder that gets SCENE.png")
+    parser.add_argument("--count", type=int, default=6)
+    parser.add_argument(
+        "--first", type=int, default=1_000_000, help="number of the first scene; the default is far beyond training"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, nargs=2, default=(96, 128), metavar=("HEIGHT", "WIDTH"))
+    options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for index in range(options.first, options.first + options.count):
+        scene = render(index, seed=options.seed, height=options.size[0], width=options.size[1])
+        Image.fromarray(scene["image"]).save(options.output / f"{scene['id']}.png")
+    print(f"written: {options.count} pictures of unseen scenes in {options.output}")
+
+
+if __name__ == "__main__":
+    main()

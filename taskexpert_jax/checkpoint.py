@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pathlib
 from typing import Any
 
+from absl import logging
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -16,7 +17,9 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task
 from taskexpert_jax.train_state import TrainState, Tree
 
-_ITEMS = ("params", "train", "data", "config")
+
+# Orbax warns at every save that was not evaluated, which is what a checkpoint between two evaluations is.
+logging.get_absl_logger().addFilter(lambda record: "Requested `tracked_metric`" not in record.getMessage())
 
 
 class Checkpoints:
@@ -25,7 +28,7 @@ class Checkpoints:
     Args:
       workdir: the run's directory; checkpoints lie in its `checkpoints/`.
       best: the task by whose main metric the best checkpoint is kept.
-      read_only: for evaluation and prediction: nothing is written or deleted.
+      read_only: for evaluation and prediction: the checkpoints must be there already.
     """
 
     def __init__(self, workdir: pathlib.Path, best: Task, *, read_only: bool = False):
@@ -54,10 +57,14 @@ class Checkpoints:
             best_fn=metric,
             best_mode="max" if best.higher_is_better else "min",
             create=not read_only,
-            read_only=read_only,
-            enable_async_checkpointing=not read_only,
         )
-        self._manager = ocp.CheckpointManager(self.path, options=options, item_names=_ITEMS)
+        handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "train": ocp.StandardCheckpointHandler(),
+            "data": ocp.JsonCheckpointHandler(),
+            "config": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
     def save(self, state: TrainState, config: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
         """Starts saving `state`; returns when it has been copied off the devices.
