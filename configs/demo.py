@@ -25,7 +25,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.tasks = ("semseg", "depth", "normals", "edge", "human_parts", "sal")
     # Not the protocol's weights: for a few minutes from scratch, what is learned slowly counts more.
     config.loss_weights = ConfigDict(
-        {"semseg": 3.0, "depth": 3.0, "normals": 5.0, "edge": 20.0, "human_parts": 6.0, "sal": 60.0}
+        {"semseg": 3.0, "depth": 3.0, "normals": 5.0, "edge": 20.0, "human_parts": 6.0, "sal": 30.0}
     )
     config.dataset = ConfigDict()
     config.dataset.name = "scenes"  # module of input_pipeline
@@ -50,14 +50,14 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.model.experts = 5
     config.model.gate.width = 32
     config.model.head_upsample = 2
-    config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.learning_rate = 2.5e-3
     config.optimizer.warmup_steps = 50
     config.batch_size = 8
-    config.num_steps = 1_500
+    config.num_steps = 1_600
     config.eval.batch_size = 20
     config.log.every_steps = 100
-    config.eval.every_steps = 1_500
-    config.checkpoint.every_steps = 500
+    config.eval.every_steps = 1_600
+    config.checkpoint.every_steps = 400
     if variant == "tiny":
         config.dataset.train_scenes = 8
         config.dataset.val_scenes = 4

@@ -61,7 +61,7 @@ def compose(index: int, seed: int) -> Scene:
     """Draw the scene number `index` of the family `seed`."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
     plan = _empty_room(rng)
-    count = pick(rng, (0, 1, 2), (18, 50, 32))
+    count = pick(rng, (0, 1, 2), (12, 50, 38))
     for number in range(count):
         _add_person(plan, number, count)
     _add_furniture(plan)
@@ -96,7 +96,7 @@ def _add_person(plan: Plan, number: int, count: int) -> None:
     for _ in range(12):
         reach = 0.55 * plan.half_view
         bearing = rng.uniform(-reach, reach) if count == 1 else (2 * number - 1) * rng.uniform(0.25, 1.15) * reach
-        x, z = plan.polar(bearing, plan.whole_person + rng.uniform(0.0, 1.2))
+        x, z = plan.polar(bearing, plan.whole_person + rng.uniform(0.0, 0.5 if number == 0 else 1.2))
         heading = plan.facing_camera(x, z, 45) if seat or rng.random() < 0.75 else plan.facing_camera(x, z, 180)
         body = seat or Design("person", 0.3, 0.3, 1.7)
         half_x, half_z = turned(body, heading)
