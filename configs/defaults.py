@@ -43,7 +43,7 @@ def base(variant: str) -> ConfigDict:
     config.optimizer.clip_norm = 10.0  # of the whole gradient, before the L2 term; 0 turns it off
     config.augment = ConfigDict()  # training only
     config.augment.scale_min = 0.5  # one random scale for the image and every label
-    config.augment.scale_max = 2.0
+    config.augment.scale_max = 2.0  # drawn evenly from scale_min to this
     config.augment.flip_probability = 0.5  # horizontal
     config.mesh = ConfigDict()  # devices along each axis; -1: all that remain
     config.mesh.data = -1  # copies of the model, each with its share of the batch
@@ -51,10 +51,10 @@ def base(variant: str) -> ConfigDict:
     config.mesh.tensor = 1  # shards of attention heads, MLPs and feature maps
     config.eval = ConfigDict()
     config.eval.batch_size = 8  # global
-    config.eval.every_steps = 2_000
+    config.eval.every_steps = 2_000  # during training, and at the end
     config.eval.max_examples = 0  # 0: the whole split
     config.checkpoint = ConfigDict()
-    config.checkpoint.every_steps = 2_000
+    config.checkpoint.every_steps = 2_000  # and at the end; the latest and the best are kept
     config.checkpoint.best_task = "semseg"  # the best checkpoint is kept by this task's published metric
     config.log = ConfigDict()
     config.log.every_steps = 50  # scalars and progress
@@ -66,7 +66,7 @@ def _model(width: int, depth: int, heads: int, patch: int, feature_width: int, g
     model = ConfigDict()
     model.width = width  # C
     model.depth = depth  # transformer blocks
-    model.heads = heads
+    model.heads = heads  # of attention; divides width
     model.mlp_ratio = 4  # MLP width over C
     model.patch_size = patch  # P
     model.drop_path = 0.15  # stochastic depth of the last block; rises linearly from 0
@@ -86,7 +86,5 @@ def _model(width: int, depth: int, heads: int, patch: int, feature_width: int, g
     model.memory.write = "residual"  # residual, gated or replace
     model.head_upsample = 4  # of the memory before the head's 3x3 convolution
     model.remat = False  # recompute blocks in the backward pass: less memory, about a third more compute
-    model.unroll = (
-        "auto"  # write the scans out (same parameters): yes, no, or auto: on CPUs, where loops run on one core
-    )
+    model.unroll = "auto"  # write the scans out: yes, no, auto (on CPUs, where loops run on one core)
     return model

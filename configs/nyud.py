@@ -38,6 +38,7 @@ def get_config(variant: str = "vit_l16") -> ConfigDict:
     config.dataset.cache = True  # keep decoded examples in memory (about 3 MB a frame)
     config.dataset.threads = 0  # of the input pipeline; 0: chosen by tf.data
     if variant == "tiny":
+        config.model.unroll = "no"  # compiles faster, also on CPUs
         config.dataset.image_size = (64, 80)
         config.dataset.downscale = 0.125
         config.dtype = "float32"

@@ -17,7 +17,6 @@ IMAGE = jax.random.normal(jax.random.key(7), (2, 64, 80, 3))
 
 def tiny_config(**model_fields):
     config = nyud.get_config("tiny")
-    config.model.unroll = "no"
     for field, value in model_fields.items():
         with config.unlocked():
             config.model.update_from_flattened_dict({field: value})

@@ -141,7 +141,7 @@ def test_vit_l_on_pascal_context_is_within_the_published_budget():
 
 
 def test_counted_multiply_adds_equal_the_compilers():
-    """Unrolled, so that XLA's analysis counts every block; it also counts norms, activations and resizing."""
+    """Unrolled, so that XLA counts every block; it leaves out products with padding and counts norms and the like."""
     config = nyud.get_config("tiny")
     config.model.width, config.model.feature_width, config.model.heads = 128, 96, 4
     config.model.unroll = "yes"
@@ -152,6 +152,4 @@ def test_counted_multiply_adds_equal_the_compilers():
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
     lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)).lower(variables, image)
     flops = lowered.cost_analysis()["flops"]
-    counted = budget.count(model).total_multiply_adds
-    assert 2 * counted == pytest.approx(flops, rel=0.1)
-    assert 2 * counted < flops
+    assert 2 * budget.count(model).total_multiply_adds == pytest.approx(flops, rel=0.1)
