@@ -75,7 +75,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error).strip()
+        text = text.splitlines()[-1] if "Traceback" in text else text  # of a config file that raised
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
 
 

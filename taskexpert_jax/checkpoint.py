@@ -17,7 +17,6 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task
 from taskexpert_jax.train_state import TrainState, Tree
 
-
 # Orbax warns at every save that was not evaluated, which is what a checkpoint between two evaluations is.
 logging.get_absl_logger().addFilter(lambda record: "Requested `tracked_metric`" not in record.getMessage())
 

@@ -1,6 +1,7 @@
 """Evaluation: every task's metrics over a data set, exact for any batch size, padding and number of devices."""
 
 from collections.abc import Callable, Iterable, Mapping
+import contextlib
 import json
 import pathlib
 import time
@@ -160,10 +161,9 @@ def load(config: Any, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[Ta
     tasks = from_config(config)
     model = taskexpert.from_config(config, tasks)
     _, abstract, _ = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, config.seed)
-    checkpoints = Checkpoints(workdir, best_task(config, tasks), read_only=True)
-    step = checkpoints.select(which)
-    variables = checkpoints.restore_variables(step, abstract)
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir, best_task(config, tasks), read_only=True)) as checkpoints:
+        step = checkpoints.select(which)
+        variables = checkpoints.restore_variables(step, abstract)
     return model, variables, step
 
 

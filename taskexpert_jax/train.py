@@ -1,6 +1,7 @@
 """Training, from top to bottom: set up, resume, step, log, evaluate, save."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import math
 import pathlib
 from typing import Any
@@ -142,11 +143,10 @@ def train(
     print(f"{config.variant} on {jax.device_count()} {jax.devices()[0].device_kind} device(s), {dict(mesh.shape)}")
     print(budget.count(model).table(), flush=True)
 
-    with sharding.use(mesh):
+    with sharding.use(mesh), contextlib.closing(Checkpoints(workdir, best)) as checkpoints:
         # --- state: fresh, or the latest checkpoint's ---
         tx = optimizer.build(config)
         initialise, abstract, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
-        checkpoints = Checkpoints(workdir, best)
         if checkpoints.latest is None:
             state = jax.jit(initialise, out_shardings=shardings)()
         else:
@@ -156,41 +156,38 @@ def train(
         train_step = make_train_step(model, tx, config.accumulate_steps, mesh, shardings)
         eval_step = evaluate.make_eval_step(model, mesh)
         predict_step = evaluate.make_predict_step(model, mesh)
-        writer = RunWriter(workdir, first, active=jax.process_index() == 0)
         rate = optimizer.learning_rate(config)
         progress = Progress(first, config.num_steps, config.batch_size)
 
+        def evaluated(step: int, state: TrainState, writer: RunWriter) -> evaluate.Results:
+            results = evaluate.run(eval_step, state.variables(), tasks, eval_batches(), mesh)
+            writer.scalars(step, {f"eval/{name}": value for name, value in results.items()})
+            writer.images(step, draw_examples(predict_step, state, tasks, eval_batches, config.log.images, mesh))
+            published = [f"{t.name} {t.main_metric} {results[f'{t.name}/{t.main_metric}']:.4g}" for t in tasks]
+            print(f"evaluation at step {step}: {', '.join(published)}", flush=True)
+            progress.restart(step)
+            return results
+
         # --- the loop: nothing in it waits for the device but the reports ---
-        sums, pending = zero_sums(tasks), None
-        batches = sharding.to_devices(train_batches(first), mesh) if first < config.num_steps else iter(())
-        for step in range(first + 1, config.num_steps + 1):
-            state, sums = train_step(state, sums, next(batches))
-            if pending is not None:  # fetched one step late, when the device has the next step to work on
-                report(writer, progress, *pending, rate=rate)
-                pending = None
-            last = step == config.num_steps
-            evaluating = last or step % config.eval.every_steps == 0
-            saving = last or step % config.checkpoint.every_steps == 0
-            if last or evaluating or saving:
-                report(
-                    writer, progress, step, sums, rate=rate
-                )  # also keeps a loss that is not finite out of checkpoints
-                sums = zero_sums(tasks)
-            elif step % config.log.every_steps == 0:
-                pending, sums = (step, sums), zero_sums(tasks)
-            results = None
-            if evaluating:
-                results = evaluate.run(eval_step, state.variables(), tasks, eval_batches(), mesh)
-                writer.scalars(step, {f"eval/{name}": value for name, value in results.items()})
-                pictures = draw_examples(predict_step, state, tasks, eval_batches, config.log.images, mesh)
-                writer.images(step, pictures)
-                published = [f"{t.name} {t.main_metric} {results[f'{t.name}/{t.main_metric}']:.4g}" for t in tasks]
-                print(f"evaluation at step {step}: {', '.join(published)}", flush=True)
-                progress.restart(step)
-            if saving:
-                checkpoints.save(state, plain_config, results)
-        writer.close()
-        checkpoints.close()
+        with contextlib.closing(RunWriter(workdir, first, active=jax.process_index() == 0)) as writer:
+            sums, pending = zero_sums(tasks), None
+            batches = sharding.to_devices(train_batches(first), mesh) if first < config.num_steps else iter(())
+            for step in range(first + 1, config.num_steps + 1):
+                state, sums = train_step(state, sums, next(batches))
+                if pending is not None:  # fetched one step late, when the device has the next step to work on
+                    report(writer, progress, *pending, rate=rate)
+                    pending = None
+                last = step == config.num_steps
+                evaluating = last or step % config.eval.every_steps == 0
+                saving = last or step % config.checkpoint.every_steps == 0
+                if evaluating or saving:  # at once: a loss that is not finite must not reach a checkpoint
+                    report(writer, progress, step, sums, rate=rate)
+                    sums = zero_sums(tasks)
+                elif step % config.log.every_steps == 0:
+                    pending, sums = (step, sums), zero_sums(tasks)
+                results = evaluated(step, state, writer) if evaluating else None
+                if saving:
+                    checkpoints.save(state, plain_config, results)
     print(f"trained to step {config.num_steps}: {workdir}", flush=True)
     return state
 

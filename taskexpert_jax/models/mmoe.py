@@ -7,7 +7,7 @@ Dims: B batch, h w token grid, N = h * w, C backbone width, D feature width, T t
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -90,6 +90,16 @@ class Norm(nn.Module):
         )(inputs)
 
 
+def _gathered_conv(inputs: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    """A convolution whose kernel is gathered over its shards of input features first.
+
+    Left alone, XLA's partitioner gets the gradient of the input wrong where the kernel is sharded over input features
+    and over output features, and the batch over the former's mesh axis too.
+    """
+    kernel = nn.with_logical_constraint(kernel, (None, None, None, "feature_out"))
+    return jax.lax.conv_general_dilated(inputs, kernel, *args, **kwargs)
+
+
 def spatial_conv(features: int, kernel: int, dtype: Dtype, name: str, *, use_bias: bool = True) -> nn.Conv:
     """A same-padded convolution with the project's initialisation and axis names."""
     return nn.Conv(
@@ -100,6 +110,7 @@ def spatial_conv(features: int, kernel: int, dtype: Dtype, name: str, *, use_bia
         dtype=dtype,
         kernel_init=logical(nn.initializers.he_normal(), None, None, "feature_in", "feature_out"),
         bias_init=logical(nn.initializers.zeros, "feature_out"),
+        conv_general_dilated=_gathered_conv,
         name=name,
     )
 
