@@ -14,6 +14,7 @@ from input_pipeline.scene_shading import BOOKS, PANELS, PICTURE, RUG, SHADE, WIN
 
 
 def bed(rng: np.random.Generator) -> Design:
+    """A bed with headboard, mattress and pillows."""
     half_x, half_z = rng.uniform(0.5, 0.9), rng.uniform(0.95, 1.05)
     top = rng.uniform(0.42, 0.54)
     wood, sheet = timber(rng), fabric(tint(rng, (0, 360), (0.0, 0.1), (0.85, 0.97)))
@@ -35,6 +36,7 @@ def bed(rng: np.random.Generator) -> Design:
 
 
 def sofa(rng: np.random.Generator) -> Design:
+    """A sofa with seats, back and arms."""
     places = pick(rng, (1, 2, 3), (3, 4, 2))
     arm, half_z = rng.uniform(0.12, 0.18), rng.uniform(0.4, 0.46)
     half_x = places * 0.29 + arm
@@ -62,6 +64,7 @@ def sofa(rng: np.random.Generator) -> Design:
 
 
 def chair(rng: np.random.Generator) -> Design:
+    """A chair with one seat."""
     half, seat, back = rng.uniform(0.2, 0.24), rng.uniform(0.43, 0.48), rng.uniform(0.85, 1.0)
     frame = pick(rng, (timber(rng), Material(tint(rng, (0, 360), (0.0, 0.1), (0.12, 0.25)))))
     pad = fabric(tint(rng, pick(rng, ((0, 25), (30, 50), (0, 360))), (0.4, 0.85), (0.35, 0.75)))
@@ -81,6 +84,7 @@ def chair(rng: np.random.Generator) -> Design:
 
 
 def table(rng: np.random.Generator, low: bool = False) -> Design:
+    """A table, with legs or one foot."""
     height = rng.uniform(0.36, 0.45) if low else rng.uniform(0.7, 0.78)
     half_x, half_z = (
         (rng.uniform(0.35, 0.55), rng.uniform(0.25, 0.35)) if low else (rng.uniform(0.5, 0.8), rng.uniform(0.35, 0.45))
@@ -104,6 +108,7 @@ def table(rng: np.random.Generator, low: bool = False) -> Design:
 
 
 def cabinet(rng: np.random.Generator, kind: str | None = None) -> Design:
+    """A cabinet, dresser or shelf."""
     kind = kind or pick(rng, ("wardrobe", "sideboard", "shelves", "drawers"))
     width, height, depth = {
         "wardrobe": (rng.uniform(0.8, 1.5), rng.uniform(1.75, 2.15), rng.uniform(0.5, 0.6)),
@@ -149,6 +154,7 @@ def lamp(rng: np.random.Generator, kind: str) -> Design:
 
 
 def plant(rng: np.random.Generator) -> Design:
+    """A potted plant."""
     size = rng.uniform(0.8, 1.35)
     pot = Material(
         pick(rng, (tint(rng, (10, 20), (0.5, 0.7), (0.5, 0.7)), tint(rng, (0, 360), (0.0, 0.15), (0.6, 0.9))))
@@ -172,6 +178,7 @@ def plant(rng: np.random.Generator) -> Design:
 
 
 def rug(rng: np.random.Generator) -> Design:
+    """A rug, flat on the floor."""
     half_x, half_z = rng.uniform(0.8, 1.3), rng.uniform(0.6, 1.0)
     hue = pick(rng, ((0, 30), (200, 260), (340, 360)))
     weave = Material(
