@@ -9,7 +9,7 @@ Conventions: labels are (..., H, W, label_channels), predictions (..., H, W, cha
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
-from typing import Any
+from typing import Any, NamedTuple
 
 from clu import metrics as clu_metrics
 import jax
@@ -85,6 +85,14 @@ class Task:
         return label * scale**self.scale_exponent if self.scale_exponent else label
 
 
+class _Given(NamedTuple):
+    """What a config settles about a task: its loss weight, and facts of the data set and of the boundary loss."""
+
+    loss_weight: float
+    semseg_classes: tuple[str, ...]
+    edge_pos_weight: float
+
+
 def _first_channel(label: np.ndarray) -> np.ndarray:
     return label[..., 0]
 
@@ -125,18 +133,15 @@ def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: f
     )
 
 
-def _semseg(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: float) -> Task:
-    del edge_pos_weight
-    return _classes("semseg", "semantic segmentation", semseg_classes, weight)
+def _semseg(given: _Given) -> Task:
+    return _classes("semseg", "semantic segmentation", given.semseg_classes, given.loss_weight)
 
 
-def _human_parts(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: float) -> Task:
-    del semseg_classes, edge_pos_weight
-    return _classes("human_parts", "human parts", HUMAN_PARTS, weight, ignore_if_empty=True)
+def _human_parts(given: _Given) -> Task:
+    return _classes("human_parts", "human parts", HUMAN_PARTS, given.loss_weight, ignore_if_empty=True)
 
 
-def _depth(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: float) -> Task:
-    del semseg_classes, edge_pos_weight
+def _depth(given: _Given) -> Task:
     return Task(
         name="depth",
         title="depth",
@@ -148,7 +153,7 @@ def _depth(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: floa
         invalid_value=0,
         scale_exponent=-1,
         loss=losses.depth_l1,
-        loss_weight=weight,
+        loss_weight=given.loss_weight,
         metric=metrics.Depth,
         main_metric="rmse",
         higher_is_better=False,
@@ -159,8 +164,7 @@ def _depth(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: floa
     )
 
 
-def _normals(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: float) -> Task:
-    del semseg_classes, edge_pos_weight
+def _normals(given: _Given) -> Task:
     return Task(
         name="normals",
         title="surface normals",
@@ -172,7 +176,7 @@ def _normals(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: fl
         invalid_value=0,
         flip_signs=(-1, 1, 1),
         loss=losses.normals_l1,
-        loss_weight=weight,
+        loss_weight=given.loss_weight,
         metric=metrics.Normals,
         main_metric="mean",
         higher_is_better=False,
@@ -183,8 +187,7 @@ def _normals(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: fl
     )
 
 
-def _edge(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: float) -> Task:
-    del semseg_classes
+def _edge(given: _Given) -> Task:
     return Task(
         name="edge",
         title="boundaries",
@@ -193,21 +196,20 @@ def _edge(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: float
         label_dtype="uint8",
         ignore=255,
         pad=255,
-        loss=losses.edge_cross_entropy(edge_pos_weight),
-        loss_weight=weight,
+        loss=losses.edge_cross_entropy(given.edge_pos_weight),
+        loss_weight=given.loss_weight,
         # odsF arrives with the boundary benchmark; until then the set's edge loss is reported, under its own name.
-        metric=metrics.edge_loss(edge_pos_weight),
+        metric=metrics.edge_loss(given.edge_pos_weight),
         main_metric="loss_plain",
         higher_is_better=False,
         values=lambda logits: jax.nn.sigmoid(logits[..., 0]),
         label_values=_first_channel,
-        best_constant=baselines.best_edge_logit(edge_pos_weight),
+        best_constant=baselines.best_edge_logit(given.edge_pos_weight),
         draw="probability",
     )
 
 
-def _saliency(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: float) -> Task:
-    del semseg_classes, edge_pos_weight
+def _saliency(given: _Given) -> Task:
     return Task(
         name="sal",
         title="saliency",
@@ -217,7 +219,7 @@ def _saliency(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: f
         ignore=255,
         pad=255,
         loss=losses.balanced_cross_entropy,
-        loss_weight=weight,
+        loss_weight=given.loss_weight,
         metric=metrics.Saliency,
         main_metric="maxF",
         higher_is_better=True,
@@ -228,7 +230,7 @@ def _saliency(weight: float, semseg_classes: tuple[str, ...], edge_pos_weight: f
     )
 
 
-_BUILDERS: dict[str, Callable[[float, tuple[str, ...], float], Task]] = {
+_BUILDERS: dict[str, Callable[[_Given], Task]] = {
     "semseg": _semseg,
     "depth": _depth,
     "normals": _normals,
@@ -266,7 +268,7 @@ def build(
             raise UserError(f"config.tasks: unknown task {name!r}{hint}")
         if name not in loss_weights:
             raise UserError(f"config.loss_weights: no weight for task {name!r}; add config.loss_weights.{name}")
-        built.append(_BUILDERS[name](float(loss_weights[name]), tuple(semseg_classes), edge_pos_weight))
+        built.append(_BUILDERS[name](_Given(float(loss_weights[name]), tuple(semseg_classes), edge_pos_weight)))
     return tuple(built)
 
 
