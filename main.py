@@ -50,6 +50,9 @@ def _run() -> None:
     else:
         from taskexpert_jax.train import train
 
+        for split in (config.dataset.train_split, config.dataset.eval_split):
+            pipeline.open_source(config.dataset, tasks, split)  # missing data is said before a workdir is made
+
         def train_batches(start_step: int):
             return pipeline.train_batches(config, tasks, start_step=start_step, **place)
 
@@ -76,7 +79,12 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
         text = str(error).strip()
-        text = text.splitlines()[-1] if "Traceback" in text else text  # of a config file that raised
+        if "Traceback" in text:  # of a config file that raised
+            text = text.splitlines()[-1]
+        elif isinstance(error, AttributeError | KeyError):
+            hint = "" if "Did you mean" in text else "; all fields are in configs/defaults.py and the config's own file"
+            cause = error.args[0]  # ConfigDict's text, or its error wrapped in another
+            text = f"unknown config field {cause.args[0] if isinstance(cause, Exception) else cause}{hint}"
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
 

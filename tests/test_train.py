@@ -221,14 +221,20 @@ def main(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--config.batch_sise=3",), r"batch_sise.*batch_size"),
+        (("--config.batch_sise=3",), r"unknown config field 'batch_sise'.*batch_size"),
+        (("--config.optimizer.lr=3",), r"unknown config field 'lr'; all fields are in configs/defaults.py"),
         (("--config=configs/demo.py:larg",), r"unknown variant 'larg': choose demo or tiny"),
         (("--mode=predict",), r"--mode=predict needs --images"),
+        (
+            ("--config=configs/nyud.py:tiny", "--config.dataset.data_dir=nowhere"),
+            r"nowhere.*input_pipeline.prepare nyud",
+        ),
         (("--mode=evaluate",), r"no checkpoints in .*train first"),
     ],
 )
 def test_wrong_flags_end_in_one_line(arguments, line, tmp_path):
-    done = main("--config=configs/demo.py:tiny", f"--workdir={tmp_path / 'run'}", *arguments)
+    config = () if arguments[0].startswith("--config=") else ("--config=configs/demo.py:tiny",)
+    done = main(*config, f"--workdir={tmp_path / 'run'}", *arguments)
     assert done.returncode == 2
     (message,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
     assert __import__("re").search(line, message)
