@@ -44,7 +44,16 @@ def base(variant: str) -> ConfigDict:
     config.augment = ConfigDict()  # training only
     config.augment.scale_min = 0.5  # one random scale for the image and every label
     config.augment.scale_max = 2.0  # drawn evenly from scale_min to this
+    config.augment.crop_max_class_share = 0.75  # crops on which one class fills more are redrawn; 1: any crop will do
+    config.augment.crop_redraws = 10  # how often at most
     config.augment.flip_probability = 0.5  # horizontal
+    config.augment.photometric_probability = 0.5  # of each of the four changes of colour below; 0: none
+    config.augment.brightness = 32.0  # at most so much is added or taken away, of 255
+    config.augment.contrast_min = 0.5  # factor, before or after the changes of colour
+    config.augment.contrast_max = 1.5
+    config.augment.saturation_min = 0.5  # factor
+    config.augment.saturation_max = 1.5
+    config.augment.hue = 18  # at most so much is added or taken away, of 180
     config.mesh = ConfigDict()  # devices along each axis; -1: all that remain
     config.mesh.data = -1  # copies of the model, each with its share of the batch
     config.mesh.fsdp = 1  # shards of parameters and optimiser state; also splits the batch

@@ -41,6 +41,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.dataset.threads = 2
     config.augment.scale_min = 1.0  # the scenes vary enough by themselves
     config.augment.scale_max = 1.0
+    config.augment.photometric_probability = 0.0
     config.model.width = 128
     config.model.depth = 4
     config.model.heads = 4

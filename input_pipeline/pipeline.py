@@ -2,12 +2,14 @@
 
 A training batch is a function of the seed and the step: the epoch's order is a stateless permutation, and every random
 transform draws from (seed, position in the stream). So a run resumes at any step at once, and the global batch is the
-same for any number of processes.
+same for any number of processes. Each process reads its own rows only.
+
+The work on an example is NumPy and OpenCV; tf.data gives it threads, batches and prefetching.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import functools
 import os
-import re
 from typing import Any
 
 import numpy as np
@@ -19,25 +21,22 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task
 
 Batch = dict[str, np.ndarray]
-Position = Any  # tf.Tensor, int64 scalar: place in the stream of examples; TensorFlow's types lack its arithmetic
 
 # The accelerators are JAX's; TensorFlow would take their memory.
 tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")
 
-# Streams of random numbers of one seed.
-_ORDER, _SCALE, _CROP, _FLIP = range(4)
-
-_TOO_LARGE = "does not fit"
+_ORDER = 0  # stream of random numbers; the others are the transforms'
 
 # Decoded examples of the splits opened so far in this process, by what they depend on.
 _kept: dict[str, "KeptSource"] = {}
 
 
 class ReducedSource:
-    """A source whose frames are reduced by `factor`, with the labels of the given tasks only."""
+    """A source whose frames are reduced by `factor`, with a label for each of the given tasks and no other."""
 
     def __init__(self, source: Source, tasks: Sequence[Task], factor: float):
+        self.labels = tuple(task.name for task in tasks)
         self._source = source
         self._tasks = tasks
         self._factor = factor
@@ -45,10 +44,9 @@ class ReducedSource:
     def __len__(self) -> int:
         return len(self._source)
 
-    def load(self, index: tf.Tensor) -> Example:
+    def load(self, index: int) -> Example:
         """See `Source.load`."""
-        example = self._source.load(index)
-        example = {name: example[name] for name in ["image", "id", *(task.name for task in self._tasks)]}
+        example = transforms.fill_missing(self._source.load(index), self._tasks)
         return transforms.downscale(example, self._tasks, self._factor)
 
 
@@ -56,45 +54,18 @@ class KeptSource:
     """A source that decodes every example once and keeps it in memory from then on."""
 
     def __init__(self, source: Source):
+        self.labels = source.labels
         self._source = source
-        self._spec = _element_spec(source)
-        self._examples: list[tuple[Any, ...] | None] = [None] * len(source)
+        self._examples: dict[int, Example] = {}
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def load(self, index: tf.Tensor) -> Example:
+    def load(self, index: int) -> Example:
         """See `Source.load`."""
-        names = sorted(self._spec)
-
-        def decode() -> list[tf.Tensor]:
-            example = self._source.load(index)
-            values = [example[name] for name in names]
-            stored = tf.numpy_function(self._keep, [index, *values], tf.bool)
-            with tf.control_dependencies([stored]):
-                return [tf.identity(value) for value in values]
-
-        def fetch() -> list[tf.Tensor]:
-            return tf.numpy_function(self._fetch, [index], [self._spec[name].dtype for name in names])
-
-        is_kept = tf.numpy_function(lambda i: self._examples[i] is not None, [index], tf.bool)
-        is_kept.set_shape(())
-        example = dict(zip(names, tf.cond(is_kept, fetch, decode), strict=True))
-        for name, spec in self._spec.items():
-            example[name].set_shape(spec.shape)
-        return example
-
-    def _keep(self, index: int, *values: Any) -> bool:
-        self._examples[index] = values
-        return True
-
-    def _fetch(self, index: int) -> tuple[Any, ...] | None:
+        if index not in self._examples:
+            self._examples[index] = self._source.load(index)
         return self._examples[index]
-
-
-def _element_spec(source: Source) -> Any:
-    """Name -> tf.TensorSpec of the source's examples."""
-    return tf.data.Dataset.range(1).map(source.load).element_spec
 
 
 def open_source(config: Any, tasks: Sequence[Task], split: str) -> Source:
@@ -111,10 +82,10 @@ def open_source(config: Any, tasks: Sequence[Task], split: str) -> Source:
     if config.cache and key in _kept:
         return _kept[key]
     opened: Source = records.dataset_module(config.name).source(config, split)
-    labels = _element_spec(opened).keys() - {"image", "id"}
     for task in tasks:
-        if task.name not in labels:
-            raise UserError(f"data set {config.name!r} has no labels for task {task.name!r}; it has {sorted(labels)}")
+        if task.name not in opened.labels:
+            has = ", ".join(opened.labels)
+            raise UserError(f"data set {config.name!r} has no labels for task {task.name!r}; it has {has}")
     opened = ReducedSource(opened, tasks, config.downscale)
     if config.cache:
         opened = _kept[key] = KeptSource(opened)
@@ -127,72 +98,113 @@ def _rows_of_process(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _stream_seed(seed: int, stream: int, counter: Position) -> Any:
-    """A seed of its own for each counter of each stream; (2,) int64."""
-    return tf.random.fold_in(tf.constant([seed, stream], tf.int64), counter, alg="philox")
+@functools.lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The indices of an epoch's examples: every epoch is a permutation of its own, whatever came before."""
+    return transforms.generator((seed, epoch), _ORDER).permutation(count)
 
 
-def _shuffled_index(position: Position, seed: int, count: int) -> Any:
-    """Index of the example at a position of the endless stream: every epoch is a permutation of its own."""
-    epoch_seed = _stream_seed(seed, _ORDER, position // count)
-    shuffle = tf.random.experimental.index_shuffle  # pyright: ignore[reportAttributeAccessIssue]
-    return shuffle(position % count, epoch_seed, count - 1)
+def shuffled_index(position: int, seed: int, count: int) -> int:
+    """Index of the example at a position of the endless stream over `count` examples."""
+    epoch, place = divmod(position, count)
+    return int(_epoch_order(seed, epoch, count)[place])
 
 
-def _train_example(source: Source, config: Any, tasks: Sequence[Task], position: Position) -> Example:
-    """The augmented example at a position of the stream."""
-    size, augment = tuple(config.dataset.image_size), config.augment
-    example = source.load(_shuffled_index(position, config.seed, len(source)))
-
-    def seed(stream: int) -> transforms.Seed:
-        return _stream_seed(config.seed, stream, position)
-
-    del example["id"]
-    example = transforms.random_scale(
-        example, tasks, seed(_SCALE), scale_min=augment.scale_min, scale_max=augment.scale_max
+def augmented(example: Example, config: Any, tasks: Sequence[Task], position: int) -> Example:
+    """The example of a source as training sees it at a position of the stream: the protocol's transforms in order."""
+    size, augment, seed = tuple(config.dataset.image_size), config.augment, (config.seed, position)
+    example = transforms.random_scale_and_crop(
+        example,
+        tasks,
+        seed,
+        size=size,
+        scale_min=augment.scale_min,
+        scale_max=augment.scale_max,
+        max_class_share=augment.crop_max_class_share,
+        redraws=augment.crop_redraws,
     )
-    example = transforms.random_crop(example, tasks, seed(_CROP), size=size)
-    example = transforms.random_flip(example, tasks, seed(_FLIP), probability=augment.flip_probability)
-    example = transforms.pad_centre(example, tasks, size=size)
-    example = transforms.mark_invalid(example, tasks)
-    return {**example, "mask": tf.constant(1.0)}
+    example = transforms.random_flip(example, tasks, seed, probability=augment.flip_probability)
+    image = transforms.photometric_distortion(
+        example["image"],
+        seed,
+        brightness=augment.brightness,
+        contrast=(augment.contrast_min, augment.contrast_max),
+        saturation=(augment.saturation_min, augment.saturation_max),
+        hue=augment.hue,
+        probability=augment.photometric_probability,
+    )
+    example = transforms.mark_invalid({**example, "image": image}, tasks)
+    return transforms.pad_centre(example, tasks, size=size)
 
 
-def _eval_example(
-    source: Source, size: tuple[int, int], tasks: Sequence[Task], count: int, position: Position
-) -> Example:
+def _train_example(source: Source, config: Any, tasks: Sequence[Task], position: int) -> Example:
+    example = source.load(shuffled_index(position, config.seed, len(source)))
+    example = augmented(example, config, tasks, position)
+    del example["id"]
+    return {**example, "mask": np.float32(1)}
+
+
+def _eval_example(source: Source, size: tuple[int, int], tasks: Sequence[Task], count: int, position: int) -> Example:
     """The padded example at a position; from `count` on, the last one again with mask 0 and no id."""
-    example = source.load(tf.minimum(position, count - 1))
-    height, width = tf.unstack(tf.shape(example["image"])[:2])
-    fits = (height <= size[0]) & (width <= size[1])
-    message = f"example {{}} is {{}}x{{}} and {_TOO_LARGE} config.dataset.image_size {size[0]}x{size[1]}"
-    checked = tf.debugging.Assert(fits, [tf.strings.format(message, (example["id"], height, width))])
-    with tf.control_dependencies([checked]):  # else padding could fail first, with a message of its own
-        example = transforms.pad_centre(example, tasks, size=size)
-    example = transforms.mark_invalid(example, tasks)
+    example = source.load(min(position, count - 1))
+    height, width = example["image"].shape[:2]
+    if height > size[0] or width > size[1]:
+        raise UserError(
+            f"example {example['id']} is {height}x{width} and does not fit "
+            f"config.dataset.image_size {size[0]}x{size[1]}"
+        )
+    example = transforms.pad_centre(transforms.mark_invalid(example, tasks), tasks, size=size)
     real = position < count
-    return {**example, "mask": tf.cast(real, tf.float32), "id": tf.where(real, example["id"], "")}
+    return {**example, "mask": np.float32(real), "id": example["id"] if real else ""}
+
+
+def _spec(tasks: Sequence[Task], size: tuple[int, int], *, with_id: bool) -> dict[str, tf.TensorSpec]:
+    """What a finished example holds."""
+    spec = {
+        "image": tf.TensorSpec((*size, 3), tf.uint8),
+        "window": tf.TensorSpec((4,), tf.int32),
+        "mask": tf.TensorSpec((), tf.float32),
+    }
+    spec |= {task.name: tf.TensorSpec((*size, task.label_channels), task.label_dtype) for task in tasks}
+    return {**spec, "id": tf.TensorSpec((), tf.string)} if with_id else spec
 
 
 def _batches(
-    positions: tf.data.Dataset, load: Callable[[Position], Example], rows: int, threads: int
+    load: Callable[[int], Example], spec: dict[str, tf.TensorSpec], positions: tf.data.Dataset, rows: int, threads: int
 ) -> Iterator[Batch]:
-    dataset = positions.map(load, num_parallel_calls=threads or tf.data.AUTOTUNE, deterministic=True)
+    """Batches of `rows` of load(position), in order, by several threads; an error of `load` is raised as it is."""
+    failures: list[BaseException] = []
+
+    def arrays(position: np.int64) -> list[Any]:
+        try:
+            example = load(int(position))
+        except BaseException as error:
+            failures.append(error)
+            raise
+        return [example[name] for name in spec]
+
+    def tensors(position: tf.Tensor) -> dict[str, tf.Tensor]:
+        values = tf.numpy_function(arrays, [position], [part.dtype for part in spec.values()], stateful=False)
+        return {
+            name: tf.ensure_shape(value, part.shape) for (name, part), value in zip(spec.items(), values, strict=True)
+        }
+
+    dataset = positions.map(tensors, num_parallel_calls=threads or tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(rows, drop_remainder=True).prefetch(2)
     options = tf.data.Options()
     # One example a thread: threads inside single operations would only get in each other's way.
     options.threading.max_intra_op_parallelism = 1
     options.threading.private_threadpool_size = threads or os.cpu_count() or 1
-    invalid = tf.errors.InvalidArgumentError  # `tf` is gone when Python closes a generator at exit
+    failed = tf.errors.OpError  # `tf` is gone when Python closes a generator at exit
     try:
         batch: Any
         for batch in dataset.with_options(options).as_numpy_iterator():
             if "id" in batch:
                 batch["id"] = np.array([example_id.decode() for example_id in batch["id"]])
             yield batch
-    except invalid as error:
-        if found := re.search(rf"\[(example .* {_TOO_LARGE} [^\]]*)\]", error.message):
-            raise UserError(found[1].replace('\\"', "")) from error
+    except failed:
+        if failures:
+            raise failures[0] from None
         raise
 
 
@@ -211,12 +223,13 @@ def train_batches(
     rows = _rows_of_process(config.batch_size, process_count)
     source = open_source(config.dataset, tasks, config.dataset.train_split)
 
-    def load(row: Position) -> Example:
+    def load(row: int) -> Example:
         position = (row // rows) * config.batch_size + process_index * rows + row % rows
         return _train_example(source, config, tasks, position)
 
     positions = tf.data.Dataset.range(start_step * rows, np.iinfo(np.int64).max)
-    return _batches(positions, load, rows, config.dataset.threads)
+    spec = _spec(tasks, tuple(config.dataset.image_size), with_id=False)
+    return _batches(load, spec, positions, rows, config.dataset.threads)
 
 
 def eval_batches(
@@ -247,9 +260,9 @@ def eval_batches(
     count = min(len(source), config.eval.max_examples or len(source))
     size = tuple(config.dataset.image_size)
 
-    def load(row: Position) -> Example:
+    def load(row: int) -> Example:
         position = (row // rows) * batch_size + process_index * rows + row % rows
         return _eval_example(source, size, tasks, count, position)
 
     positions = tf.data.Dataset.range(-(-count // batch_size) * rows)
-    return _batches(positions, load, rows, config.dataset.threads)
+    return _batches(load, _spec(tasks, size, with_id=True), positions, rows, config.dataset.threads)

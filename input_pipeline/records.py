@@ -1,39 +1,45 @@
-"""What the data set modules share: how to find one, how to build one in parallel, and random access to what was built.
+"""What the data set modules share: how to find one, how examples are stored, and random access to what was built.
 
-A record is read by its index with the GIL held for the read alone; parsing and decoding are TensorFlow operations, so
-tf.data runs them in parallel.
+An example is a dict of NumPy arrays. It is stored as it is needed: label maps ready, rows of pixels as bytes, which
+ArrayRecord compresses with zstd. Reading one takes a fifth of the time that PNG files take (benchmarks/README.md).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
+from collections.abc import Callable, Iterator, Mapping
+import functools
 import importlib
 import importlib.util
-import os
 import pathlib
 from types import ModuleType
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+import cv2
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-import tqdm
 
 from taskexpert_jax.errors import UserError
 
-Example = dict[str, tf.Tensor]
-T = TypeVar("T")
+Example = dict[str, Any]
 
 
 class Source(Protocol):
-    """One split of a data set. Every data set module gives one by `source(config.dataset, split)`."""
+    """One split of a data set. Every data set module gives one by `source(config.dataset, split)`.
+
+    Attributes:
+      labels: names of the tasks that at least some of the examples have a label for.
+    """
+
+    labels: tuple[str, ...]
 
     def __len__(self) -> int:
         """How many examples the split holds."""
         ...
 
-    def load(self, index: tf.Tensor) -> Example:
-        """The decoded example at `index`, an int64 scalar in [0, len). Traced into a tf.data map.
+    def load(self, index: int) -> Example:
+        """The decoded example at `index` in [0, len); called by several threads at once.
 
-        It holds `image` (h,w,3) uint8, `id` (a string) and the label (h,w,c) of every task that the data set has.
+        It holds `image` (h,w,3) uint8, `id` (str), and the label (h,w,c) of each task that this image has one for, in
+        the task's `label_dtype`, with `Task.missing` where a pixel is invalid. The caller does not change the arrays.
         """
         ...
 
@@ -54,46 +60,113 @@ def dataset_module(name: str) -> ModuleType:
     return module
 
 
-def read_in_parallel(read: Callable[[str], T], ids: Sequence[str], title: str) -> Iterator[tuple[int, T]]:
-    """(position, read(id)) for each id, in order, read by as many threads as there are cores, with a progress bar."""
-    workers = os.cpu_count() or 1
-    chunk = 8 * workers  # a few at a time, so that the examples waiting to be written stay few
-    bar = tqdm.tqdm(total=len(ids), desc=title, unit=" examples", mininterval=1.0)
-    with bar, futures.ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(ids), chunk):
-            for position, example in enumerate(pool.map(read, ids[start : start + chunk]), start):
-                yield position, example
-                bar.update()
+class Part(NamedTuple):
+    """How a part of an example is stored: the bytes of its rows, (h,w,channels) of `dtype`."""
+
+    dtype: str
+    channels: int
+
+
+JPEG = Part("jpeg", 3)  # a JPEG file as it came, decoded whenever it is read: a tenth of its pixels' size
+
+
+class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes examples as they are given, in their order; a data set's subclass says its name, version and parts.
+
+    Attributes:
+      PARTS: name -> how it is stored, of everything in an example but `id` and `size`.
+      examples: split -> iterator over (key, {part: (h,w,c) array, or the bytes of a JPEG file, and id: str}).
+    """
+
+    PARTS: ClassVar[Mapping[str, Part]]
+    examples: Mapping[str, Iterator[tuple[int, Example]]]
+    # Nothing is downloaded, and TFDS would look for checksums beside this file by a package that it does not require.
+    code_path = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        # Bytes: TFDS's lists of numbers triple the time to build, and its encoded tensors log a deprecation when read.
+        stored = {part: tfds.features.Tensor(shape=(), dtype=np.object_) for part in self.PARTS}
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {"id": tfds.features.Text(), "size": tfds.features.Tensor(shape=(2,), dtype=np.int32), **stored}
+            ),
+            disable_shuffling=True,  # keeps the order of the id files; training shuffles by index
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
+        del dl_manager
+        return {split: map(self._encoded, examples) for split, examples in self.examples.items()}
+
+    def _generate_examples(self) -> Iterator[Any]:
+        raise NotImplementedError("the examples are given")
+
+    def _encoded(self, keyed: tuple[int, Example]) -> tuple[int, Example]:
+        key, example = keyed
+        encoded, size = {"id": example["id"]}, None
+        for name, part in self.PARTS.items():
+            value = example[name]
+            if part is not JPEG:
+                size = value.shape[:2] if size is None else size
+                if (*size, part.channels) != value.shape or value.dtype != part.dtype:
+                    raise ValueError(f"{example['id']}: {name} is {value.shape} {value.dtype}; size {size}, {part}")
+                value = value.tobytes()
+            encoded[name] = value
+        return key, {**encoded, "size": np.asarray(size, np.int32)}
+
+
+def _decoded(parts: Mapping[str, Part], serialized: bytes) -> Example:
+    """A stored record -> its id and its parts, (h,w,c) arrays over the record's own memory."""
+    features = tf.train.Example.FromString(serialized).features.feature
+    height, width = features["size"].int64_list.value
+    example: Example = {"id": features["id"].bytes_list.value[0].decode()}
+    for name, part in parts.items():
+        content = np.frombuffer(features[name].bytes_list.value[0], np.uint8)
+        if part is JPEG:
+            example[name] = cv2.cvtColor(cv2.imdecode(content, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        else:
+            example[name] = content.view(part.dtype).reshape(height, width, part.channels)
+    return example
 
 
 class RecordSource:
-    """One split of a built data set; `decode` turns stored features into the decoded example."""
+    """One split of a data set that was built with `ArchiveBuilder`."""
 
-    def __init__(self, dataset: str, version: str, data_dir: str, split: str, decode: Callable[[Any], Example]):
+    def __init__(
+        self,
+        builder: type[ArchiveBuilder],
+        data_dir: str,
+        split: str,
+        finish: Callable[[Example], Example] = lambda example: example,
+    ):
         """Opens the split.
+
+        Args:
+          builder: the data set's.
+          data_dir: where `prepare` built it.
+          split: a split that it has.
+          finish: stored parts -> the example, for what is cheaper to compute than to read.
 
         Raises:
           UserError: the data set was not built under `data_dir`, or has no such split.
         """
-        directory = pathlib.Path(data_dir).expanduser() / dataset / version
+        directory = pathlib.Path(data_dir).expanduser() / builder.name / str(builder.VERSION)
         if not (directory / "dataset_info.json").is_file():
             raise UserError(
                 f"no built data set at {directory}; build it with "
-                f"`python -m input_pipeline.prepare {dataset} --archive=PATH --data_dir={data_dir}`"
+                f"`python -m input_pipeline.prepare {builder.name} --archive=PATH --data_dir={data_dir}`"
             )
-        builder: Any = tfds.builder_from_directory(str(directory))
-        if split not in builder.info.splits:
-            raise UserError(f"{directory} has no split {split!r}; it has {', '.join(sorted(builder.info.splits))}")
-        # `.data_source` below TFDS's own gives the stored bytes; TFDS would decode them in Python.
-        self._records = builder.as_data_source(split=split).data_source
-        self._features = builder.info.features
-        self._decode = decode
+        built: Any = tfds.builder_from_directory(str(directory))
+        if split not in built.info.splits:
+            raise UserError(f"{directory} has no split {split!r}; it has {', '.join(sorted(built.info.splits))}")
+        # `.data_source` below TFDS's own gives the stored bytes; TFDS would decode them, slowly.
+        self._records = built.as_data_source(split=split).data_source
+        self._decode = functools.partial(_decoded, builder.PARTS)
+        self._finish = finish
+        self.labels = tuple(part for part in builder.PARTS if part != "image")
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def load(self, index: tf.Tensor) -> Example:
+    def load(self, index: int) -> Example:
         """See `Source.load`."""
-        serialized = tf.numpy_function(self._records.__getitem__, [index], tf.string)
-        serialized.set_shape(())
-        return self._decode(self._features.deserialize_example(serialized))
+        return self._finish(self._decode(self._records[index]))

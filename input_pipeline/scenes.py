@@ -7,7 +7,7 @@ pixel; the picture adds rays where the first ones meet edges. Depth is planar, i
 import argparse
 from collections.abc import Sequence
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,9 +18,6 @@ from input_pipeline import scene_shading as shading
 from input_pipeline.scene_geometry import Hits, Pairs, Surface
 from input_pipeline.scene_layout import CLASSES, Scene
 from taskexpert_jax.errors import UserError
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 __all__ = ["CLASSES", "render", "source"]
 
@@ -140,27 +137,18 @@ def _picture(
 class _Scenes:
     """One split. The scenes of "train" have even numbers and those of "val" odd ones, so that they never coincide."""
 
+    labels = tuple(name for name in CHANNELS if name != "image")
+
     def __init__(self, split: str, count: int, seed: int, size: tuple[int, int]):
         self._first, self._count, self._seed, self._size = SPLITS.index(split), count, seed, size
 
     def __len__(self) -> int:
         return self._count
 
-    def load(self, index: "tf.Tensor") -> "dict[str, tf.Tensor]":
-        """The decoded example number `index` (int64 scalar)."""
-        import tensorflow as tf  # here, so that drawing scenes needs NumPy only
-
-        values = tf.numpy_function(self._render, [index], [*DTYPES.values(), tf.string], stateful=False)
-        example = dict(zip([*DTYPES, "id"], values, strict=True))
-        for name, channels in CHANNELS.items():
-            example[name].set_shape((*self._size, channels))
-        example["id"].set_shape(())
-        return example
-
-    def _render(self, index: np.int64) -> list[Any]:
+    def load(self, index: int) -> dict[str, Any]:
+        """See `records.Source.load`."""
         height, width = self._size
-        example = render(len(SPLITS) * int(index) + self._first, seed=self._seed, height=height, width=width)
-        return [*(example[name] for name in DTYPES), example["id"].encode()]
+        return render(len(SPLITS) * index + self._first, seed=self._seed, height=height, width=width)
 
 
 def source(config: Any, split: str) -> _Scenes:

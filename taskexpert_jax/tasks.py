@@ -19,8 +19,6 @@ import numpy as np
 from taskexpert_jax import baselines, losses, metrics
 from taskexpert_jax.errors import UserError
 
-Array = Any  # a NumPy, JAX or TensorFlow array: labels meet all three
-
 HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
 
 
@@ -35,10 +33,10 @@ class Task:
       label_channels: channels of the label.
       label_dtype: the label's dtype in a batch: the smallest that keeps it.
       ignore: the label value of a pixel that counts nowhere.
-      pad: the label value that padding gets, before invalid pixels are marked.
       invalid_value: a pixel whose label has this value in every channel is invalid and becomes `ignore`; None: none is.
       ignore_if_empty: an image whose label has nothing but background is ignored as a whole.
-      flip_signs: factors of the label's channels under a horizontal flip of the image; empty: the label only moves.
+      flip_signs: 1 or -1 for each of the label's channels, its factor when the image is mirrored; empty: it only moves.
+      decides_crop: random crops are redrawn until they show a variety of this label's classes.
       scale_exponent: a label value v becomes v * s**scale_exponent when the image is scaled by s.
       loss: (prediction, label, mask) -> float32 scalar, a mean over the valid pixels of the batch.
       loss_weight: the factor of the loss in the total.
@@ -60,7 +58,6 @@ class Task:
     label_channels: int
     label_dtype: str
     ignore: float
-    pad: float
     loss: Callable[..., jax.Array]
     loss_weight: float
     metric: type[clu_metrics.Metric]
@@ -72,15 +69,27 @@ class Task:
     draw: str
     invalid_value: float | None = None
     ignore_if_empty: bool = False
+    decides_crop: bool = False
     flip_signs: tuple[float, ...] = ()
     scale_exponent: int = 0
     class_names: tuple[str, ...] = ()
 
-    def flip(self, label: Array) -> Array:
-        """The label's values when the image is mirrored; the caller moves the pixels. Before marking invalid ones."""
-        return label * np.asarray(self.flip_signs, self.label_dtype) if self.flip_signs else label
+    @property
+    def missing(self) -> float:
+        """The label value of a pixel that has none, before invalid pixels are marked."""
+        return self.ignore if self.invalid_value is None else self.invalid_value
 
-    def rescale(self, label: Array, scale: Array) -> Array:
+    def flip(self, label: np.ndarray) -> np.ndarray:
+        """The label's values when the image is mirrored; the caller moves the pixels. Before marking invalid ones."""
+        if not self.flip_signs:
+            return label
+        flipped = label.copy()
+        for channel in np.flatnonzero(np.asarray(self.flip_signs) < 0):
+            # Changing the sign of one channel: products of float16 take forty times as long.
+            np.negative(flipped[..., channel], out=flipped[..., channel])
+        return flipped
+
+    def rescale(self, label: np.ndarray, scale: np.float32) -> np.ndarray:
         """The label's values when the image is scaled by `scale`; the caller resizes. Before marking invalid ones."""
         return label * scale**self.scale_exponent if self.scale_exponent else label
 
@@ -118,7 +127,6 @@ def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: f
         label_channels=1,
         label_dtype="uint8",
         ignore=255,
-        pad=255,
         loss=losses.cross_entropy,
         loss_weight=loss_weight,
         metric=metrics.mean_iou(count),
@@ -134,7 +142,9 @@ def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: f
 
 
 def _semseg(given: _Given) -> Task:
-    return _classes("semseg", "semantic segmentation", given.semseg_classes, given.loss_weight)
+    return _classes(
+        "semseg", "semantic segmentation", given.semseg_classes, given.loss_weight, decides_crop=True
+    )
 
 
 def _human_parts(given: _Given) -> Task:
@@ -149,7 +159,6 @@ def _depth(given: _Given) -> Task:
         label_channels=1,
         label_dtype="float32",
         ignore=-1,
-        pad=0,
         invalid_value=0,
         scale_exponent=-1,
         loss=losses.depth_l1,
@@ -172,7 +181,6 @@ def _normals(given: _Given) -> Task:
         label_channels=3,
         label_dtype="float16",
         ignore=255,
-        pad=0,
         invalid_value=0,
         flip_signs=(-1, 1, 1),
         loss=losses.normals_l1,
@@ -195,7 +203,6 @@ def _edge(given: _Given) -> Task:
         label_channels=1,
         label_dtype="uint8",
         ignore=255,
-        pad=255,
         loss=losses.edge_cross_entropy(given.edge_pos_weight),
         loss_weight=given.loss_weight,
         # odsF arrives with the boundary benchmark; until then the set's edge loss is reported, under its own name.
@@ -217,7 +224,6 @@ def _saliency(given: _Given) -> Task:
         label_channels=1,
         label_dtype="uint8",
         ignore=255,
-        pad=255,
         loss=losses.balanced_cross_entropy,
         loss_weight=given.loss_weight,
         metric=metrics.Saliency,

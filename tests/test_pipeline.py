@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 import itertools
 import pathlib
+import subprocess
+import sys
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -21,7 +24,7 @@ SIZE = (32, 48)  # frames of the layout are 30x40
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("pipeline")
-    prepare.prepare("nyud", nyud_layout.write(folder / "NYUDv2"), folder / "built")
+    prepare.prepare("nyud", nyud_layout.write(folder / "NYUDv2"), folder / "built", allow_subset=True)
     return folder / "built"
 
 
@@ -39,7 +42,7 @@ def config(built: pathlib.Path) -> ml_collections.ConfigDict:
 def plain(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Without augmentation: a training example shows its whole frame."""
     config.augment.scale_min = config.augment.scale_max = 1.0
-    config.augment.flip_probability = 0.0
+    config.augment.flip_probability = config.augment.photometric_probability = 0.0
     return config
 
 
@@ -108,7 +111,7 @@ def test_every_epoch_is_a_permutation_of_its_own(plain: ml_collections.ConfigDic
 
 def test_a_single_example_fills_a_batch(plain: ml_collections.ConfigDict, tmp_path: pathlib.Path) -> None:
     layout = nyud_layout.write(tmp_path / "NYUDv2", train=["0001"], val=["0002"])
-    prepare.prepare("nyud", layout, tmp_path / "built")
+    prepare.prepare("nyud", layout, tmp_path / "built", allow_subset=True)
     plain.dataset.data_dir = str(tmp_path / "built")
     assert shown(train(plain, 2)) == ["0001"] * 8
 
@@ -152,6 +155,36 @@ def test_augmentation_follows_its_strengths(plain: ml_collections.ConfigDict) ->
     assert len(np.unique(windows[:, 2])) > 4
 
 
+def test_every_strength_of_the_config_is_read(plain: ml_collections.ConfigDict) -> None:
+    unchanged = train(plain, 1)[0]["image"]
+
+    def differs(**strengths: float) -> bool:
+        config = plain.copy_and_resolve_references()
+        config.augment.photometric_probability = 1.0
+        for name in ("contrast_min", "contrast_max", "saturation_min", "saturation_max"):
+            config.augment[name] = 1.0
+        config.augment.brightness, config.augment.hue = 0.0, 0
+        before = train(config, 1)[0]["image"]
+        config.augment.update(strengths)
+        return not np.array_equal(train(config, 1)[0]["image"], before)
+
+    assert differs(brightness=32.0) and differs(hue=18)
+    assert differs(contrast_min=0.5) and differs(contrast_max=1.5)
+    assert differs(saturation_min=0.5) and differs(saturation_max=1.5)
+    assert not differs() and differs(photometric_probability=0.0)  # HSV and back rounds
+    plain.augment.photometric_probability = 0.5
+    assert not np.array_equal(train(plain, 1)[0]["image"], unchanged)
+
+    plain.dataset.image_size = (16, 16)
+    first = train(plain, 3)
+    plain.augment.crop_max_class_share = 0.01
+    redrawn = train(plain, 3)
+    assert any((a["image"] != b["image"]).any() for a, b in zip(first, redrawn, strict=True))
+    plain.augment.crop_redraws = 0
+    for one, other in zip(first, train(plain, 3), strict=True):
+        assert_same(one, other)
+
+
 @pytest.mark.parametrize(
     ("batch_size", "processes", "cache"),
     [(1, 1, True), (2, 1, False), (3, 1, True), (8, 1, False), (2, 2, True), (4, 2, False), (4, 4, True), (8, 4, True)],
@@ -179,7 +212,7 @@ def test_evaluation_of_a_part_and_of_another_split(config: ml_collections.Config
     config.dataset.train_split, config.dataset.eval_split = "val", "train"
     assert [i for batch in evaluation(config, 5) for i in batch["id"]] == list(nyud_layout.TRAIN)
     config.augment.scale_min = config.augment.scale_max = 1.0
-    config.augment.flip_probability = 0.0
+    config.augment.flip_probability = config.augment.photometric_probability = 0.0
     assert set(shown(train(config, 3))) == set(nyud_layout.VAL)
 
 
@@ -194,23 +227,20 @@ def test_downscale_reduces_every_frame(plain: ml_collections.ConfigDict) -> None
 
 
 class CountingSource:
-    """Three flat frames; counts how often each is decoded."""
+    """Flat frames; counts how often each is decoded."""
+
+    labels = ("semseg",)
 
     def __init__(self) -> None:
         self.loads = [0, 0, 0]
 
     def __len__(self) -> int:
-        return 3
+        return len(self.loads)
 
-    def load(self, index: tf.Tensor) -> dict[str, tf.Tensor]:
-        def count(i: int) -> np.int64:
-            self.loads[i] += 1
-            return i
-
-        value = tf.numpy_function(count, [index], tf.int64)
-        value.set_shape(())
-        flat = tf.fill((8, 8, 1), tf.cast(value, tf.uint8))
-        return {"image": tf.tile(flat, [1, 1, 3]), "semseg": flat, "id": tf.strings.as_string(value)}
+    def load(self, index: int) -> dict[str, Any]:
+        self.loads[index] += 1
+        flat = np.full((8, 8, 1), index, np.uint8)
+        return {"image": flat.repeat(3, axis=2), "semseg": flat, "id": str(index)}
 
 
 @pytest.fixture
@@ -240,6 +270,66 @@ def test_the_cache_decodes_an_example_once(config: ml_collections.ConfigDict, co
     evaluation(config, 3)
     evaluation(config, 3)
     assert counting.loads == [3, 3, 3]
+
+
+def test_a_process_reads_its_own_part_only(config: ml_collections.ConfigDict, counting: CountingSource) -> None:
+    config.dataset.cache = False
+    counting.loads = [0] * 16
+    evaluation(config, 8, process_index=1, process_count=4)
+    assert [index for index, loads in enumerate(counting.loads) if loads] == [2, 3, 10, 11]
+    counting.loads = [0] * 16
+    config.batch_size = 8
+    epoch = [pipeline.shuffled_index(position, config.seed, 16) for position in range(16)]
+    batches = pipeline.train_batches(config, tasks.from_config(config), process_index=1, process_count=4)
+    seen = [int(label[0, 0, 0]) for batch in itertools.islice(batches, 2) for label in batch["semseg"]]
+    assert seen == [epoch[2], epoch[3], epoch[10], epoch[11]]
+
+
+def test_a_fault_while_reading_is_raised_as_it_is(
+    config: ml_collections.ConfigDict, counting: CountingSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(index: int) -> dict[str, Any]:
+        raise UserError(f"frame {index} is broken")
+
+    monkeypatch.setattr(counting, "load", broken)
+    with pytest.raises(UserError, match=r"^frame 0 is broken$"):
+        evaluation(config, 1)
+
+
+_PROCESS = """
+import itertools, sys
+import numpy as np
+from configs import nyud
+from input_pipeline import pipeline
+from taskexpert_jax import tasks
+data_dir, index, output = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+config = nyud.get_config("vit_b16")
+config.dataset.data_dir, config.dataset.image_size, config.batch_size, config.seed = data_dir, (32, 48), 10, 3
+config.augment.scale_min = config.augment.scale_max = 1.0
+config.augment.flip_probability = config.augment.photometric_probability = 0.0
+built = tasks.from_config(config)
+place = {"process_index": index, "process_count": 2}
+train = [batch["image"] for batch in itertools.islice(pipeline.train_batches(config, built, **place), 2)]
+evaluated = [batch["id"] for batch in pipeline.eval_batches(config, built, batch_size=2, **place)]
+np.savez(output, train=np.stack(train), evaluated=np.concatenate(evaluated))
+"""
+
+
+def test_two_processes_read_each_example_once(built: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Two programs of their own: two epochs of five training frames in each global batch, and the evaluation set."""
+    root = pathlib.Path(__file__).parent.parent
+    outputs = [tmp_path / f"{index}.npz" for index in range(2)]
+    commands = [[sys.executable, "-c", _PROCESS, str(built), str(i), str(output)] for i, output in enumerate(outputs)]
+    programs = [subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) for command in commands]
+    for program in programs:
+        _, errors = program.communicate(timeout=120)
+        assert program.returncode == 0, errors
+    results = [np.load(output) for output in outputs]
+    assert sorted(i for result in results for i in result["evaluated"]) == ["", *sorted(nyud_layout.VAL)]
+    for step in range(2):
+        first, second = (shown([{"image": result["train"][step]}]) for result in results)
+        assert sorted(first + second) == sorted(2 * nyud_layout.TRAIN)
+        assert sorted(first) == sorted(nyud_layout.TRAIN)
 
 
 def test_the_cache_keeps_only_what_is_read(config: ml_collections.ConfigDict, counting: CountingSource) -> None:
@@ -279,7 +369,7 @@ def test_what_cannot_work_is_said_at_the_call(config: ml_collections.ConfigDict)
     with pytest.raises(UserError, match=r"^a batch of 5 cannot be split over 2 processes"):
         pipeline.eval_batches(config, built_tasks, batch_size=5, process_count=2)
     parts = tasks.build(["human_parts"], loss_weights={"human_parts": 1.0})
-    with pytest.raises(UserError, match=r"^data set 'nyud' has no labels for task 'human_parts'; it has \['depth', 'e"):
+    with pytest.raises(UserError, match=r"^data set 'nyud' has no labels for task 'human_parts'; it has semseg, depth"):
         pipeline.train_batches(config, parts)
     for downscale in (0.0, 1.5):
         config.dataset.downscale = downscale

@@ -1,10 +1,11 @@
-"""Joint transforms: image and labels stay one scene, label values keep their meaning, every strength has its effect."""
+"""Joint transforms against plain definitions: image and labels stay one scene, every strength has its effect."""
 
 from collections.abc import Sequence
+import functools
+from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from input_pipeline import transforms
 from taskexpert_jax import tasks
@@ -14,10 +15,15 @@ TASKS = tasks.build(
     NAMES, loss_weights=dict.fromkeys(NAMES, 1.0), semseg_classes=[f"class {number}" for number in range(40)]
 )
 BY_NAME = {task.name: task for task in TASKS}
-
-
-def seed(number: int) -> tf.Tensor:
-    return tf.constant([number, 7], tf.int64)
+ANY_CROP: dict[str, Any] = {"max_class_share": 1.0, "redraws": 10}
+PHOTOMETRIC: dict[str, Any] = {
+    "brightness": 32.0,
+    "contrast": (0.5, 1.5),
+    "saturation": (0.5, 1.5),
+    "hue": 18,
+    "probability": 0.5,
+}
+UNCHANGED: dict[str, Any] = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0}
 
 
 def example(height: int = 33, width: int = 46) -> dict[str, np.ndarray]:
@@ -37,74 +43,32 @@ def example(height: int = 33, width: int = 46) -> dict[str, np.ndarray]:
     }
 
 
-def arrays(result: dict[str, tf.Tensor]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value) for name, value in result.items()}
-
-
-def tensors(given: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
-    return {name: tf.constant(value) for name, value in given.items()}
-
-
 def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray], names: Sequence[str]) -> None:
     for name in names:
         assert one[name].dtype == other[name].dtype, name
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_flip_mirrors_and_negates_x_of_normals() -> None:
-    given = example()
-    flipped = arrays(transforms.flip(tensors(given), TASKS))
-    for name, value in given.items():
-        sign = np.array([-1, 1, 1], np.float16) if name == "normals" else value.dtype.type(1)
-        np.testing.assert_array_equal(flipped[name], value[:, ::-1] * sign, err_msg=name)
+def scaled_and_cropped(given: dict[str, np.ndarray], number: int, size: tuple[int, int], **strengths: Any):
+    strengths = {"scale_min": 0.5, "scale_max": 2.0, **ANY_CROP, **strengths}
+    return transforms.random_scale_and_crop(given, TASKS, (number, 7), size=size, **strengths)
 
 
-def test_flip_twice_is_the_identity() -> None:
-    given = example()
-    assert_same(arrays(transforms.flip(transforms.flip(tensors(given), TASKS), TASKS)), given, list(given))
+def read_scale(given: dict[str, np.ndarray], number: int, **strengths: Any) -> float:
+    """The scale that is drawn, read off a label that is constant over the picture."""
+    flat = {**given, "depth": np.ones_like(given["depth"])}
+    depth = scaled_and_cropped(flat, number, (1000, 1000), **strengths)["depth"]
+    assert np.ptp(depth) == 0
+    return float(1 / depth[0, 0, 0])
 
 
-def test_random_flip_follows_its_probability() -> None:
-    given = tensors(example(4, 6))
-
-    def share(probability: float) -> float:
-        results = [transforms.random_flip(given, TASKS, seed(n), probability=probability) for n in range(200)]
-        return float(np.mean([np.array_equal(r["image"], given["image"][:, ::-1]) for r in results]))
-
-    assert share(0.0) == 0 and share(1.0) == 1
-    assert 0.4 < share(0.5) < 0.6
+# -------------------------------------------------------------------------------------------------------------- scale
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.5, 0.6), (1.0, 1.0), (1.7, 2.0)])
-def test_scale_divides_depth_and_rounds_sizes_down(low: float, high: float) -> None:
-    given = example()
-    scaled = arrays(transforms.random_scale(tensors(given), TASKS, seed(3), scale_min=low, scale_max=high))
-    # The scale is read off a label that is constant over the picture.
-    flat = tensors({**given, "depth": np.ones_like(given["depth"])})
-    depth_of_one = arrays(transforms.random_scale(flat, TASKS, seed(3), scale_min=low, scale_max=high))["depth"]
-    assert np.ptp(depth_of_one) == 0
-    scale = 1 / depth_of_one[0, 0, 0]
-    assert low * (1 - 1e-6) <= scale <= high * (1 + 1e-6)
-    size = tuple(np.floor(np.array([33, 46]) * scale + 1e-4).astype(int))
-    for name, value in given.items():
-        assert scaled[name].shape == (*size, value.shape[2]) and scaled[name].dtype == value.dtype
-    nearest = tf.image.resize(given["depth"], size, method="nearest").numpy()
-    np.testing.assert_allclose(scaled["depth"] * scale, nearest, rtol=1e-6)
-    if low == high:
-        assert_same(scaled, given, list(given))
-
-
-def test_scale_takes_labels_from_the_nearest_pixel() -> None:
-    """As TensorFlow's own resize, which is three times slower."""
-    random = np.random.default_rng(0)
-    for _ in range(20):
-        height, width = random.integers(1, 60, 2)
-        given = {name: value[:height, :width] for name, value in example(60, 60).items()}
-        size = tf.constant(random.integers(1, 130, 2).astype(np.int32))
-        resized = transforms._resize(tensors(given), TASKS, size, "bilinear")
-        for task in TASKS:
-            expected = tf.image.resize(given[task.name], size, method="nearest")
-            np.testing.assert_array_equal(resized[task.name], expected, err_msg=task.name)
+def _nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Each new pixel takes the old one that its centre falls into; exactly, in whole numbers."""
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, label.shape, strict=False))
+    return label[rows[:, None], columns]
 
 
 def _bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -120,79 +84,347 @@ def _bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize("size", [(19, 30), (33, 46), (61, 90)])
-def test_scale_interpolates_the_image_as_the_protocol(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("number", range(12))
+def test_scale_resizes_as_defined_and_divides_depth(number: int) -> None:
     given = example()
-    resized = transforms._resize(tensors(given), TASKS, tf.constant(size), "bilinear")["image"].numpy()
-    assert np.abs(resized - _bilinear(given["image"], size)).max() <= 0.5 + 1e-3  # rounded to uint8
+    scale = read_scale(given, number)
+    scaled = scaled_and_cropped(given, number, (1000, 1000))
+    size = (int(33 * scale + 1e-4), int(46 * scale + 1e-4))
+    for task in TASKS:
+        expected = _nearest(given[task.name], size)
+        if task.name == "depth":
+            np.testing.assert_allclose(scaled["depth"], expected / scale, rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(scaled[task.name], expected, err_msg=task.name)
+        assert scaled[task.name].dtype == task.label_dtype
+    # OpenCV interpolates bytes with weights of 11 bits.
+    assert np.abs(scaled["image"] - _bilinear(given["image"], size)).max() < 1
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_image_and_labels_stay_aligned(axis: int) -> None:
-    """Stripes in the image and in the labels: after scale, crop and flip their borders lie on the same pixels."""
-    stripes = (np.arange(96) // 8 % 2).astype(np.uint8)
-    picture = np.broadcast_to(stripes[:, None] if axis == 0 else stripes, (96, 96))[..., None]
+def test_scale_is_drawn_evenly_from_its_range() -> None:
+    given = example(4, 4)
+    scales = np.array([read_scale(given, number) for number in range(400)])
+    assert 0.5 <= scales.min() < 0.52 and 1.98 < scales.max() < 2
+    counts, _ = np.histogram(scales, 5, (0.5, 2.0))
+    assert counts.min() > 50  # 80 expected, deviation 8
+    assert all(read_scale(given, number, scale_min=1.5, scale_max=1.5) == pytest.approx(1.5) for number in range(5))
+
+
+def test_a_scale_of_one_changes_nothing() -> None:
+    given = example()
+    assert_same(scaled_and_cropped(given, 0, (100, 100), scale_min=1, scale_max=1), given, list(given))
+
+
+@pytest.mark.parametrize("pattern", ["rows", "columns", "board"])
+def test_image_and_labels_stay_aligned(pattern: str) -> None:
+    """A checkerboard in the image and in the labels: after all transforms its borders lie on the same pixels."""
+    row, column = np.mgrid[:96, :96] // 8 % 2
+    picture = {"rows": row, "columns": column, "board": row ^ column}[pattern].astype(np.uint8)[..., None]
     given = {**example(96, 96), "image": np.repeat(picture * np.uint8(255), 3, axis=2)}
-    given |= {name: np.ascontiguousarray(picture) for name in ("semseg", "edge", "sal", "human_parts")}
+    given |= dict.fromkeys(("semseg", "edge", "sal", "human_parts"), picture)
     given["depth"] = picture + np.float32(1)
     for number in range(12):
-        result = transforms.random_scale(tensors(given), TASKS, seed(number), scale_min=0.5, scale_max=2.0)
-        result = transforms.random_crop(result, TASKS, seed(number), size=(64, 80))
-        result = arrays(transforms.random_flip(result, TASKS, seed(number), probability=0.5))
+        result = scaled_and_cropped(given, number, (64, 80))
+        result = transforms.random_flip(result, TASKS, (number, 7), probability=0.5)
+        result = transforms.pad_centre(result, TASKS, size=(64, 80))
+        top, left, height, width = result["window"]
+        result = {
+            name: value[top : top + height, left : left + width] for name, value in result.items() if value.ndim > 1
+        }
         grey = result["image"][..., :1].astype(int)
-        clear = np.abs(grey - 127.5) > 1  # exactly halfway between two stripes, either is nearest
-        assert clear.mean() > 0.7
+        clear = np.abs(grey - 127.5) > 2  # exactly halfway between two squares, either is nearest
+        assert clear.mean() > 0.5
         for name in ("semseg", "edge", "sal", "human_parts"):
             np.testing.assert_array_equal(result[name][clear], grey[clear] > 127, err_msg=name)
         far = result["depth"].max()
         assert (result["depth"][clear] == far).tolist() == (grey[clear] > 127).tolist()
 
 
-def test_crop_is_a_window_of_the_picture_and_reaches_every_place() -> None:
+# --------------------------------------------------------------------------------------------------------------- crop
+
+
+def test_crop_is_a_window_of_the_scaled_picture() -> None:
+    given = example(20, 30)
+    for number in range(8):
+        whole = scaled_and_cropped(given, number, (1000, 1000), scale_min=1.2)
+        cropped = scaled_and_cropped(given, number, (18, 28), scale_min=1.2)
+        windows = np.lib.stride_tricks.sliding_window_view(whole["image"], (18, 28, 3))[..., 0, :, :, :]
+        places = np.argwhere((windows == cropped["image"]).all((2, 3, 4)))
+        assert len(places) == 1
+        top, left = places[0]
+        expected = {name: value[top : top + 18, left : left + 28] for name, value in whole.items()}
+        assert_same(cropped, expected, list(given))
+
+
+def test_crop_reaches_every_place_evenly() -> None:
     given = example(20, 30)
     row, column = np.mgrid[:20, :30]
     given["image"] = np.stack([row, column, row + column], axis=-1).astype(np.uint8)
-    places = set()
-    for number in range(150):
-        cropped = arrays(transforms.random_crop(tensors(given), TASKS, seed(number), size=(18, 28)))
+    places: dict[tuple[int, int], int] = {}
+    for number in range(450):
+        cropped = scaled_and_cropped(given, number, (18, 28), scale_min=1, scale_max=1)
         top, left = map(int, cropped["image"][0, 0, :2])
-        places.add((top, left))
-        expected = {name: value[top : top + 18, left : left + 28] for name, value in given.items()}
-        assert_same(cropped, expected, list(given))
-    assert places == {(top, left) for top in range(3) for left in range(3)}
+        places[top, left] = places.get((top, left), 0) + 1
+    assert set(places) == {(top, left) for top in range(3) for left in range(3)}
+    assert min(places.values()) > 25  # 50 expected, deviation 7
 
 
 def test_crop_keeps_a_side_that_is_small_enough() -> None:
     given = example(20, 30)
-    cropped = arrays(transforms.random_crop(tensors(given), TASKS, seed(0), size=(25, 12)))
+    cropped = scaled_and_cropped(given, 0, (25, 12), scale_min=1, scale_max=1)
     assert {name: value.shape[:2] for name, value in cropped.items()} == dict.fromkeys(given, (20, 12))
-    assert_same(arrays(transforms.random_crop(tensors(given), TASKS, seed(0), size=(20, 30))), given, list(given))
+
+
+def _uneven(width: int = 200) -> dict[str, np.ndarray]:
+    """Class 0 on the left three quarters, class 1 to its right, and a column of void."""
+    given = example(20, width)
+    given["semseg"][:] = 0
+    given["semseg"][:, 3 * width // 4 :] = 1
+    given["semseg"][:, -2:] = 255
+    return given
+
+
+def _largest_share(label: np.ndarray) -> float:
+    values, counts = np.unique(label[label != 255], return_counts=True)
+    return counts.max() / counts.sum() if len(values) > 1 else 1.0
+
+
+def test_crops_are_redrawn_until_they_are_varied() -> None:
+    given = _uneven()
+    crop = functools.partial(scaled_and_cropped, given, size=(20, 30), scale_min=1, scale_max=1)
+    first = [_largest_share(crop(n)["semseg"]) for n in range(100)]
+    never = [_largest_share(crop(n, max_class_share=0.75, redraws=0)["semseg"]) for n in range(100)]
+    some = [_largest_share(crop(n, max_class_share=0.75)["semseg"]) for n in range(100)]
+    many = [_largest_share(crop(n, max_class_share=0.75, redraws=1000)["semseg"]) for n in range(100)]
+    stricter = [_largest_share(crop(n, max_class_share=0.6, redraws=1000)["semseg"]) for n in range(100)]
+    assert first == never
+    share = np.mean(np.array(first) <= 0.75)  # of single draws
+    assert 0.02 < share < 0.3
+    assert np.mean(np.array(some) <= 0.75) == pytest.approx(1 - (1 - share) ** 11, abs=0.15)
+    assert 0.6 < max(many) <= 0.75
+    assert max(stricter) <= 0.6
+    kept = [a == b for a, b in zip(first, some, strict=True) if a <= 0.75]
+    assert kept and all(kept)  # a varied first draw stays
+
+
+def test_a_frame_of_one_class_keeps_its_last_draw() -> None:
+    given = _uneven()
+    given["semseg"][:] = 3
+    cropped = scaled_and_cropped(given, 0, (20, 30), scale_min=1, scale_max=1, max_class_share=0.75)
+    assert cropped["image"].shape == (20, 30, 3)
+
+
+def test_without_the_deciding_task_the_first_crop_is_taken() -> None:
+    given = _uneven()
+    others = [task for task in TASKS if not task.decides_crop]
+    assert len(others) == len(TASKS) - 1
+    strengths = {"size": (20, 30), "scale_min": 1.0, "scale_max": 1.0, "redraws": 10}
+    for number in range(20):
+        one = transforms.random_scale_and_crop(given, others, (number, 0), max_class_share=0.75, **strengths)
+        two = transforms.random_scale_and_crop(given, TASKS, (number, 0), max_class_share=1.0, **strengths)
+        assert_same(one, two, ["image", "depth"])
+
+
+# --------------------------------------------------------------------------------------------------------------- flip
+
+
+def test_flip_mirrors_and_negates_x_of_normals() -> None:
+    given = example()
+    flipped = transforms.flip(given, TASKS)
+    for name, value in given.items():
+        sign = np.array([-1, 1, 1], np.float16) if name == "normals" else value.dtype.type(1)
+        np.testing.assert_array_equal(flipped[name], value[:, ::-1] * sign, err_msg=name)
+
+
+def test_flip_twice_is_the_identity() -> None:
+    given = example()
+    assert_same(transforms.flip(transforms.flip(given, TASKS), TASKS), given, list(given))
+
+
+def test_random_flip_follows_its_probability() -> None:
+    given = example(4, 6)
+
+    def share(probability: float) -> float:
+        results = [transforms.random_flip(given, TASKS, (n, 7), probability=probability) for n in range(200)]
+        return float(np.mean([np.array_equal(r["image"], given["image"][:, ::-1]) for r in results]))
+
+    assert share(0.0) == 0 and share(1.0) == 1
+    assert 0.4 < share(0.5) < 0.6
+
+
+# -------------------------------------------------------------------------------------------------------- photometric
+
+
+def distorted(image: np.ndarray, number: int, **strengths: Any) -> np.ndarray:
+    return transforms.photometric_distortion(image, (number, 3), **{**PHOTOMETRIC, **strengths})
+
+
+def only(number: int, image: np.ndarray, **strengths: Any) -> np.ndarray:
+    """One of the changes alone, always."""
+    return distorted(image, number, **{**UNCHANGED, "probability": 1.0, **strengths})
+
+
+def grey(value: int) -> np.ndarray:
+    return np.full((1, 1, 3), value, np.uint8)
+
+
+def test_brightness_is_added() -> None:
+    amounts = np.array([int(only(n, grey(100), brightness=32.0)[0, 0, 0]) - 100 for n in range(600)])
+    assert amounts.min() == -32 and amounts.max() == 31  # rounded down
+    counts, _ = np.histogram(amounts, 4, (-32, 32))
+    assert counts.min() > 105  # 150 expected, deviation 11
+    for number in range(10):
+        ramp = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)
+        amount = amounts[number]
+        expected = np.clip(np.arange(256) + amount, 0, 255)
+        np.testing.assert_allclose(only(number, ramp, brightness=32.0)[0, :, 0], expected, atol=1)
+
+
+def test_contrast_multiplies() -> None:
+    factors = np.array([only(n, grey(160), contrast=(0.5, 1.5))[0, 0, 0] / 160 for n in range(600)])
+    assert 0.49 <= factors.min() < 0.52 and 1.48 < factors.max() < 1.5
+    counts, _ = np.histogram(factors, 4, (0.5, 1.5))
+    assert counts.min() > 105
+    assert (only(0, grey(200), contrast=(1.5, 1.5)) == 255).all()  # clipped
+
+
+def test_saturation_changes_saturation_alone() -> None:
+    colour = np.array([[[150, 100, 125]]], np.uint8)
+    found = []
+    for number in range(300):
+        red, green, blue = only(number, colour, saturation=(0.5, 1.5))[0, 0].astype(int)
+        assert red == 150  # the value, the largest component, stays
+        assert abs((blue - green) / (red - green) - 0.5) < 0.06  # so does the hue
+        found.append((red - green) / 50)
+    assert 0.47 < min(found) < 0.55 and 1.45 < max(found) < 1.53
+    np.testing.assert_allclose(np.mean(found), 1.0, atol=0.06)
+    assert (only(0, grey(90), saturation=(1.5, 1.5)) == 90).all()
+
+
+def test_hue_turns() -> None:
+    red = np.array([[[200, 0, 0]]], np.uint8)
+    turns = []
+    for number in range(600):
+        r, g, b = only(number, red, hue=18)[0, 0].astype(int)
+        assert r == 200 and min(g, b) == 0  # value and saturation stay
+        turns.append(round((g - b) / 200 * 30))  # 30 of 180 lead from red to yellow
+    assert set(turns) == set(range(-18, 18))
+    assert np.array_equal(only(0, grey(77), hue=90), grey(77))
+
+
+def test_contrast_comes_first_or_last_with_equal_chances() -> None:
+    """Saturation is lost where brightening clips, so the order shows."""
+    colour = np.array([[[200, 100, 100]]], np.uint8)
+    strengths = {"contrast": (1.5, 1.5), "saturation": (0.5, 0.5)}
+    # First: (255, 150, 150), then half the saturation of it; last: (200, 150, 150) times 1.5.
+    results = [tuple(map(int, only(n, colour, **strengths)[0, 0])) for n in range(300)]
+    first = sum(np.allclose(result, (255, 202, 202), atol=2) for result in results)
+    last = sum(np.allclose(result, (255, 225, 225), atol=2) for result in results)
+    assert first + last == 300 and 110 < first < 190
+
+
+def test_each_change_comes_with_the_probability() -> None:
+    colour = np.full((1, 1, 3), (200, 100, 150), np.uint8)  # the same after a way to HSV and back
+    for strength in ({"brightness": 32.0}, {"contrast": (0.5, 0.6)}, {"saturation": (0.5, 0.6)}, {"hue": 18}):
+        changed = [(distorted(colour, n, **{**UNCHANGED, **strength}) != colour).any() for n in range(300)]
+        assert 0.38 < np.mean(changed) < 0.62, strength
+    image = example(6, 6)["image"]
+    unchanged = [np.array_equal(distorted(image, n), image) for n in range(600)]
+    assert 0.03 < np.mean(unchanged) < 0.1  # none of the four: 1 / 16
+    assert np.array_equal(distorted(image, 0, probability=0.0), image)
+
+
+def _hsv(image: np.ndarray) -> list[np.ndarray]:
+    """OpenCV's 8-bit HSV by its definition: hue 0 to 179, saturation and value 0 to 255, rounded."""
+    red, green, blue = (image[..., channel].astype(float) for channel in range(3))
+    value = image.max(-1).astype(float)
+    chroma = value - image.min(-1)
+    safe = np.where(chroma == 0, 1, chroma)
+    hue = np.select(
+        [chroma == 0, value == red, value == green],
+        [0 * value, 60 * (green - blue) / safe, 120 + 60 * (blue - red) / safe],
+        240 + 60 * (red - green) / safe,
+    )
+    saturation = np.where(value == 0, 0, 255 * chroma / np.where(value == 0, 1, value))
+    return [np.round(hue % 360 / 2) % 180, np.round(saturation), value]
+
+
+def _rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
+    sector = hue / 30
+    channels = []
+    for offset in (5, 3, 1):
+        k = (offset + sector) % 6
+        channels.append(value * (1 - saturation / 255 * np.clip(np.minimum(k, 4 - k), 0, 1)))
+    return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def _bytes(values: np.ndarray) -> np.ndarray:
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def test_distortion_follows_its_definition() -> None:
+    """All changes in the protocol's order, in plain NumPy, from the same random numbers."""
+    image = example(30, 30)["image"]
+    kinds = set()
+    for number in range(60):
+        draw = transforms.generator((number, 3), transforms._COLOUR)
+        brighter, contrasted, saturated, turned = draw.random(4) < 0.5
+        first = draw.random() < 0.5
+        amount, contrast, saturation = draw.uniform(-32, 32), draw.uniform(0.5, 1.5), draw.uniform(0.5, 1.5)
+        turn = draw.integers(-18, 18)
+        expected = _bytes(image + np.float32(amount)) if brighter else image
+        if contrasted and first:
+            expected = _bytes(expected * np.float32(contrast))
+        if saturated or turned:
+            hue, strength, value = _hsv(expected)
+            strength = _bytes(strength * np.float32(saturation)) if saturated else strength
+            expected = _rgb((hue + (turn if turned else 0)) % 180, strength, value)
+        if contrasted and not first:
+            expected = _bytes(expected * np.float32(contrast))
+        # OpenCV's conversions round in fixed point. A hue halfway between two of the 180 may become either: 9 levels.
+        difference = np.abs(distorted(image, number).astype(int) - expected)
+        assert difference.max() <= 13 and difference.mean() < 0.2 and (difference > 1).mean() < 0.02
+        kinds.add((brighter, contrasted, first, saturated, turned))
+    assert len(kinds) > 20
+
+
+def test_the_image_that_was_given_stays_as_it_was() -> None:
+    image = example()["image"]
+    before = image.copy()
+    for number in range(5):
+        distorted(image, number, probability=1.0)
+    np.testing.assert_array_equal(image, before)
+
+
+# ------------------------------------------------------------------------------------------- padding and invalid marks
 
 
 @pytest.mark.parametrize("size", [(20, 30), (21, 33), (28, 30), (31, 45)])
 def test_padding_surrounds_the_picture(size: tuple[int, int]) -> None:
     given = example(20, 30)
-    padded = arrays(transforms.pad_centre(tensors(given), TASKS, size=size))
+    padded = transforms.pad_centre(given, TASKS, size=size)
     top, left, height, width = padded["window"]
     assert padded["window"].dtype == np.int32
     assert (top, left, height, width) == ((size[0] - 20) // 2, (size[1] - 30) // 2, 20, 30)
     outside = np.ones(size, bool)
     outside[top : top + height, left : left + width] = False
     for name, value in given.items():
-        assert padded[name].shape == (*size, value.shape[2])
+        assert padded[name].shape == (*size, value.shape[2]) and padded[name].dtype == value.dtype
         np.testing.assert_array_equal(padded[name][~outside], value.reshape(-1, value.shape[2]), err_msg=name)
-        pad = 0 if name in ("image", "depth", "normals") else 255
-        assert (padded[name][outside] == pad).all(), name
+        assert (padded[name][outside] == (0 if name == "image" else BY_NAME[name].ignore)).all(), name
 
 
 def test_invalid_pixels_get_the_ignore_value() -> None:
     given = example()
-    marked = arrays(transforms.mark_invalid(tensors(given), TASKS))
+    given["normals"][3, 4] = (0, 0, 1)  # two components alone do not make a normal invalid
+    before = {name: value.copy() for name, value in given.items()}
+    marked = transforms.mark_invalid(given, TASKS)
     np.testing.assert_array_equal(marked["depth"], np.where(given["depth"] == 0, np.float32(-1), given["depth"]))
     no_direction = (given["normals"] == 0).all(-1, keepdims=True)
     assert 0 < no_direction.mean() < 0.2
     np.testing.assert_array_equal(marked["normals"], np.where(no_direction, np.float16(255), given["normals"]))
     assert_same(marked, given, ["image", "semseg", "edge", "human_parts", "sal"])
+    assert_same(given, before, list(given))  # kept examples are marked again and again
 
 
 def test_parts_without_a_part_are_ignored() -> None:
@@ -200,21 +432,32 @@ def test_parts_without_a_part_are_ignored() -> None:
     for value in (0, 255):
         given["human_parts"][:, ::2] = 0
         given["human_parts"][:, 1::2] = value
-        marked = arrays(transforms.mark_invalid(tensors(given), TASKS))
-        assert (marked["human_parts"] == 255).all()
+        assert (transforms.mark_invalid(given, TASKS)["human_parts"] == 255).all()
     given["human_parts"][5, 5] = 3  # a single pixel of a part
-    assert_same(arrays(transforms.mark_invalid(tensors(given), TASKS)), given, ["human_parts"])
+    assert_same(transforms.mark_invalid(given, TASKS), given, ["human_parts"])
+
+
+def test_a_label_that_is_missing_counts_nowhere() -> None:
+    given = example() | {"id": "a"}
+    for task in TASKS:
+        partial = {name: value for name, value in given.items() if name != task.name}
+        filled = transforms.fill_missing(partial, TASKS)
+        assert_same(filled, partial, [name for name in given if name not in (task.name, "id")])
+        result = scaled_and_cropped(filled, 1, (40, 40), max_class_share=0.75)
+        result = transforms.flip(result, TASKS)
+        result = transforms.pad_centre(transforms.mark_invalid(result, TASKS), TASKS, size=(40, 40))
+        assert result[task.name].dtype == task.label_dtype
+        assert (result[task.name] == task.ignore).all(), task.name
+    assert set(transforms.fill_missing(given, TASKS[:2])) == {"image", "id", "semseg", "depth"}
 
 
 def test_labels_keep_their_values_through_all_transforms() -> None:
     given = example()
     units = np.unique(given["normals"].reshape(-1, 3), axis=0)
     for number in range(8):
-        result = transforms.random_scale(tensors(given), TASKS, seed(number), scale_min=0.5, scale_max=2.0)
-        result = transforms.random_crop(result, TASKS, seed(number + 100), size=(40, 40))
-        result = transforms.random_flip(result, TASKS, seed(number + 200), probability=0.0)
-        result = transforms.pad_centre(result, TASKS, size=(40, 40))
-        result = arrays(transforms.mark_invalid(result, TASKS))
+        result = scaled_and_cropped(given, number, (40, 40), max_class_share=0.75)
+        result = transforms.random_flip(result, TASKS, (number, 7), probability=0.0)
+        result = transforms.pad_centre(transforms.mark_invalid(result, TASKS), TASKS, size=(40, 40))
         assert set(np.unique(result["semseg"])) <= {*range(40), 255}
         assert set(np.unique(result["human_parts"])) <= {*range(7), 255}
         assert set(np.unique(result["edge"])) == set(np.unique(result["sal"])) == {0, 1, 255}
@@ -226,22 +469,45 @@ def test_labels_keep_their_values_through_all_transforms() -> None:
             assert result[task.name].dtype == task.label_dtype
 
 
+# ---------------------------------------------------------------------------------------------------- downscale, seeds
+
+
 def test_downscale_averages_the_image_and_keeps_metres() -> None:
     given = example(32, 48)
-    reduced = arrays(transforms.downscale(tensors(given), TASKS, 0.5))
+    reduced = transforms.downscale(given, TASKS, 0.5)
     mean = given["image"].reshape(16, 2, 24, 2, 3).mean(axis=(1, 3))
     assert np.abs(reduced["image"] - mean).max() <= 0.5
     for task in TASKS:
         np.testing.assert_array_equal(reduced[task.name], given[task.name][1::2, 1::2], err_msg=task.name)
-    assert arrays(transforms.downscale(tensors(example(425, 56)), TASKS, 0.5))["image"].shape == (212, 28, 3)
+    assert transforms.downscale(example(425, 56), TASKS, 0.5)["image"].shape == (212, 28, 3)
 
 
-def test_same_seed_same_result_other_seed_another() -> None:
-    given = tensors(example())
+def test_every_transform_is_a_function_of_example_and_seed() -> None:
+    given = example()
 
-    def augmented(number: int) -> dict[str, np.ndarray]:
-        result = transforms.random_scale(given, TASKS, seed(number), scale_min=0.5, scale_max=2.0)
-        return arrays(transforms.random_crop(result, TASKS, seed(number), size=(20, 20)))
+    def augmented(run: int, position: int) -> dict[str, np.ndarray]:
+        strengths = {"scale_min": 0.5, "scale_max": 2.0, **ANY_CROP}
+        result = transforms.random_scale_and_crop(given, TASKS, (run, position), size=(20, 20), **strengths)
+        result = transforms.random_flip(result, TASKS, (run, position), probability=0.5)
+        return {**result, "image": transforms.photometric_distortion(result["image"], (run, position), **PHOTOMETRIC)}
 
-    assert_same(augmented(1), augmented(1), list(given))
-    assert augmented(1)["depth"].max() != augmented(2)["depth"].max()
+    assert_same(augmented(1, 5), augmented(1, 5), list(given))
+    for run, position in ((2, 5), (1, 6)):
+        assert augmented(1, 5)["depth"].max() != augmented(run, position)["depth"].max()
+
+
+def test_a_strength_does_not_change_what_others_draw() -> None:
+    given = example(40, 60)
+    for number in range(6):
+        scale = read_scale(given, number)
+        assert read_scale(given, number, max_class_share=0.1, redraws=3) == scale
+    image = given["image"]
+    for number in range(6):
+        alone = distorted(image, number, saturation=(1.0, 1.0), hue=0, contrast=(1.0, 1.0))
+        np.testing.assert_array_equal(
+            alone, distorted(image, number, saturation=(1.0, 1.0), hue=0, contrast=(1.0, 1.0))
+        )
+        turned = distorted(image, number, brightness=0.0, saturation=(1.0, 1.0), contrast=(1.0, 1.0))
+        np.testing.assert_array_equal(
+            turned, distorted(image, number, brightness=0.0, saturation=(1.0, 1.0), contrast=(1.0, 1.0))
+        )
