@@ -7,10 +7,12 @@ same for any number of processes. Each process reads its own rows only.
 The work on an example is NumPy and OpenCV; tf.data gives it threads, batches and prefetching.
 """
 
+import atexit
 from collections.abc import Callable, Iterator, Sequence
 import functools
 import os
 from typing import Any
+import weakref
 
 import numpy as np
 import tensorflow as tf
@@ -28,8 +30,18 @@ tf.config.set_visible_devices([], "TPU")
 
 _ORDER = 0  # stream of random numbers; the others are the transforms'
 
+# Batches that somebody still iterates over. They are ended before Python ends: TensorFlow's threads, which call back into
+# Python, would else meet an interpreter that is half gone and abort the program, whatever its exit status should be.
+_iterating: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
 # Decoded examples of the splits opened so far in this process, by what they depend on.
 _kept: dict[str, "KeptSource"] = {}
+
+
+@atexit.register
+def _end_iterations() -> None:
+    for batches in list(_iterating):
+        batches.close()
 
 
 class ReducedSource:
@@ -90,6 +102,33 @@ def open_source(config: Any, tasks: Sequence[Task], split: str) -> Source:
     if config.cache:
         opened = _kept[key] = KeptSource(opened)
     return opened
+
+
+def record_fingerprint(config: Any) -> None:
+    """Fills in `config.dataset.fingerprint`, so that it is recorded which data a run has seen.
+
+    A data set is known by its `fingerprint(config.dataset)`, one built from an archive by what `prepare` has recorded;
+    other data sets are not: those have no such field.
+
+    config: the whole config.
+
+    Raises:
+      UserError: the field names other data, or there are none.
+    """
+    dataset = config.dataset
+    module = records.dataset_module(dataset.name)
+    if hasattr(module, "fingerprint"):
+        found = module.fingerprint(dataset)
+    elif hasattr(module, "Builder"):
+        found = records.fingerprint(module.Builder, dataset.data_dir)
+    else:
+        return
+    if dataset.fingerprint not in ("", found):
+        raise UserError(
+            f"config.dataset.fingerprint={dataset.fingerprint}, but the data of {dataset.name!r} are {found}; "
+            "give the data_dir of the data that you mean, or leave the field empty to take these"
+        )
+    dataset.fingerprint = found
 
 
 def _rows_of_process(batch_size: int, process_count: int) -> int:
@@ -195,17 +234,22 @@ def _batches(
     # One example a thread: threads inside single operations would only get in each other's way.
     options.threading.max_intra_op_parallelism = 1
     options.threading.private_threadpool_size = threads or os.cpu_count() or 1
-    failed = tf.errors.OpError  # `tf` is gone when Python closes a generator at exit
-    try:
-        batch: Any
-        for batch in dataset.with_options(options).as_numpy_iterator():
-            if "id" in batch:
-                batch["id"] = np.array([example_id.decode() for example_id in batch["id"]])
-            yield batch
-    except failed:
-        if failures:
-            raise failures[0] from None
-        raise
+
+    def iterate() -> Iterator[Batch]:
+        try:
+            batch: Any
+            for batch in dataset.with_options(options).as_numpy_iterator():
+                if "id" in batch:
+                    batch["id"] = np.array([example_id.decode() for example_id in batch["id"]])
+                yield batch
+        except tf.errors.OpError:
+            if failures:
+                raise failures[0] from None
+            raise
+
+    batches = iterate()
+    _iterating.add(batches)
+    return batches
 
 
 def train_batches(

@@ -332,6 +332,18 @@ def test_two_processes_read_each_example_once(built: pathlib.Path, tmp_path: pat
         assert sorted(first) == sorted(nyud_layout.TRAIN)
 
 
+def test_a_program_may_end_in_the_middle_of_an_iteration(built: pathlib.Path) -> None:
+    """Its exit status is its own; TensorFlow's threads would abort it."""
+    program = (
+        "import sys; from configs import nyud; from input_pipeline import pipeline; from taskexpert_jax import tasks;"
+        f"config = nyud.get_config('vit_b16'); config.dataset.data_dir = {str(built)!r};"
+        "batches = pipeline.train_batches(config, tasks.from_config(config)); next(batches); sys.exit(3)"
+    )
+    root = pathlib.Path(__file__).parent.parent
+    ended = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 3, ended.stderr
+
+
 def test_the_cache_keeps_only_what_is_read(config: ml_collections.ConfigDict, counting: CountingSource) -> None:
     config.eval.max_examples = 1
     evaluation(config, 1)
