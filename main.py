@@ -8,13 +8,13 @@ python main.py --mode=predict --config=... --workdir=DIR --images=FILE_OR_DIR --
 from collections.abc import Sequence
 import functools
 import pathlib
-import sys
 
 from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from taskexpert_jax import sharding
+from taskexpert_jax import command_line, sharding
+from taskexpert_jax import workdir as workdirs
 from taskexpert_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and variant: configs/nyud.py:vit_b16.")
@@ -39,6 +39,7 @@ def _run() -> None:
     from input_pipeline import pipeline  # hides accelerators from TensorFlow
     from taskexpert_jax.tasks import from_config
 
+    pipeline.record_fingerprint(config)
     tasks = from_config(config)
     place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batch_size = config.eval.batch_size
@@ -46,6 +47,8 @@ def _run() -> None:
     if _MODE.value == "evaluate":
         from taskexpert_jax.evaluate import evaluate
 
+        if note := workdirs.note_other_data(workdir, config.to_dict()):
+            print(note)
         evaluate(config, workdir, _CHECKPOINT.value, eval_batches)
     else:
         from taskexpert_jax.train import train
@@ -69,26 +72,9 @@ def main(argv: Sequence[str]) -> None:
         sharding.start_distributed()
         _run()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; wrong flags, fields or config files end in one line, not a trace."""
-    try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        text = str(error).strip()
-        if "Traceback" in text:  # of a config file that raised
-            text = text.splitlines()[-1]
-        elif isinstance(error, AttributeError | KeyError):
-            hint = "" if "Did you mean" in text else "; all fields are in configs/defaults.py and the config's own file"
-            cause = error.args[0]  # ConfigDict's text, or its error wrapped in another
-            text = f"unknown config field {cause.args[0] if isinstance(cause, Exception) else cause}{hint}"
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
-        sys.exit(2)
+        command_line.fail(str(error))
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -62,6 +62,14 @@ def base(variant: str) -> ConfigDict:
     config.eval.batch_size = 8  # global
     config.eval.every_steps = 2_000  # during training, and at the end
     config.eval.max_examples = 0  # 0: the whole split
+    config.eval.flip = False  # average predictions with those for the mirrored image
+    config.eval.scales = (1.0,)  # average predictions for the image resized by each of these
+    config.eval.image_size = ()  # frames larger than dataset.image_size are seen in windows of that size; (): as large
+    config.eval.overlap = 1 / 3  # of neighbouring windows at least, as a share of their sides
+    config.eval.boundary = ConfigDict()  # the boundary benchmark, of --mode=evaluate
+    config.eval.boundary.odsf = True  # whether it is run: about half a second of a core for a full-size image
+    config.eval.boundary.labels = "lines"  # lines: what is not 0 is a boundary; regions: where the label changes
+    config.eval.boundary.max_dist = 0.0075  # between matched pixels, as a share of the image's diagonal
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 2_000  # and at the end; the latest and the best are kept
     config.checkpoint.best_task = "semseg"  # the best checkpoint is kept by this task's published metric

@@ -1,21 +1,14 @@
-"""What data set archives have in common: faults by the line, pictures read with care, id files, members, extraction.
-
-Nothing here needs TensorFlow: the processes that read examples import it.
-"""
+"""What data set archives have in common: faults by the line, pictures read with care, id files, members, extraction."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent import futures
+from collections.abc import Callable, Iterable, Mapping
 import functools
 import hashlib
 import io
 import lzma
-import multiprocessing
 import os
 import pathlib
-import signal
 import tarfile
-import threading
 from types import ModuleType
 from typing import NamedTuple, TypeVar
 import zlib
@@ -24,6 +17,7 @@ import numpy as np
 from PIL import Image
 import tqdm
 
+from taskexpert_jax import images
 from taskexpert_jax.errors import UserError
 
 T = TypeVar("T")
@@ -78,7 +72,7 @@ def read_picture(root: pathlib.Path, member: str, channels: int) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as picture:
             mode = picture.mode
             array = np.asarray(picture.convert("RGB") if channels == 3 else picture)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except images.UNREADABLE as error:
         raise Problems([f"{member} is corrupt, it does not decode as a picture; {AGAIN}"]) from error
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
@@ -204,63 +198,27 @@ Parts = dict[str, np.ndarray | bytes]
 
 
 class Reading(NamedTuple):
-    """An example as it was read: its parts and their digest, or what is wrong with it."""
+    """An example as it was read: its parts and their digest, or its faults and neither."""
 
     parts: Parts | None
-    digest: bytes
+    digest: str
     faults: tuple[str, ...]
 
 
-def _read(read_example: Callable[[pathlib.Path, str], Parts], root: pathlib.Path, example_id: str) -> Reading:
+def read_with_digest(
+    read_example: Callable[[pathlib.Path, str], Parts], root: pathlib.Path, example_id: str
+) -> Reading:
+    """The example as `read_example` gives it, with the SHA-256 of its parts' names, types, shapes and contents."""
     try:
         parts = read_example(root, example_id)
     except Problems as problems:
-        return Reading(None, b"", problems.lines)
+        return Reading(None, "", problems.lines)
     digest = hashlib.sha256()
-    for name in sorted(parts):
-        part = parts[name]
-        if isinstance(part, np.ndarray):
-            digest.update(f"{name} {part.dtype} {part.shape}\n".encode())
-        else:
-            digest.update(f"{name} {len(part)}\n".encode())
-        digest.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
-    return Reading(parts, digest.digest(), ())
-
-
-def read_examples(module: ModuleType, root: pathlib.Path, ids: Iterable[str]) -> Iterator[Reading]:
-    """Each example in order, read by all cores; only a few are in flight.
-
-    By threads, or by processes if the module's `READ_IN_PROCESSES` says that its decoding holds Python's lock.
-    """
-    workers = os.cpu_count() or 1
-    if getattr(module, "READ_IN_PROCESSES", False):
-        context = multiprocessing.get_context("spawn")  # forking would copy the threads' locks, held or not
-        pool: futures.Executor = futures.ProcessPoolExecutor(workers, context, initializer=_start_worker)
-    else:
-        pool = futures.ThreadPoolExecutor(workers)
-    try:
-        flying: collections.deque[futures.Future[Reading]] = collections.deque()
-        for example_id in ids:
-            flying.append(pool.submit(_read, module.read_example, root, example_id))
-            if len(flying) > 4 * workers:
-                yield flying.popleft().result()
-        while flying:
-            yield flying.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """A process that reads ends with its parent, and leaves Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
+    for name, part in sorted(parts.items()):
+        kind = f"{part.dtype.str} {part.shape}" if isinstance(part, np.ndarray) else f"{len(part)} bytes"
+        digest.update(f"{name} {kind}\n".encode())
+        digest.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
+    return Reading(parts, digest.hexdigest(), ())
 
 
 def extract(archive: pathlib.Path, target: pathlib.Path) -> None:
@@ -276,8 +234,8 @@ def extract(archive: pathlib.Path, target: pathlib.Path) -> None:
             while tar.fileobj is not None and tar.fileobj.read(2**20):
                 pass  # the checksum of a compressed file stands at its end, after the last member
     except tarfile.FilterError as error:
-        raise UserError(f"refused, as a member is unsafe to extract: {error}") from error
+        raise UserError(f"{archive}: refused, as a member is unsafe to extract: {error}") from error
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's trouble, not the archive's
-        raise UserError("it is not a tar file, or it is truncated or corrupt; get the archive again") from error
+        raise UserError(f"{archive}: it is not a tar file, or it is truncated or corrupt; {AGAIN}") from error

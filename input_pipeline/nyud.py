@@ -7,15 +7,17 @@ classes, `depth/ID.npy` float metres with 0 invalid, `normals/ID.png` n = 2*v/25
 import functools
 import io
 import pathlib
+import tokenize
 from typing import Any
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline import archives, records
+from input_pipeline import archives, class_names, records
 from input_pipeline.archives import AGAIN, Problems
 from input_pipeline.records import Example, Part
+from taskexpert_jax import images
 
 FOLDER = "NYUDv2"
 ID_FILES = {"train": "gt_sets/train.txt", "val": "gt_sets/val.txt"}
@@ -28,7 +30,7 @@ PARTS = {
     "normals": Part("uint8", 3),  # as coded in the file: half the size of the decoded ones
     "edge": Part("uint8", 1),
 }
-CLASS_COUNT = 40
+CLASSES = class_names.NYUD
 VOID = 255
 MAX_DEPTH = 1000  # metres; no sensor of the data set sees further, but depth in millimetres does
 # The three components of a normal by their code; OpenCV knows float16 only as bits.
@@ -66,8 +68,8 @@ def read_example(root: pathlib.Path, example_id: str) -> dict[str, np.ndarray]:
 
 def _read_classes(root: pathlib.Path, member: str) -> np.ndarray:
     stored = archives.read_picture(root, member, 1)
-    if stored.max() > CLASS_COUNT:
-        raise Problems([f"{member} has class {stored.max()}, beyond 0 (void) and 1 to {CLASS_COUNT}; {AGAIN}"])
+    if stored.max() > len(CLASSES):
+        raise Problems([f"{member} has class {stored.max()}, beyond 0 (void) and 1 to {len(CLASSES)}; {AGAIN}"])
     return np.where(stored == 0, np.uint8(VOID), stored - np.uint8(1))
 
 
@@ -84,7 +86,7 @@ def _read_depth(root: pathlib.Path, member: str) -> np.ndarray:
         stored = np.load(content, allow_pickle=False)
         if not isinstance(stored, np.ndarray) or stored.dtype.kind not in "fiu":
             raise ValueError("not an array of real numbers")
-    except (OSError, ValueError, EOFError) as error:
+    except (*images.UNREADABLE, tokenize.TokenError, MemoryError) as error:  # a header is a line of Python
         raise Problems([f"{member} is corrupt, it does not load as an array of numbers; {AGAIN}"]) from error
     depth = stored[..., None] if stored.ndim == 2 else stored
     if depth.ndim != 3 or depth.shape[2] != 1 or not depth.size:

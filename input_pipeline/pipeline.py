@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from input_pipeline import records, transforms
 from input_pipeline.records import Example, Source
+from taskexpert_jax import inputs
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task
 
@@ -30,8 +31,8 @@ tf.config.set_visible_devices([], "TPU")
 
 _ORDER = 0  # stream of random numbers; the others are the transforms'
 
-# Batches that somebody still iterates over. They are ended before Python ends: TensorFlow's threads, which call back into
-# Python, would else meet an interpreter that is half gone and abort the program, whatever its exit status should be.
+# Batches that somebody still iterates over. They are ended before Python ends: TensorFlow's threads, which call back
+# into Python, would else meet an interpreter that is half gone and abort the program, whatever its exit status.
 _iterating: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 # Decoded examples of the splits opened so far in this process, by what they depend on.
@@ -149,31 +150,38 @@ def shuffled_index(position: int, seed: int, count: int) -> int:
     return int(_epoch_order(seed, epoch, count)[place])
 
 
+def crop_strengths(config: Any) -> dict[str, Any]:
+    """The strengths of `transforms.random_scale_and_crop` in a config."""
+    augment = config.augment
+    return {
+        "size": tuple(config.dataset.image_size),
+        "scale_min": augment.scale_min,
+        "scale_max": augment.scale_max,
+        "max_class_share": augment.crop_max_class_share,
+        "redraws": augment.crop_redraws,
+    }
+
+
+def colour_strengths(config: Any) -> dict[str, Any]:
+    """The strengths of `transforms.photometric_distortion` in a config."""
+    augment = config.augment
+    return {
+        "brightness": augment.brightness,
+        "contrast": (augment.contrast_min, augment.contrast_max),
+        "saturation": (augment.saturation_min, augment.saturation_max),
+        "hue": augment.hue,
+        "probability": augment.photometric_probability,
+    }
+
+
 def augmented(example: Example, config: Any, tasks: Sequence[Task], position: int) -> Example:
     """The example of a source as training sees it at a position of the stream: the protocol's transforms in order."""
-    size, augment, seed = tuple(config.dataset.image_size), config.augment, (config.seed, position)
-    example = transforms.random_scale_and_crop(
-        example,
-        tasks,
-        seed,
-        size=size,
-        scale_min=augment.scale_min,
-        scale_max=augment.scale_max,
-        max_class_share=augment.crop_max_class_share,
-        redraws=augment.crop_redraws,
-    )
-    example = transforms.random_flip(example, tasks, seed, probability=augment.flip_probability)
-    image = transforms.photometric_distortion(
-        example["image"],
-        seed,
-        brightness=augment.brightness,
-        contrast=(augment.contrast_min, augment.contrast_max),
-        saturation=(augment.saturation_min, augment.saturation_max),
-        hue=augment.hue,
-        probability=augment.photometric_probability,
-    )
+    seed = (config.seed, position)
+    example = transforms.random_scale_and_crop(example, tasks, seed, **crop_strengths(config))
+    example = transforms.random_flip(example, tasks, seed, probability=config.augment.flip_probability)
+    image = transforms.photometric_distortion(example["image"], seed, **colour_strengths(config))
     example = transforms.mark_invalid({**example, "image": image}, tasks)
-    return transforms.pad_centre(example, tasks, size=size)
+    return transforms.pad_centre(example, tasks, size=tuple(config.dataset.image_size))
 
 
 def _train_example(source: Source, config: Any, tasks: Sequence[Task], position: int) -> Example:
@@ -189,8 +197,8 @@ def _eval_example(source: Source, size: tuple[int, int], tasks: Sequence[Task], 
     height, width = example["image"].shape[:2]
     if height > size[0] or width > size[1]:
         raise UserError(
-            f"example {example['id']} is {height}x{width} and does not fit "
-            f"config.dataset.image_size {size[0]}x{size[1]}"
+            f"example {example['id']} is {height}x{width} and does not fit frames of {size[0]}x{size[1]}; give larger "
+            f"ones, which are seen in windows: --config.eval.image_size='({max(height, size[0])},{max(width, size[1])})'"
         )
     example = transforms.pad_centre(transforms.mark_invalid(example, tasks), tasks, size=size)
     real = position < count
@@ -287,7 +295,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every example of the split once and in order, or the first `config.eval.max_examples` of them (0: all).
 
-    The last batch is filled up with examples of mask 0 and id "". Every process gets as many batches.
+    The last batch is filled up with examples of mask 0 and id "". Every process gets as many batches. Frames have
+    `config.eval.image_size`, or `config.dataset.image_size` where that is empty.
 
     Args:
       batch_size: the global one; a process gets its rows of it.
@@ -297,12 +306,14 @@ def eval_batches(
       as `train_batches`, and id (b,) str.
 
     Raises:
-      UserError: as `train_batches`; while iterating, a frame larger than config.dataset.image_size.
+      UserError: as `train_batches`; an eval.image_size that does not fit; while iterating, an image larger than that.
     """
     rows = _rows_of_process(batch_size, process_count)
-    source = open_source(config.dataset, tasks, split or config.dataset.eval_split)
+    size = inputs.frame_size(config)
+    dataset = config.dataset.copy_and_resolve_references()
+    dataset.image_size = size  # or a data set that reduces images would reduce them to the model's own size
+    source = open_source(dataset, tasks, split or dataset.eval_split)
     count = min(len(source), config.eval.max_examples or len(source))
-    size = tuple(config.dataset.image_size)
 
     def load(row: int) -> Example:
         position = (row // rows) * batch_size + process_index * rows + row % rows

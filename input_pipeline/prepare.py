@@ -1,50 +1,116 @@
-"""Builds a data set from its public archive: python -m input_pipeline.prepare DATASET --archive=PATH --data_dir=DIR.
+"""Verifies an archive and builds a data set: python -m input_pipeline.prepare DATASET --archive=PATH --data_dir=DIR.
 
-The archive is a tar file (.tar.gz or another compression) or the folder extracted from it; it is only read. The data
-set is built in a temporary folder inside of DIR, which also takes the extracted archive, and moved to
-DIR/DATASET/VERSION when it is complete. Wrong input ends with one line `error: ...` and status 2, and leaves nothing
-half-built behind.
+The archive is a tar file (.tar.gz or another compression) or the folder extracted from it; it is only read. One pass
+reads and checks every file of every example and writes the data set into a hidden folder inside of DIR, which is moved
+to DIR/DATASET/VERSION when it is complete. Wrong input ends with a line for each fault, one line `error: ...` and
+status 2, and leaves nothing half-built behind.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
-import io
-import lzma
+import fcntl
+import functools
+import hashlib
+import json
+import os
 import pathlib
+import shutil
 import signal
 import sys
-import tarfile
-import tempfile
 import time
-from types import ModuleType
-import zlib
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
-import tensorflow_datasets as tfds
 import tqdm
 
-from input_pipeline.records import dataset_module
+from input_pipeline import archives, parallel, records, summary
 from taskexpert_jax.errors import UserError
 
+SHOWN_FAULTS = 20
 
-def extract(archive: pathlib.Path, target: pathlib.Path) -> None:
-    """Extracts the tar file `archive` into the existing folder `target`, in one pass over the archive.
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path, what: str) -> Iterator[None]:
+    """Holds the lock file `path` and removes it in the end; however the process ends, the lock ends with it.
 
     Raises:
-      UserError: not a tar file; a truncated or damaged one; one with a member that would land outside of `target`.
+      UserError: another process holds it.
     """
+    while True:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{what} is being built by another process; wait until it has ended") from error
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                try:
+                    yield
+                finally:
+                    path.unlink()
+                return
+        # Another process removed the file after it was opened here: a lock on it would keep nobody out.
+
+
+@contextlib.contextmanager
+def _scratch_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The new folder `path`, removed in the end; what a killed process has left there is removed first."""
     try:
-        with tarfile.open(archive) as tar:
-            for member in tqdm.tqdm(tar, desc="extracting", unit=" files", mininterval=1.0):
-                tar.extract(member, target, filter="data")
-            while tar.fileobj is not None and tar.fileobj.read(2**20):
-                pass  # the checksum of a compressed file stands at its end, after the last member
-    except tarfile.FilterError as error:
-        raise UserError(f"refused, as a member is unsafe to extract: {error}") from error
-    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's trouble, not the archive's
-        raise UserError("it is not a tar file, or it is truncated or corrupt; get the archive again") from error
+        if path.exists():
+            shutil.rmtree(path)
+        path.mkdir()
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _build(module: ModuleType, root: pathlib.Path, listing: archives.Listing, target: pathlib.Path) -> str:
+    """Reads, checks and writes all examples into the existing folder `target`; returns their fingerprint.
+
+    Raises:
+      Problems: those of all examples; nothing more is written from the first one on.
+    """
+    faults = [line for lines in listing.missing.values() for line in lines]
+    readable = [
+        (split, example_id)
+        for split, ids in listing.ids.items()
+        for example_id in ids
+        if example_id not in listing.missing
+    ]
+    read = functools.partial(archives.read_with_digest, module.read_example, root)
+    fingerprint = hashlib.sha256()
+    builder = module.Builder(target, listing.ids)
+    readings = parallel.in_order(read, (example_id for _, example_id in readable))
+    with contextlib.closing(readings), tqdm.tqdm(total=len(readable), unit=" examples", mininterval=1.0) as bar:
+        for (split, example_id), reading in zip(readable, readings, strict=True):
+            faults += reading.faults
+            bar.set_description("faulty; checking the rest" if faults else split, refresh=False)
+            if reading.parts is not None and not faults:
+                fingerprint.update(f"{split} {example_id} {reading.digest}\n".encode())
+                builder.add(split, {**reading.parts, "id": example_id})
+            bar.update()
+    if faults:
+        raise archives.Problems(faults)
+    builder.close()
+    return fingerprint.hexdigest()
+
+
+def _summarise(
+    module: ModuleType, listing: archives.Listing, data_dir: pathlib.Path
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Figures of each split of the data set built under `data_dir`, and the lines of a table of them."""
+    figures, tasks = {}, ()
+    for split in listing.ids:
+        source = module.source(SimpleNamespace(data_dir=str(data_dir)), split)
+        tasks = summary.tasks_of(source, getattr(module, "CLASSES", ()))
+        of_split = summary.of_split(source, tasks, f"{split}: summary")
+        figures[split] = {
+            "examples": of_split.pop("examples"),
+            "published": module.PUBLISHED_COUNTS[split],
+            "left out": listing.left_out[split],
+            **of_split,
+        }
+    return figures, summary.table(figures, tasks)
 
 
 def _members(folder: pathlib.Path, module: ModuleType) -> pathlib.Path:
@@ -52,34 +118,21 @@ def _members(folder: pathlib.Path, module: ModuleType) -> pathlib.Path:
     return folder / module.FOLDER if (folder / module.FOLDER).is_dir() else folder
 
 
-def _build(module: ModuleType, archive: pathlib.Path, scratch: pathlib.Path) -> tuple[pathlib.Path, dict[str, int]]:
-    """Verifies the archive and builds inside of `scratch`; returns what was built and its examples by split.
-
-    Raises:
-      UserError: the archive is faulty.
-    """
-    root = archive
-    if not archive.is_dir():
-        root = scratch / "archive"
-        root.mkdir()
-        extract(archive, root)
-    root = _members(root, module)
-    counts = module.verify(root)
-    builder = module.Builder(data_dir=str(scratch / "built"), file_format="array_record")
-    settings = tfds.download.DownloadConfig(manual_dir=str(root))
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of its download and of the temporary folder
-        builder.download_and_prepare(download_dir=str(scratch / "downloads"), download_config=settings)
-    return pathlib.Path(builder.data_dir), counts
-
-
-def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path) -> list[str]:
+def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path, *, allow_subset: bool = False) -> list[str]:
     """Verifies the archive and builds the data set; returns the lines of a summary.
 
+    Args:
+      dataset: a module of input_pipeline that has a `Builder`.
+      archive: a tar file or the folder extracted from it.
+      data_dir: where built data sets are kept.
+      allow_subset: builds sets of other counts than the published ones too, without the ids that have no image.
+
     Raises:
-      UserError: an unknown data set; an archive that is missing or faulty; a data set that is there already.
+      Problems: the faults of the archive.
+      UserError: an unknown data set; no archive, or no tar file; a data set that is there already, or is being built.
     """
     start = time.monotonic()
-    module = dataset_module(dataset)
+    module = records.dataset_module(dataset)
     if not hasattr(module, "Builder"):
         raise UserError(f"data set {dataset!r} is not built from an archive: nothing to prepare")
     if not archive.exists():
@@ -91,25 +144,59 @@ def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path) -> list
             f"--data_dir={data_dir} lies inside of the archive folder, which is only read; choose another one"
         )
     target = data_dir / module.Builder.name / str(module.Builder.VERSION)
-    if target.exists():
-        raise UserError(f"{target} is there already; delete it to build it again")
     data_dir.mkdir(parents=True, exist_ok=True)
-    tfds.disable_progress_bar()  # the data sets show their own
-    with tempfile.TemporaryDirectory(dir=data_dir, prefix=f".{dataset}-incomplete-") as scratch:
-        try:
-            built, counts = _build(module, archive, pathlib.Path(scratch))
-        except UserError as error:
-            raise UserError(f"{archive}: {error}") from error
+    with (
+        _lock(data_dir / f".{dataset}-lock", str(target)),
+        _scratch_folder(data_dir / f".{dataset}-incomplete") as scratch,
+    ):
+        if target.exists():
+            raise UserError(f"{target} is there already; delete it to build it again")
+        root = archive
+        if not archive.is_dir():
+            root = scratch / "archive"
+            root.mkdir()
+            archives.extract(archive, root)
+        root = _members(root, module)
+        listing = archives.list_examples(root, module, allow_subset=allow_subset)
+        built = scratch / target.relative_to(data_dir)
+        built.mkdir(parents=True)
+        fingerprint = _build(module, root, listing, built)
+        figures, table = _summarise(module, listing, scratch)
+        record = {
+            "dataset": dataset,
+            "version": str(module.Builder.VERSION),
+            "fingerprint": fingerprint,
+            "subset": any(of_split["examples"] != of_split["published"] for of_split in figures.values()),
+            "splits": figures,
+        }
+        (built / records.PREPARED).write_text(json.dumps(record, indent=2) + "\n")
         target.parent.mkdir(exist_ok=True)
         built.rename(target)
     size = sum(path.stat().st_size for path in target.iterdir())
-    return [
-        *(
-            f"{split}: {count} examples (published: {module.PUBLISHED_COUNTS[split]})"
-            for split, count in counts.items()
-        ),
-        f"built {target}: {size / 2**20:.0f} MiB in {time.monotonic() - start:.0f} s",
-    ]
+    lines = [*table, "", f"fingerprint {fingerprint}"]
+    return [*lines, f"built {target}: {size / 2**20:.0f} MiB in {time.monotonic() - start:.0f} s"]
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Prepares, and prints the summary or what is wrong; returns the exit status."""
+    try:
+        archive, data_dir = args.archive.expanduser(), args.data_dir.expanduser()
+        print("\n".join(prepare(args.dataset, archive, data_dir, allow_subset=args.allow_subset)))
+        return 0
+    except archives.Problems as problems:
+        count = len(problems.lines)
+        lines = list(problems.lines[:SHOWN_FAULTS])
+        if count > SHOWN_FAULTS:
+            lines.append(f"... and {count - SHOWN_FAULTS} more")
+        lines.append(
+            f"error: {args.archive}: {count} {'faults' if count > 1 else 'fault'}, see above; nothing was built"
+        )
+    except UserError as error:
+        lines = [f"error: {error}"]
+    except OSError as error:
+        lines = [f"error: {error.filename or args.data_dir}: {error.strerror}; nothing was built"]
+    print("\n".join(lines), file=sys.stderr)
+    return 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,16 +207,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--archive", type=pathlib.Path, required=True, help="the tar file or the folder extracted from it"
     )
     parser.add_argument("--data_dir", type=pathlib.Path, required=True, help="where built data sets are kept")
-    args = parser.parse_args(arguments)
-    try:
-        summary = prepare(args.dataset, args.archive.expanduser(), args.data_dir.expanduser())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(summary))
-    return 0
+    parser.add_argument(
+        "--allow-subset",
+        action="store_true",
+        help="also build what is not the published set: other counts, and without the ids that have no image",
+    )
+    return _run(parser.parse_args(arguments))
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Ends the program by an exception, so that the scratch folder is removed."""
+    del frame
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the temporary folder is removed
+    for _signal in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_signal, _stop)
     sys.exit(main())

@@ -4,10 +4,12 @@ An example is a dict of NumPy arrays. It is stored as it is needed: label maps r
 ArrayRecord compresses with zstd. Reading one takes a fifth of the time that PNG files take (benchmarks/README.md).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import functools
 import importlib
 import importlib.util
+import json
 import pathlib
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -67,41 +69,44 @@ class Part(NamedTuple):
     channels: int
 
 
+PREPARED = "prepared.json"  # beside the records: what `prepare` says of them
+_SHARD = 1000  # examples a file
 JPEG = Part("jpeg", 3)  # a JPEG file as it came, decoded whenever it is read: a tenth of its pixels' size
 
 
-class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes examples as they are given, in their order; a data set's subclass says its name, version and parts.
+class ArchiveBuilder:
+    """Writes a TFDS data set example by example; a data set's subclass says its name, version and parts.
+
+    TFDS's own builders collect a split in temporary files, uncompressed, and sort it in memory before they write.
 
     Attributes:
       PARTS: name -> how it is stored, of everything in an example but `id` and `size`.
-      examples: split -> iterator over (key, {part: (h,w,c) array, or the bytes of a JPEG file, and id: str}).
     """
 
+    name: ClassVar[str]
+    VERSION: ClassVar[tfds.core.Version]
     PARTS: ClassVar[Mapping[str, Part]]
-    examples: Mapping[str, Iterator[tuple[int, Example]]]
-    # Nothing is downloaded, and TFDS would look for checksums beside this file by a package that it does not require.
-    code_path = None
 
-    def _info(self) -> tfds.core.DatasetInfo:
+    def __init__(self, directory: pathlib.Path, splits: Iterable[str]):
+        """Begins the data set, with these splits, in the existing folder `directory`."""
         # Bytes: TFDS's lists of numbers triple the time to build, and its encoded tensors log a deprecation when read.
         stored = {part: tfds.features.Tensor(shape=(), dtype=np.object_) for part in self.PARTS}
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {"id": tfds.features.Text(), "size": tfds.features.Tensor(shape=(2,), dtype=np.int32), **stored}
-            ),
-            disable_shuffling=True,  # keeps the order of the id files; training shuffles by index
+        features = tfds.features.FeaturesDict(
+            {"id": tfds.features.Text(), "size": tfds.features.Tensor(shape=(2,), dtype=np.int32), **stored}
         )
+        identity = tfds.core.DatasetIdentity(
+            name=self.name, version=self.VERSION, data_dir=str(directory), module_name=type(self).__module__
+        )
+        info = tfds.core.DatasetInfo(builder=identity, features=features, disable_shuffling=True)
+        self._writer = tfds.core.SequentialWriter(info, _SHARD, file_format="array_record")
+        self._writer.initialize_splits(list(splits))
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
-        del dl_manager
-        return {split: map(self._encoded, examples) for split, examples in self.examples.items()}
+    def add(self, split: str, example: Example) -> None:
+        """Appends an example: `id`, and for each part an array (h,w,c), or the bytes of a JPEG file.
 
-    def _generate_examples(self) -> Iterator[Any]:
-        raise NotImplementedError("the examples are given")
-
-    def _encoded(self, keyed: tuple[int, Example]) -> tuple[int, Example]:
-        key, example = keyed
+        Raises:
+          UserError: it cannot be written; the disk may be full.
+        """
         encoded, size = {"id": example["id"]}, None
         for name, part in self.PARTS.items():
             value = example[name]
@@ -111,7 +116,22 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     raise ValueError(f"{example['id']}: {name} is {value.shape} {value.dtype}; size {size}, {part}")
                 value = value.tobytes()
             encoded[name] = value
-        return key, {**encoded, "size": np.asarray(size, np.int32)}
+        with _writing():
+            self._writer.add_examples({split: [{**encoded, "size": np.asarray(size, np.int32)}]})
+
+    def close(self) -> None:
+        """Completes the data set; see `add`."""
+        with _writing():
+            self._writer.close_all()
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Tells what ArrayRecord's and TensorFlow's file systems raise as a fault that the user can mend."""
+    try:
+        yield
+    except (RuntimeError, tf.errors.OpError) as error:
+        raise UserError(f"the records cannot be written: {' '.join(str(error).split())}") from error
 
 
 def _decoded(parts: Mapping[str, Part], serialized: bytes) -> Example:
@@ -122,10 +142,41 @@ def _decoded(parts: Mapping[str, Part], serialized: bytes) -> Example:
     for name, part in parts.items():
         content = np.frombuffer(features[name].bytes_list.value[0], np.uint8)
         if part is JPEG:
-            example[name] = cv2.cvtColor(cv2.imdecode(content, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+            # Labels lie on the pixels as they are stored, whatever orientation a camera has noted beside them.
+            picture = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            assert picture is not None  # it was decoded when the data set was built
+            example[name] = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
         else:
             example[name] = content.view(part.dtype).reshape(height, width, part.channels)
     return example
+
+
+def _directory(builder: type[ArchiveBuilder], data_dir: str) -> pathlib.Path:
+    """The folder of the data set built under `data_dir`.
+
+    Raises:
+      UserError: it was not built.
+    """
+    directory = pathlib.Path(data_dir).expanduser() / builder.name / str(builder.VERSION)
+    if not (directory / "dataset_info.json").is_file():
+        raise UserError(
+            f"no built data set at {directory}; build it with "
+            f"`python -m input_pipeline.prepare {builder.name} --archive=PATH --data_dir={data_dir}`"
+        )
+    return directory
+
+
+def fingerprint(builder: type[ArchiveBuilder], data_dir: str) -> str:
+    """What `prepare` has recorded to tell the data set built under `data_dir` from any other.
+
+    Raises:
+      UserError: it was not built, or not by `prepare`.
+    """
+    path = _directory(builder, data_dir) / PREPARED
+    try:
+        return json.loads(path.read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is missing or damaged; delete {path.parent} and build it again") from error
 
 
 class RecordSource:
@@ -149,12 +200,7 @@ class RecordSource:
         Raises:
           UserError: the data set was not built under `data_dir`, or has no such split.
         """
-        directory = pathlib.Path(data_dir).expanduser() / builder.name / str(builder.VERSION)
-        if not (directory / "dataset_info.json").is_file():
-            raise UserError(
-                f"no built data set at {directory}; build it with "
-                f"`python -m input_pipeline.prepare {builder.name} --archive=PATH --data_dir={data_dir}`"
-            )
+        directory = _directory(builder, data_dir)
         built: Any = tfds.builder_from_directory(str(directory))
         if split not in built.info.splits:
             raise UserError(f"{directory} has no split {split!r}; it has {', '.join(sorted(built.info.splits))}")

@@ -21,6 +21,7 @@ from taskexpert_jax.errors import UserError
 
 __all__ = ["CLASSES", "render", "source"]
 
+VERSION = "scenes-1"  # of what is drawn; whoever changes a scene raises it
 SPLITS = ("train", "val")
 CHANNELS = {"image": 3, "semseg": 1, "depth": 1, "normals": 3, "edge": 1, "human_parts": 1, "sal": 1}
 DTYPES = dict.fromkeys(CHANNELS, "uint8") | {"depth": "float32", "normals": "float16"}
@@ -170,6 +171,12 @@ def source(config: Any, split: str) -> _Scenes:
     if config.seed < 0:
         raise UserError(f"config.dataset.seed is {config.seed}; give 0 or more")
     return _Scenes(split, count, config.seed, (int(size[0]), int(size[1])))
+
+
+def fingerprint(config: Any) -> str:
+    """What tells these scenes from those of another version; with seed, counts and size, all of them in the config."""
+    del config
+    return VERSION
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -126,6 +126,7 @@ def random_scale_and_crop(
     deciding = [task for task in tasks if task.decides_crop] if max_class_share < 1 and window != full else []
     top, left = place()
     where = grid(top, left)
+    deciding = [task for task in deciding if (example[task.name] != task.ignore).any()]  # else no crop can be better
     for _ in range(redraws if deciding else 0):
         if all(_is_varied(_take(example[task.name], *where), task, max_class_share) for task in deciding):
             break

@@ -5,6 +5,7 @@ state, step, random key), `data` (position in the data) and `config`.
 """
 
 from collections.abc import Mapping
+import math
 import pathlib
 from typing import Any
 
@@ -68,9 +69,11 @@ class Checkpoints:
     def save(self, state: TrainState, config: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
         """Starts saving `state`; returns when it has been copied off the devices.
 
-        metrics: the evaluation at this very step, or None; only evaluated checkpoints can be the best.
+        metrics: the evaluation at this very step, or None; only evaluated checkpoints can be the best, and of those the
+          ones whose metric is a number (it is none where no label of the task was evaluated).
         """
         step = int(state.step)
+        best = math.nan if metrics is None else metrics[self._best_key]
         items = _split(state)
         self._manager.save(
             step,
@@ -80,7 +83,7 @@ class Checkpoints:
                 data=ocp.args.JsonSave({"next_batch": step}),
                 config=ocp.args.JsonSave(dict(config)),
             ),
-            metrics=None if metrics is None else {self._best_key: metrics[self._best_key]},
+            metrics=None if math.isnan(best) else {self._best_key: best},
         )
 
     @property

@@ -11,7 +11,7 @@ from taskexpert_jax.errors import UserError
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 
 # What Pillow raises on files that are no picture, cut short, or hold nonsense: a broken PNG header is a SyntaxError.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
@@ -53,7 +53,7 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
             return _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise UserError(f"{path}: no such picture") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not a readable picture ({_first_line(error)}); replace or remove it") from error
 
 

@@ -59,12 +59,17 @@ def colour(
     return _colour(_map(task, values, valid, depth_range))
 
 
+def depths_shown(task: "Task", values: np.ndarray) -> Range:
+    """The metres that get the first and the last colour if nothing else is asked for: to draw other values alike."""
+    return _map(task, values, None, None).depth_range
+
+
 def picture(
     task: "Task", values: np.ndarray, *, valid: np.ndarray | None = None, depth_range: Range | None = None
 ) -> Image.Image:
     """`colour` at a size to look at, with its key underneath; arguments as there."""
     drawn = _map(task, values, valid, depth_range)
-    shown = _at_display_size(_colour(drawn), smooth=_DRAWINGS[task.draw].smooth)
+    shown = at_display_size(_colour(drawn), smooth=_DRAWINGS[task.draw].smooth)
     key = _DRAWINGS[task.draw].key(drawn, max(shown.width, KEY_WIDTH))
     sheet = Image.new("RGB", (key.width, shown.height + GAP // 2 + key.height), PAPER)
     sheet.paste(shown, (0, 0))
@@ -79,12 +84,12 @@ def montage(image: np.ndarray, panels: Sequence[tuple[str, Image.Image | np.ndar
       image: (H, W, 3) uint8.
       panels: titles with a `picture` of a map as large as the image, or with (H, W, 3) uint8.
     """
-    cells = [("input", _at_display_size(image))]
+    cells = [("input", at_display_size(image))]
     for title, panel in panels:
-        cells.append((title, panel if isinstance(panel, Image.Image) else _at_display_size(panel)))
+        cells.append((title, panel if isinstance(panel, Image.Image) else at_display_size(panel)))
     squarest = math.ceil(math.sqrt(len(cells)))
     columns = min((squarest, squarest + 1), key=lambda count: -len(cells) % count)  # the fewer empty places
-    return _sheet([cells[start : start + columns] for start in range(0, len(cells), columns)])
+    return sheet([cells[start : start + columns] for start in range(0, len(cells), columns)])
 
 
 def comparison(
@@ -101,15 +106,15 @@ def comparison(
       predictions: name -> `task.values` of the image's pixels.
       labels: name -> `task.label_values`; a task without a label gets an empty place.
     """
-    above: list[Cell | None] = [("input", _at_display_size(image))]
+    above: list[Cell | None] = [("input", at_display_size(image))]
     below: list[Cell | None] = [None]
     for task in tasks:
         label = labels.get(task.name)
         # Both maps on the label's range: colours then compare, and a prediction that is off shows.
-        depth_range = None if label is None else _map(task, label, None, None).depth_range
+        depth_range = None if label is None else depths_shown(task, label)
         above.append((f"{task.title}: prediction", picture(task, predictions[task.name], depth_range=depth_range)))
         below.append(None if label is None else (f"{task.title}: label", picture(task, label, depth_range=depth_range)))
-    return _sheet([above, below])
+    return sheet([above, below])
 
 
 @functools.cache
@@ -258,7 +263,7 @@ _DRAWINGS = {
 }
 
 
-def _at_display_size(rgb: np.ndarray, *, smooth: bool = True) -> Image.Image:
+def at_display_size(rgb: np.ndarray, *, smooth: bool = True) -> Image.Image:
     """The picture with its longer side between SMALLEST and LARGEST; small ones grow by a whole factor, pixels kept."""
     image = Image.fromarray(rgb)
     longer = max(image.size)
@@ -310,7 +315,7 @@ def _bar(colours: np.ndarray, labels: Sequence[str], width: int) -> Image.Image:
     return bar
 
 
-def _sheet(rows: Sequence[Sequence[Cell | None]]) -> Image.Image:
+def sheet(rows: Sequence[Sequence[Cell | None]]) -> Image.Image:
     """Titled pictures in rows and columns, each at the top left of its place."""
     font, title_height = _font(16, bold=True), 24
     count = max(len(row) for row in rows)

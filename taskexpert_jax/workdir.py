@@ -38,6 +38,17 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         )
 
 
+def note_other_data(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
+    """A line if the data of `config` are not those that the run in the workdir was trained on, else empty."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return ""
+    trained, given = (of["dataset"].get("fingerprint", "") for of in (json.loads(path.read_text()), config))
+    if trained == given:
+        return ""
+    return f"other data than those of training: fingerprint {given or 'unknown'}, in training {trained or 'unknown'}"
+
+
 def _differences(saved: Any, wanted: Any, prefix: str = "") -> Iterator[str]:
     if prefix and (prefix + ".").startswith(FREE):
         return

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import pathlib
+import tarfile
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,17 @@ def frame(example_id: str, height: int, width: int) -> dict[str, np.ndarray]:
     }
 
 
+def write_part(root: pathlib.Path, folder: str, example_id: str, array: np.ndarray) -> pathlib.Path:
+    """Writes one file of an example, `depth` as .npy, the others as .png; returns its path."""
+    path = root / folder / f"{example_id}.{'npy' if folder == 'depth' else 'png'}"
+    path.parent.mkdir(exist_ok=True)
+    if folder == "depth":
+        np.save(path, array)
+    else:
+        Image.fromarray(array).save(path)
+    return path
+
+
 def write(
     root: pathlib.Path, *, train: Sequence[str] = TRAIN, val: Sequence[str] = VAL, height: int = 30, width: int = 40
 ) -> pathlib.Path:
@@ -31,9 +43,12 @@ def write(
     (root / "gt_sets" / "val.txt").write_text("\n".join(val) + "\n")
     for example_id in (*train, *val):
         for folder, array in frame(example_id, height, width).items():
-            (root / folder).mkdir(exist_ok=True)
-            if folder == "depth":
-                np.save(root / folder / f"{example_id}.npy", array)
-            else:
-                Image.fromarray(array).save(root / folder / f"{example_id}.png")
+            write_part(root, folder, example_id, array)
     return root
+
+
+def write_archive(layout: pathlib.Path, path: pathlib.Path, mode: str = "w:gz") -> pathlib.Path:
+    """Packs a layout into a tar file, as the published archive is packed; returns the file's path."""
+    with tarfile.open(path, mode) as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        tar.add(layout, "NYUDv2")
+    return path

@@ -368,7 +368,7 @@ def test_threads_are_those_of_the_config(config: ml_collections.ConfigDict, monk
 
 def test_a_frame_that_does_not_fit_is_named(config: ml_collections.ConfigDict) -> None:
     config.dataset.image_size = (32, 32)
-    message = r"^example 0002 is 30x40 and does not fit config.dataset.image_size 32x32$"
+    message = r"^example 0002 is 30x40 and does not fit frames of 32x32; .* --config.eval.image_size='\(32,40\)'$"
     with pytest.raises(UserError, match=message):
         evaluation(config, 4)
     assert train(config, 1)[0]["image"].shape == (4, 32, 32, 3)  # training crops

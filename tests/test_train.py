@@ -13,30 +13,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import demo, nyud
+from configs import demo, nyud, pascal_context
 from input_pipeline import pipeline, prepare
 from taskexpert_jax import evaluate, optimizer, sharding, train, train_state, workdir
 from taskexpert_jax.checkpoint import Checkpoints
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import taskexpert
 from taskexpert_jax.tasks import from_config
-from tests import nyud_layout
+from tests import nyud_layout, pascal_layout
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def nyud_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("nyud")
-    layout = nyud_layout.write(folder / "NYUDv2", height=400, width=560)
-    prepare.prepare("nyud", layout, folder / "built")
+def data_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    layouts = {
+        "nyud": nyud_layout.write(folder / "NYUDv2", height=400, width=560),
+        "pascal_context": pascal_layout.write(folder / "PASCALContext", height=400, width=400),
+    }
+    for name, layout in layouts.items():
+        prepare.prepare(name, layout, folder / "built", allow_subset=True)
     return folder / "built"
 
 
-def shipped_configs(nyud_folder):
-    on_nyud, on_scenes = nyud.get_config("tiny"), demo.get_config("tiny")
-    on_nyud.dataset.data_dir = str(nyud_folder)
-    return {"nyud": on_nyud, "demo": on_scenes}
+def shipped_configs(data_folder):
+    configs = {module.__name__.split(".")[1]: module.get_config("tiny") for module in (nyud, pascal_context, demo)}
+    for name in ("nyud", "pascal_context"):
+        configs[name].dataset.data_dir = str(data_folder)
+    return configs
 
 
 def run_in_process(config, folder):
@@ -49,10 +54,10 @@ def run_in_process(config, folder):
     )
 
 
-@pytest.fixture(scope="module", params=["nyud", "demo"])
-def finished(request, nyud_folder, tmp_path_factory):
+@pytest.fixture(scope="module", params=["nyud", "pascal_context", "demo"])
+def finished(request, data_folder, tmp_path_factory):
     """A finished run of each shipped config in its tiny form, on one device: (config, workdir, state)."""
-    config = shipped_configs(nyud_folder)[request.param]
+    config = shipped_configs(data_folder)[request.param]
     config.mesh.data, config.mesh.fsdp = 4, 2
     config.batch_size = config.eval.batch_size = 8
     folder = tmp_path_factory.mktemp(request.param) / "run"
@@ -135,9 +140,9 @@ def one_step(config, devices, batch):
 
 
 @pytest.mark.multidevice
-@pytest.mark.parametrize("name", ["nyud", "demo"])
-def test_one_and_eight_devices_agree(name, nyud_folder):
-    config = shipped_configs(nyud_folder)[name]
+@pytest.mark.parametrize("name", ["nyud", "pascal_context", "demo"])
+def test_one_and_eight_devices_agree(name, data_folder):
+    config = shipped_configs(data_folder)[name]
     config.batch_size = 8
     config.model.drop_path = 0.2
     tasks = from_config(config)
@@ -158,9 +163,9 @@ def test_one_and_eight_devices_agree(name, nyud_folder):
     assert qkv.addressable_shards[0].data.size == qkv.size // 4  # over fsdp and tensor
 
 
-def test_accumulated_gradients_are_the_mean_of_the_micro_batches(nyud_folder):
+def test_accumulated_gradients_are_the_mean_of_the_micro_batches(data_folder):
     """With layer norm, where micro-batches do not see each other, and labels that are valid everywhere."""
-    config = shipped_configs(nyud_folder)["demo"]
+    config = shipped_configs(data_folder)["demo"]
     config.model.norm = "layer"
     config.tasks = ("semseg", "depth")
     config.mesh.data = 1
@@ -192,8 +197,8 @@ def test_meshes_that_do_not_fit_are_refused(sizes, batch, message):
         sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), {"batch_size": batch})
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_task(nyud_folder, tmp_path):
-    config = shipped_configs(nyud_folder)["demo"]
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_task(data_folder, tmp_path):
+    config = shipped_configs(data_folder)["demo"]
     config.mesh.data, config.mesh.fsdp = 1, 8
     config.batch_size = config.eval.batch_size = 8
     tasks = from_config(config)

@@ -214,6 +214,18 @@ def test_a_frame_of_one_class_keeps_its_last_draw() -> None:
     assert cropped["image"].shape == (20, 30, 3)
 
 
+def test_where_nothing_is_labelled_the_first_crop_is_taken() -> None:
+    given = _uneven()
+    given["semseg"][:] = 255
+    for number in range(10):
+        first = scaled_and_cropped(given, number, (20, 30), scale_min=1, scale_max=1)
+        assert_same(
+            scaled_and_cropped(given, number, (20, 30), scale_min=1, scale_max=1, max_class_share=0.5),
+            first,
+            list(given),
+        )
+
+
 def test_without_the_deciding_task_the_first_crop_is_taken() -> None:
     given = _uneven()
     others = [task for task in TASKS if not task.decides_crop]

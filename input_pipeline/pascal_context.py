@@ -1,0 +1,43 @@
+"""PASCAL-Context in its multi-task copy (`PASCALContext.tar.gz`): 4998 training and 5105 validation images.
+
+Layout: `ImageSets/Context/{train,val}.txt` one id a line; for each id `JPEGImages/ID.jpg`, at most 500x500;
+`semseg/VOC12/ID.png` or else `semseg/pascal-context/ID.png`, 0 background and 1..20 classes, 255 void;
+`human_parts/ID.mat`, PASCAL-Part's struct `anno`; `sal_distill/ID.png`, salient above 127; `normals_distill/ID.png`,
+n = 2*v/255 - 1; `pascal-context/trainval/ID.mat`, whose `LabelMap` of 459 context classes says where the boundaries are
+and where the normals are valid. `pascal_labels` decodes the files when the data set is built.
+"""
+
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from input_pipeline import records
+from input_pipeline.pascal_labels import CLASSES, members, read_example
+from input_pipeline.records import JPEG, Part
+
+__all__ = ["CLASSES", "FOLDER", "ID_FILES", "PARTS", "PUBLISHED_COUNTS", "Builder", "members", "read_example", "source"]
+
+FOLDER = "PASCALContext"
+ID_FILES = {"train": "ImageSets/Context/train.txt", "val": "ImageSets/Context/val.txt"}
+PUBLISHED_COUNTS = {"train": 4998, "val": 5105}
+PARTS = {
+    "image": JPEG,
+    "semseg": Part("uint8", 1),
+    "human_parts": Part("uint8", 1),
+    "sal": Part("uint8", 1),
+    "normals": Part("float16", 3),
+    "edge": Part("uint8", 1),
+}
+
+
+class Builder(records.ArchiveBuilder):
+    """Two splits, in the order of their id files."""
+
+    name = "pascal_context"
+    VERSION = tfds.core.Version("1.0.0")
+    PARTS = PARTS
+
+
+def source(config: Any, split: str) -> records.RecordSource:
+    """A split of the data set built under `config.data_dir` (config: the `dataset` part of the config)."""
+    return records.RecordSource(Builder, config.data_dir, split)

@@ -1,0 +1,271 @@
+"""The files of PASCAL-Context's multi-task copy, decoded into the arrays that are stored.
+
+The labels are the benchmark family's: VOC's classes, boundaries of the context labels, human parts of PASCAL-Part, and
+normals and saliency distilled from other models. The layout is described in `pascal_context`.
+Nothing here needs TensorFlow.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import functools
+import io
+import pathlib
+from typing import Any
+
+import cv2
+import numpy as np
+import scipy.io
+
+from input_pipeline import archives, class_names
+from input_pipeline.archives import AGAIN, Problems
+
+cv2.setNumThreads(1)  # examples are read in parallel: threads inside of one would get in each other's way
+
+MAX_SIZE = 500  # pixels that no side of an image exceeds
+CLASSES = class_names.VOC
+VOID = 255
+CONTEXT_CLASSES = 459  # of LabelMap; they count from 1
+PERSON = 15  # among the classes of PASCAL-Part's objects
+
+# fmt: off
+# Names of a person's parts in PASCAL-Part -> its part among the six that are told apart, as `tasks.HUMAN_PARTS`.
+_PERSON_PARTS = {
+    part: number
+    for number, parts in enumerate(
+        (
+            ("hair", "head", "lear", "lebrow", "leye", "mouth", "nose", "rear", "rebrow", "reye"),  # head
+            ("neck", "torso"),  # torso
+            ("luarm", "ruarm"),  # upper arm
+            ("lhand", "llarm", "rhand", "rlarm"),  # lower arm
+            ("luleg", "ruleg"),  # upper leg
+            ("lfoot", "llleg", "rfoot", "rlleg"),  # lower leg
+        ),
+        start=1,
+    )
+    for part in parts
+}
+# Context classes on which the normals' teacher can be trusted: those with a namesake in NYUD, where it was trained.
+NORMALS_CLASSES = (
+    3, 4, 6, 9, 10, 11, 13, 15, 17, 18, 22, 23, 29, 30, 33, 34, 36, 37, 38, 39, 41, 43, 46, 49, 50, 51, 53, 55, 56,
+    59, 61, 62, 65, 66, 68, 69, 72, 73, 78, 83, 84, 85, 87, 88, 95, 96, 101, 104, 105, 107, 111, 113, 115, 122, 124,
+    135, 141, 142, 143, 146, 150, 154, 157, 158, 159, 165, 172, 174, 181, 183, 184, 191, 193, 195, 197, 199, 202, 213,
+    215, 216, 219, 220, 223, 225, 228, 230, 232, 233, 238, 239, 242, 243, 246, 250, 251, 252, 255, 260, 261, 263, 269,
+    272, 273, 275, 281, 283, 284, 285, 286, 287, 288, 290, 291, 292, 293, 295, 304, 307, 309, 310, 314, 315, 319, 323,
+    329, 330, 331, 336, 342, 345, 349, 350, 351, 352, 355, 357, 368, 370, 371, 374, 379, 380, 383, 384, 397, 401, 403,
+    405, 407, 408, 411, 412, 413, 414, 417, 419, 421, 423, 427, 429, 430, 432, 440, 441, 442, 443, 444, 446, 454, 457,
+)
+# fmt: on
+_HAS_NORMALS = np.isin(np.arange(CONTEXT_CLASSES + 1), NORMALS_CLASSES)
+
+
+def members(example_id: str) -> dict[str, tuple[str, ...]]:
+    """Part of an example -> its file in the archive, or files of which the first that is there counts."""
+    return {
+        "image": (f"JPEGImages/{example_id}.jpg",),
+        "semseg": (f"semseg/VOC12/{example_id}.png", f"semseg/pascal-context/{example_id}.png"),
+        "human_parts": (f"human_parts/{example_id}.mat",),
+        "sal": (f"sal_distill/{example_id}.png",),
+        "normals": (f"normals_distill/{example_id}.png",),
+        "edge": (f"pascal-context/trainval/{example_id}.mat",),
+    }
+
+
+def read_example(root: pathlib.Path, example_id: str) -> dict[str, np.ndarray | bytes]:
+    """The parts of one example as they are stored, every file of it read and checked.
+
+    Returns:
+      image: the JPEG file; the labels as large as it (h,w): semseg (h,w,1) uint8, void 255; human_parts (h,w,1) uint8,
+      0 where no part is, so wholly 0 for an image without persons; sal and edge (h,w,1) uint8, 0 or 1; normals (h,w,3)
+      float16, 0 where invalid.
+
+    Raises:
+      Problems: a file is missing, damaged, or holds values that it cannot have.
+    """
+    files = {part: _present(root, alternatives) for part, alternatives in members(example_id).items()}
+    read = {
+        "image": _read_image,
+        "semseg": _read_classes,
+        "human_parts": _read_human_parts,
+        "sal": functools.partial(archives.read_picture, channels=1),
+        "normals": functools.partial(archives.read_picture, channels=3),
+        "edge": _read_context,
+    }
+    decoded = archives.read_all({part: functools.partial(read[part], root, file) for part, file in files.items()})
+    size = decoded["image"].shape[:2]
+    if max(size) > MAX_SIZE:
+        raise Problems(
+            [
+                f"{files['image']} is {size[0]}x{size[1]}: another copy of PASCAL-Context; get the multi-task copy "
+                f"with images of at most {MAX_SIZE}x{MAX_SIZE}"
+            ]
+        )
+    context = decoded["edge"]
+    labels = {
+        "semseg": decoded["semseg"],
+        "human_parts": decoded["human_parts"],
+        "sal": saliency(decoded["sal"]),
+        "normals": normals(decoded["normals"], context),
+        "edge": boundaries(context),
+    }
+    resized = {part: _resized(label, size, cubic=part == "normals") for part, label in labels.items()}
+    stored = {part: label.astype(np.float16 if part == "normals" else np.uint8) for part, label in resized.items()}
+    return {"image": archives.read_bytes(root, files["image"]), **stored}
+
+
+def boundaries(context: np.ndarray) -> np.ndarray:
+    """Boundaries between context labels (h,w), (h,w) uint8, 0 or 1: where their Laplacian is not 0, thinned."""
+    return thin(cv2.Laplacian(context, cv2.CV_32F) != 0)  # 3x3, four neighbours, mirrored at the border; exact
+
+
+def normals(coded: np.ndarray, context: np.ndarray) -> np.ndarray:
+    """Normals (h,w,3) float32 from their code (h,w,3) uint8: n = 2 * v / 255 - 1; 0 where the context has none.
+
+    context: context labels (h,w); if of another size, the nearest one.
+    """
+    valid = _resized(_HAS_NORMALS[context].astype(np.uint8), coded.shape[:2]) != 0
+    return np.where(valid, 2 * coded.astype(np.float32) / 255 - 1, np.float32(0))
+
+
+def saliency(shares: np.ndarray) -> np.ndarray:
+    """What is salient, uint8, 0 or 1, from the teacher's shares as bytes: more than half."""
+    return (shares > 255 // 2).astype(np.uint8)
+
+
+def human_parts(annotation: np.ndarray) -> np.ndarray:
+    """Parts of all persons, (h,w) uint8 with 0 where there is none; (1,1) if there are no persons with parts.
+
+    annotation: PASCAL-Part's struct `anno` as SciPy reads it; later parts and persons cover earlier ones.
+
+    Raises:
+      KeyError: a field is missing, with its name.
+      ValueError: a part that persons do not have; masks that are empty or of different sizes.
+    """
+    label = None
+    for name, mask in _parts_of_persons(annotation):
+        if name not in _PERSON_PARTS:
+            raise ValueError(f"a person with the part {name!r}, which PASCAL-Part does not know")
+        label = np.zeros(mask.shape, np.uint8) if label is None else label
+        if mask.shape != label.shape or mask.ndim != 2 or not mask.size:
+            sizes = " and ".join("x".join(map(str, shape)) for shape in dict.fromkeys((label.shape, mask.shape)))
+            raise ValueError(f"masks of {sizes}, which should all be as large as the image")
+        label[mask != 0] = _PERSON_PARTS[name]
+    return np.zeros((1, 1), np.uint8) if label is None else label
+
+
+def _parts_of_persons(annotation: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and mask of the parts of all persons in PASCAL-Part's struct `anno`, in order."""
+    for image in _structs(annotation, "anno", ("objects",)):
+        for found in _structs(image["objects"], "anno.objects", ("class_ind", "parts")):
+            if np.ravel(found["class_ind"]).tolist() == [PERSON]:
+                for part in _structs(found["parts"], "anno.objects.parts", ("part_name", "mask")):
+                    yield "".join(map(str, np.ravel(part["part_name"]))), np.asarray(part["mask"])
+
+
+def _structs(array: np.ndarray, path: str, fields: Sequence[str]) -> list[Mapping[str, np.ndarray]]:
+    """The structs in what SciPy makes of a struct array; of MATLAB's empty array [], which stands for none, none.
+
+    Raises:
+      KeyError: they lack one of the fields.
+    """
+    if not array.size:
+        return []
+    for field in fields:
+        if field not in (array.dtype.names or ()):
+            raise KeyError(f"{path}.{field}")
+    return list(array.flat)
+
+
+# The neighbours of a pixel are the bits of a byte, counter-clockwise from the right.
+_NEIGHBOURS = np.array([[8, 4, 2], [16, 0, 1], [32, 64, 128]], np.float32)
+
+
+@functools.cache
+def _kept_by_neighbours() -> tuple[np.ndarray, np.ndarray]:
+    """For both halves of a pass of thinning, whether a pixel with these neighbours is kept: (256,) uint8, 0 or 1.
+
+    A pixel is deleted that joins no two parts (one change from off to on around it) and ends no line (two or three of
+    the neighbours, taken in pairs), if it lies at the lower right, or upper left, side (Lam et al. 1992, table 5).
+    """
+    on = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(bool)  # (256, 8)
+    straight, diagonal = on[:, 0::2], on[:, 1::2]
+    after = np.roll(straight, -1, axis=1)
+    changes = (~straight & (diagonal | after)).sum(axis=1)
+    pairs = np.minimum((straight | diagonal).sum(axis=1), (diagonal | after).sum(axis=1))
+    thick = (changes == 1) & (pairs >= 2) & (pairs <= 3)
+    right, upper_right, upper, upper_left, left, lower_left, lower, lower_right = on.T
+    first = thick & ~((upper_right | upper | ~lower_right) & right)
+    second = thick & ~((lower_left | lower | ~upper_left) & left)
+    return (~first).astype(np.uint8), (~second).astype(np.uint8)
+
+
+def thin(lines: np.ndarray) -> np.ndarray:
+    """Lines (h,w) thinned to one pixel, (h,w) uint8, 0 or 1: equal to scikit-image's `thin`, in a tenth of its time."""
+    thinned = lines.astype(np.uint8)
+    before = -1
+    while before != (before := cv2.countNonZero(thinned)):
+        for kept in _kept_by_neighbours():
+            neighbours = cv2.filter2D(thinned, cv2.CV_8U, _NEIGHBOURS, borderType=cv2.BORDER_CONSTANT)
+            cv2.bitwise_and(thinned, cv2.LUT(neighbours, kept), dst=thinned)
+    return thinned
+
+
+def _resized(label: np.ndarray, size: tuple[int, ...], *, cubic: bool = False) -> np.ndarray:
+    """The label (h,w) or (h,w,c) at the size (height, width), always (h,w,c); by the nearest pixel unless `cubic`."""
+    if label.shape[:2] != size:
+        # The family's own call, which takes the pixel to the upper left.
+        label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_CUBIC if cubic else cv2.INTER_NEAREST)
+    return label if label.ndim == 3 else label[..., None]
+
+
+def _present(root: pathlib.Path, files: Sequence[str]) -> str:
+    """The first of the files that is there, or all of their names for the message that says that none is."""
+    return next((file for file in files if (root / file).is_file()), " or ".join(files))
+
+
+def _read_image(root: pathlib.Path, member: str) -> np.ndarray:
+    image = archives.read_picture(root, member, 3)
+    if not archives.read_bytes(root, member).startswith(b"\xff\xd8"):  # it is stored as it is, and read as JPEG
+        raise Problems([f"{member} is a picture of another kind than JPEG; {AGAIN}"])
+    return image
+
+
+def _read_classes(root: pathlib.Path, member: str) -> np.ndarray:
+    stored = archives.read_picture(root, member, 1)
+    if np.any(wrong := (stored >= len(CLASSES)) & (stored != VOID)):
+        last = len(CLASSES) - 1
+        raise Problems([f"{member} has class {stored[wrong][0]}, beyond 0 to {last} and {VOID} (void); {AGAIN}"])
+    return stored
+
+
+def _read_context(root: pathlib.Path, member: str) -> np.ndarray:
+    """Context labels (h,w) uint16, 0 to 459."""
+    stored = _read_variable(root, member, "LabelMap")
+    if stored.ndim != 2 or not stored.size or stored.dtype.kind not in "buif":
+        raise Problems([f"{member} has a LabelMap of {stored.dtype} {stored.shape}, not (height, width); {AGAIN}"])
+    with np.errstate(invalid="ignore"):  # not a number: found below
+        context = stored.astype(np.uint16)
+    if np.any(wrong := (context != stored) | (context > CONTEXT_CLASSES)):
+        value = stored[wrong][0]
+        raise Problems([f"{member} has the label {value} in LabelMap, beyond 0 to {CONTEXT_CLASSES}; {AGAIN}"])
+    return context
+
+
+def _read_human_parts(root: pathlib.Path, member: str) -> np.ndarray:
+    annotation = _read_variable(root, member, "anno")
+    try:
+        return human_parts(annotation)
+    except KeyError as error:
+        raise Problems([f"{member} has no field {error.args[0]}; {AGAIN}"]) from error
+    except ValueError as error:
+        raise Problems([f"{member} has {error}; {AGAIN}"]) from error
+
+
+def _read_variable(root: pathlib.Path, member: str, name: str) -> np.ndarray:
+    """The variable `name` of a MATLAB file, as SciPy gives it: structs are arrays of objects by field."""
+    content = io.BytesIO(archives.read_bytes(root, member))
+    try:
+        stored: dict[str, Any] = scipy.io.loadmat(content, variable_names=[name])
+    except Exception as error:  # whatever its reader stumbles over: there are a dozen types
+        raise Problems([f"{member} is corrupt, it does not load as a MATLAB file; {AGAIN}"]) from error
+    if name not in stored:
+        raise Problems([f"{member} has no field {name}; {AGAIN}"])
+    return stored[name]

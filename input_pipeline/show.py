@@ -1,0 +1,175 @@
+"""A sheet of examples as training sees them, with every label on its own and laid over the image.
+
+  python -m input_pipeline.show configs/demo.py --output=OUT [--count=4] [--split=train] [--stored] [--check]
+
+Look whether labels lie on what they name, whether the keys say the right names and metres, and what is ignored (black,
+dark blue in masks, hatched over the image). The training split is shown augmented, any other one as evaluated.
+"""
+
+from collections.abc import Iterator, Sequence
+import concurrent.futures
+import functools
+import itertools
+import pathlib
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+import numpy as np
+from PIL import Image
+
+from input_pipeline import pipeline, transforms
+from input_pipeline.records import Example, Source
+from taskexpert_jax import command_line, visualize
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.tasks import Task, from_config
+
+HATCH = (255, 0, 200)  # over ignored pixels: a colour that few images have
+PERIOD = 8  # pixels from one stripe of the hatching to the next; a stripe is two wide
+MOST_FAULTS = 20  # that are printed
+
+
+def _ignored(label: np.ndarray, task: Task) -> np.ndarray:
+    """(H,W,c) -> (H,W) bool."""
+    return (label == task.ignore).any(axis=-1)
+
+
+def overlay(image: np.ndarray, label: np.ndarray, task: Task) -> np.ndarray:
+    """The label's colours half-transparent over the image, ignored pixels hatched: (H,W,3) uint8."""
+    blended = (image.astype(np.uint16) + visualize.colour(task, task.label_values(label))) // 2
+    rows, columns = np.indices(image.shape[:2])
+    ignored = _ignored(label, task)
+    blended[ignored] = image[ignored]
+    blended[ignored & ((rows + columns) % PERIOD < 2)] = HATCH
+    return blended.astype(np.uint8)
+
+
+def rows_of(title: str, example: Example, tasks: Sequence[Task]) -> list[list[visualize.Cell | None]]:
+    """Two rows of a sheet: the image with a picture of each label, and below each label the two together."""
+    image = example["image"]
+    labels: list[visualize.Cell | None] = [(title, visualize.at_display_size(image))]
+    over: list[visualize.Cell | None] = [None]
+    for task in tasks:
+        label = example[task.name]
+        if _ignored(label, task).all():
+            labels.append((f"{task.title}: nothing is labelled", visualize.picture(task, task.label_values(label))))
+            over.append(None)
+        else:
+            labels.append((task.title, visualize.picture(task, task.label_values(label))))
+            over.append((f"{task.title} over the image", visualize.at_display_size(overlay(image, label, task))))
+    return [labels, over]
+
+
+def examples(config: Any, tasks: Sequence[Task], split: str, *, stored: bool) -> Iterator[tuple[str, Example]]:
+    """Titles and examples of a split, finished: without end as training sees them, or once as evaluation does.
+
+    config: the whole config; stored: before each example of training comes what its random transforms began with.
+    """
+    if split != config.dataset.train_split:
+        for batch in pipeline.eval_batches(config, tasks, batch_size=1, split=split):
+            yield str(batch["id"][0]), {name: array[0] for name, array in batch.items()}
+        return
+    source = pipeline.open_source(config.dataset, tasks, split)
+    positions = itertools.count()
+    for batch in pipeline.train_batches(config, tasks):
+        for row in range(len(batch["image"])):
+            example = source.load(pipeline.shuffled_index(next(positions), config.seed, len(source)))
+            if stored:
+                yield f"{example['id']} as stored", transforms.mark_invalid(example, tasks)
+            yield f"{example['id']} in training", {name: array[row] for name, array in batch.items()}
+
+
+def draw(config: Any, split: str, count: int, *, stored: bool) -> Image.Image:
+    """The sheet of `count` examples of a split; arguments as `examples`.
+
+    Raises:
+      UserError: a config or a data set that cannot be used.
+    """
+    tasks = from_config(config)
+    rows = []
+    shown = itertools.islice(examples(config, tasks, split, stored=stored), count * (1 + stored))
+    for title, example in shown:
+        rows += rows_of(title, example, tasks)
+    return visualize.sheet(rows)
+
+
+def check(config: Any) -> list[str]:
+    """Reads every example of the training and the evaluation split; returns faults, a line each, and prints the rest.
+
+    Printed are, for each split and task, how many images have a label, and the share of their pixels that it covers.
+    """
+    tasks = from_config(config)
+    dataset = config.dataset.copy_and_resolve_references()
+    dataset.cache = False
+    faults = []
+    for split in (dataset.train_split, dataset.eval_split):
+        try:
+            source = pipeline.open_source(dataset, tasks, split)
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            read = list(pool.map(functools.partial(_labelled_shares, source, tasks), range(len(source))))
+        shares = np.array([found for found in read if not isinstance(found, str)]).reshape(-1, len(tasks))
+        faults += [found for found in read if isinstance(found, str)]
+        print(f"{split}: {len(read)} images, {len(read) - len(shares)} of them not readable or with a wrong label")
+        for task, share in zip(tasks, shares.T, strict=True):
+            covered = 100 * share[share > 0].mean() if share.any() else 0.0
+            print(f"  {task.title:<24}{np.count_nonzero(share):>7} images labelled, {covered:5.1f} % of their pixels")
+    return faults
+
+
+def _labelled_shares(source: Source, tasks: Sequence[Task], index: int) -> list[float] | str:
+    """The share of the pixels of an example that each task's label covers, or what is wrong with it."""
+    try:
+        example = transforms.mark_invalid(source.load(index), tasks)
+    except UserError as error:
+        return str(error)
+    return [1 - float(_ignored(example[task.name], task).mean()) for task in tasks]
+
+
+def _flags_of(argv: Sequence[str]) -> list[str]:
+    """Parses the command line, whose first argument is the config."""
+    given = list(argv)
+    if len(given) > 1 and not given[1].startswith("-"):
+        given[1] = f"--config={given[1]}"
+    return command_line.parse_flags(given)
+
+
+def main() -> None:
+    """Defines the flags and runs the program."""
+    config = config_flags.DEFINE_config_file("config", None, "Config file and variant; also the first argument.")
+    output = flags.DEFINE_string("output", None, "Folder that gets SPLIT.png.")
+    count = flags.DEFINE_integer("count", 4, "How many examples.", lower_bound=1)
+    split = flags.DEFINE_string("split", None, "A split of the data set; default: the one of training.")
+    stored = flags.DEFINE_bool("stored", False, "Show the examples of training without augmentation too.")
+    checking = flags.DEFINE_bool("check", False, "First read every example, and list what is wrong with them.")
+    flags.mark_flags_as_required(["config", "output"])
+
+    def run(argv: Sequence[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise UserError(
+                    f"unexpected argument {argv[1]!r}: the config comes first, then flags that start with --"
+                )
+            if not flags.FLAGS["verbosity"].present:
+                logging.set_verbosity(logging.WARNING)  # TFDS tells every file that it opens
+            if checking.value and (faults := check(config.value)):
+                for fault in faults[:MOST_FAULTS]:
+                    print(f"error: {fault}", file=sys.stderr)
+                raise UserError(f"{len(faults)} faults; mend them and check again")
+            name = split.value or config.value.dataset.train_split
+            path = pathlib.Path(str(output.value)) / f"{name}.png"
+            sheet = draw(config.value, name, count.value, stored=stored.value)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sheet.save(path)
+            print(f"written: {path}")
+        except UserError as error:
+            command_line.fail(str(error))
+
+    app.run(run, flags_parser=_flags_of)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The how-to pages work: their files are written, their commands run, in a copy of the program.
+
+A fenced block whose info string names a file is that file; of a file that exists, a diff changes it and Python code is
+added to its end. A block `sh run` is run. Blocks of other kinds are for the reader alone.
+"""
+
+from collections.abc import Iterator
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+from PIL import Image
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROGRAM = ("main.py", "pyproject.toml", "configs", "input_pipeline", "taskexpert_jax", "tests/conftest.py")
+
+
+@pytest.fixture
+def copy(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of the program, to be changed."""
+    for name in PROGRAM:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def blocks(page: str) -> Iterator[tuple[str, str, str]]:
+    """Language, rest of the info string and text of each fenced block."""
+    for match in BLOCK.finditer((ROOT / "docs" / page).read_text()):
+        yield match[1], match[2] or "", match[3]
+
+
+def patched(text: str, diff: str) -> str:
+    """The text with the hunks of a diff, whose context must be there exactly once."""
+    for hunk in diff.split("@@\n"):
+        lines = hunk.splitlines(keepends=True)
+        before = "".join(line[1:] for line in lines if not line.startswith("+"))
+        assert text.count(before) == 1, f"the page's context is not in the file: {before}"
+        text = text.replace(before, "".join(line[1:] or "\n" for line in lines))
+    return text
+
+
+def write(language: str, path: pathlib.Path, text: str) -> None:
+    """Does what a block that names a file says."""
+    if language == "diff":
+        text = patched(path.read_text(), text)
+    elif path.exists():
+        text = f"{path.read_text()}\n\n{text}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def run(folder: pathlib.Path, command: str) -> str:
+    """Runs one line of a page; returns what it printed."""
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": ""}  # one device
+    line = command.replace(".venv/bin/python", sys.executable)
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def follow(page: str, folder: pathlib.Path, *, only: str = "") -> dict[str, str]:
+    """Follows a page from top to bottom, or only its block for one file; what each of its commands printed.
+
+    Scripts at the top of the copy are run as soon as they are written: the page's text tells the reader to.
+    """
+    printed = {}
+    for language, what, text in blocks(page):
+        if only and what != only:
+            continue
+        if (language, what) == ("sh", "run"):
+            printed |= {command: run(folder, command) for command in text.splitlines()}
+        elif what:
+            write(language, folder / what, text)
+            if "/" not in what:
+                run(folder, f".venv/bin/python {what}")
+    return printed
+
+
+@pytest.mark.slow
+def test_the_page_on_data_sets_works(copy):
+    printed = follow("add_a_dataset.md", copy)
+    everything = "".join(printed.values())
+    evaluations = re.findall(r"^evaluation at step 2: .*", everything, re.MULTILINE)
+    assert len(evaluations) == 2 and len(set(evaluations)) == 1  # the same rooms in both formats
+    assert everything.count("depth                         4 images labelled, 100.0 % of their pixels") == 2
+    assert "best constant" in everything
+    for sheet in ("rooms", "frames"):
+        with Image.open(copy / "runs" / sheet / "train.png") as picture:
+            assert picture.width > 3 * 384  # the image and two labels
+
+
+@pytest.mark.slow
+def test_the_page_on_tasks_works(copy):
+    follow("add_a_dataset.md", copy, only="make_rooms.py")
+    *_, evaluated = follow("add_a_task.md", copy).values()
+    (row,) = [line for line in evaluated.splitlines() if line.startswith("shading ")]
+    measured = [float(number) for number in re.findall(r"\d\.\d+", row)]
+    assert len(measured) == 2 and all(0 < error < 1 for error in measured)  # of the model, and of the best constant
+
+
+@pytest.mark.parametrize("page", ["add_a_dataset.md", "add_a_task.md"])
+def test_the_files_of_the_pages_are_in_the_style_of_the_project(page, tmp_path):
+    for language, what, text in blocks(page):
+        if language == "python":
+            path = tmp_path / what
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    settings = ["--config", str(ROOT / "pyproject.toml"), "--extend-ignore", "F821", "--no-cache", str(tmp_path)]
+    command = [sys.executable, "-m", "ruff", "check", *settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

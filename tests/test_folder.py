@@ -1,0 +1,299 @@
+"""The folder data set: how labels are read, what may be missing, and the line for what is wrong."""
+
+from collections.abc import Callable
+import itertools
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+from PIL import Image
+import pytest
+
+from configs import folder as folder_config
+from input_pipeline import folder, pipeline
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.tasks import Task, build, from_config
+
+ALL = ("semseg", "depth", "normals", "edge", "human_parts", "sal")
+CLASSES = ("road", "grass", "sky", "car")
+HEIGHT, WIDTH = 32, 48
+RECORDS = {task.name: task for task in build(ALL, loss_weights=dict.fromkeys(ALL, 1.0), semseg_classes=CLASSES)}
+
+
+def save(path: pathlib.Path, array: np.ndarray) -> pathlib.Path:
+    """Writes a .npy or a picture file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, array)
+    else:
+        Image.fromarray(array).save(path)
+    return path
+
+
+def numbers(random: np.random.Generator, size: tuple[int, int] = (HEIGHT, WIDTH)) -> dict[str, np.ndarray]:
+    """What the files of an example hold."""
+    return {
+        "images": random.integers(0, 256, (*size, 3), np.uint8),
+        "semseg": random.integers(0, 4, size, np.uint8),
+        "depth": random.uniform(0.5, 9, size).astype(np.float32),
+        "normals": random.normal(size=(*size, 3)).astype(np.float32) / 10 + np.float32([0, 0, -1]),
+        "edge": random.integers(0, 2, size, np.uint8) * np.uint8(255),
+        "human_parts": random.integers(0, 7, size, np.uint8),
+        "sal": random.integers(0, 2, size, np.uint8),
+    }
+
+
+@pytest.fixture
+def root(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Four training images and one for validation; only a/2 has every label, and 1 has none at all."""
+    random = np.random.default_rng(0)
+    (tmp_path / "train.txt").write_text("1\na/2\n\n3.b\r\n4\n")
+    (tmp_path / "val.txt").write_text("a/5")
+    kept = {"1": (), "a/2": ALL, "3.b": ("semseg",), "4": ("depth", "edge"), "a/5": ALL}
+    for example_id, names in kept.items():
+        for part, array in numbers(random).items():
+            if part in ("images", *names):
+                save(tmp_path / part / f"{example_id}.{'npy' if part in ('depth', 'normals') else 'png'}", array)
+    return tmp_path
+
+
+@pytest.fixture
+def config(root: pathlib.Path) -> ConfigDict:
+    """All six tasks of the folder, in the tests' form."""
+    config = folder_config.get_config("tiny")
+    config.tasks = ALL
+    config.dataset.data_dir = str(root)
+    config.dataset.semseg_classes = CLASSES
+    config.dataset.image_size = (HEIGHT, WIDTH)
+    config.dataset.threads = 1
+    return config
+
+
+# --- what labels mean ---
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "stored", "expected"),
+    [
+        ("semseg", "png", np.uint8([[0, 3, 255]]), [[0, 3, 255]]),
+        ("semseg", "npy", np.int64([[0, 3, 255]]), [[0, 3, 255]]),
+        ("edge", "png", np.uint8([[0, 255, 128]]), [[0, 1, 255]]),
+        ("edge", "png", np.uint8([[0, 1, 128]]), [[0, 1, 255]]),
+        ("sal", "png", np.array([[False, True]]), [[0, 1]]),  # a PNG of one bit
+        ("depth", "png", np.uint16([[0, 1500, 65535]]), [[0, 1.5, 65.535]]),
+        ("depth", "npy", np.float64([[0, 1.5, np.nan, np.inf, -1]]), [[0, 1.5, 0, 0, 0]]),
+        ("depth", "npy", np.float16([[2.5]])[..., None], [[2.5]]),
+        (
+            "normals",
+            "npy",
+            np.float32([[[0, 0.6, -0.8], [0, 0, 0], [0, 0, np.nan]]]),
+            [[[0, 0.6, -0.8], [0] * 3, [0] * 3]],
+        ),
+    ],
+)
+def test_a_label_is_read_as_its_kind_says(tmp_path, name, suffix, stored, expected):
+    task = RECORDS[name]
+    path = save(tmp_path / f"label.{suffix}", stored)
+    label = folder.read_label(path, task, stored.shape[:2])
+    wanted = np.asarray(expected, task.label_dtype).reshape(*stored.shape[:2], task.label_channels)
+    assert label.dtype == task.label_dtype
+    np.testing.assert_allclose(label, wanted, rtol=1e-6)
+
+
+def test_normals_as_bytes_are_unit_vectors_and_grey_is_none(tmp_path):
+    stored = np.uint8([[[128, 128, 0], [255, 128, 128], [0, 0, 0], [128, 128, 128], [255, 255, 255]]])
+    label = folder.read_label(save(tmp_path / "n.png", stored), RECORDS["normals"], (1, 5))
+    np.testing.assert_allclose(label[0, :2], [[0, 0, -1], [1, 0, 0]], atol=5e-3)
+    np.testing.assert_allclose(np.linalg.norm(label[0, :2].astype(np.float32), axis=-1), 1, rtol=1e-3)
+    assert not label[0, 2:].any()
+
+
+def test_of_a_palette_png_the_indices_count_and_not_the_colours(tmp_path):
+    picture = Image.fromarray(np.uint8([[0, 3, 255]]), mode="P")
+    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    picture.save(tmp_path / "p.png")
+    assert folder.read_label(tmp_path / "p.png", RECORDS["semseg"], (1, 3)).ravel().tolist() == [0, 3, 255]
+
+
+def test_where_zero_is_void_classes_count_from_one(tmp_path):
+    path = save(tmp_path / "s.png", np.uint8([[0, 1, 4, 255]]))
+    label = folder.read_label(path, RECORDS["semseg"], (1, 4), zero_is_void=True)
+    assert label.ravel().tolist() == [255, 0, 3, 255]
+    with pytest.raises(UserError, match=r"holds 4, but with 4 classes a label holds 0 to 3"):
+        folder.read_label(path, RECORDS["semseg"], (1, 4))
+
+
+def test_zero_is_void_is_that_of_the_config_and_of_no_other_task(config):
+    plain = folder.source(config.dataset, "val").load(0)
+    config.dataset.zero_is_void = ("semseg",)
+    config.dataset.semseg_classes = CLASSES[:3]
+    moved = folder.source(config.dataset, "val").load(0)
+    np.testing.assert_array_equal(moved["semseg"], np.where(plain["semseg"] == 0, 255, plain["semseg"] - 1))
+    np.testing.assert_array_equal(moved["human_parts"], plain["human_parts"])
+
+
+def test_a_floating_point_label_in_shares_is_read_from_bytes_and_arrays(tmp_path):
+    """A task that a user adds: no line of the folder's code knows it."""
+    sal = RECORDS["sal"]
+    shading = Task(**{**vars(sal), "name": "shading", "label_dtype": "float16", "ignore": -1.0})
+    for path, stored in (
+        ("a.png", np.uint8([[0, 51, 255]])),
+        ("b.png", np.uint16([[0, 13107, 65535]])),
+        ("c.npy", np.float32([[0, 0.2, 1]])),
+    ):
+        label = folder.read_label(save(tmp_path / path, stored), shading, (1, 3))
+        np.testing.assert_allclose(label.ravel(), [0, 0.2, 1], rtol=1e-3)
+    unlabelled = folder.read_label(save(tmp_path / "d.npy", np.float32([[np.nan]])), shading, (1, 1))
+    assert unlabelled.ravel().tolist() == [-1]
+    with pytest.raises(UserError, match=r"outside of \[0, 1\]"):
+        folder.read_label(save(tmp_path / "e.npy", np.float32([[7.0]])), shading, (1, 1))
+
+
+# --- examples ---
+
+
+def test_examples_come_in_the_lists_order_with_the_labels_that_they_have(config, root):
+    source = folder.source(config.dataset, "train")
+    assert len(source) == 4 and source.labels == ALL
+    examples = [source.load(index) for index in range(4)]
+    assert [example["id"] for example in examples] == ["1", "a/2", "3.b", "4"]
+    assert [tuple(name for name in ALL if name in example) for example in examples] == [
+        (), ALL, ("semseg",), ("depth", "edge"),
+    ]  # fmt: skip
+    np.testing.assert_array_equal(examples[1]["image"], np.asarray(Image.open(root / "images/a/2.png")))
+    np.testing.assert_array_equal(examples[1]["depth"][..., 0], np.load(root / "depth/a/2.npy"))
+
+
+def test_only_the_labels_of_the_configs_tasks_are_read(config, root):
+    config.tasks = ("depth", "edge")
+    (root / "semseg" / "3.b.png").write_bytes(b"no picture")
+    source = folder.source(config.dataset, "train")
+    assert source.labels == ("depth", "edge")
+    assert set(source.load(1)) == {"id", "image", "depth", "edge"}
+
+
+def test_images_of_other_formats_and_names_are_found(config, root):
+    Image.new("L", (WIDTH, HEIGHT), 77).save(root / "images" / "grey.JPG", format="jpeg")
+    (root / "images" / "grey.json").write_text("{}")  # of an annotation tool
+    (root / "train.txt").write_text("grey\na/2\n")
+    assert folder.source(config.dataset, "train").load(0)["image"][0, 0].tolist() == [77, 77, 77]
+
+
+@pytest.mark.parametrize(("downscale", "size"), [(1.0, (24, 48)), (0.5, (48, 96))])
+def test_images_that_are_too_large_are_reduced_until_they_fit(config, root, downscale, size):
+    random = np.random.default_rng(1)
+    for part, array in numbers(random, (96, 192)).items():
+        save(root / part / f"large.{'npy' if part in ('depth', 'normals') else 'png'}", array)
+    (root / "val.txt").write_text("large\na/2\n")
+    config.dataset.downscale = downscale
+    example = folder.source(config.dataset, "val").load(0)
+    assert {example[name].shape[:2] for name in ("image", *ALL)} == {size}
+    assert np.isin(example["depth"], np.load(root / "depth/large.npy")).all()  # metres stay metres
+    config.eval.batch_size = 1
+    frames = pipeline.eval_batches(config, from_config(config), batch_size=1)
+    windows = [batch["window"][0].tolist() for batch in frames]
+    assert windows[0] == [4, 0, 24, 48]  # whole, and as large as fits
+
+
+def test_a_label_that_an_image_lacks_counts_in_no_loss_and_no_gradient(config):
+    config.batch_size = 1
+    batches = itertools.islice(pipeline.train_batches(config, from_config(config)), 20)
+    labelled = [{name for name in ALL if (batch[name] != RECORDS[name].ignore).any()} for batch in batches]
+    assert {"semseg"} in labelled  # a crop of 3.b, which has classes and nothing else
+    batch = next(
+        itertools.islice(pipeline.train_batches(config, from_config(config)), labelled.index({"semseg"}), None)
+    )
+    random = np.random.default_rng(0)
+    for name, task in RECORDS.items():
+        prediction = random.normal(size=(*batch["image"].shape[:3], task.channels)).astype(np.float32)
+        loss, gradient = jax.value_and_grad(task.loss)(jnp.asarray(prediction), batch[name], batch["mask"])
+        assert (loss > 0) == (name == "semseg"), name
+        assert np.isfinite(gradient).all() and gradient.any() == (name == "semseg"), name
+
+
+# --- faults ---
+
+
+def spoilt(root: pathlib.Path, fault: str) -> None:
+    """Makes one thing wrong."""
+    semseg, depth = root / "semseg" / "a" / "5.png", root / "depth" / "a" / "5.npy"
+    size = (HEIGHT, WIDTH)
+    doings: dict[str, Callable[[], object]] = {
+        "no list": (root / "val.txt").unlink,
+        "empty list": lambda: (root / "val.txt").write_text("\n"),
+        "no image": lambda: (root / "val.txt").write_text("a/5\nb/6\n"),
+        "suffix": lambda: (root / "val.txt").write_text("a/5.png\n"),
+        "no label": semseg.unlink,
+        "two files": lambda: save(semseg.with_suffix(".npy"), np.zeros(size, np.uint8)),
+        "format": lambda: semseg.rename(semseg.with_suffix(".tif")),
+        "broken png": lambda: semseg.write_bytes(semseg.read_bytes()[:100]),
+        "broken npy": lambda: depth.write_bytes(b"not an array"),
+        "broken image": lambda: (root / "images/a/5.png").write_bytes(b"not a picture"),
+        "size": lambda: save(semseg, np.zeros((HEIGHT, WIDTH + 1), np.uint8)),
+        "channels": lambda: save(semseg, np.zeros((*size, 3), np.uint8)),
+        "class": lambda: save(semseg, np.full(size, 4, np.uint8)),
+        "negative": lambda: (semseg.unlink(), save(semseg.with_suffix(".npy"), np.full(size, -2))),
+        "fractions": lambda: (semseg.unlink(), save(semseg.with_suffix(".npy"), np.ones(size))),
+        "grey mask": lambda: save(root / "edge/a/5.png", np.full(size, 37, np.uint8)),
+        "mixed mask": lambda: save(root / "sal/a/5.png", np.uint8([[0, 1, 255] * (WIDTH // 3)] * HEIGHT)),
+        "millimetres": lambda: save(depth, np.full(size, 2500.0, np.float32)),
+        "8 bits": lambda: (depth.unlink(), save(depth.with_suffix(".png"), np.ones(size, np.uint8))),
+        "long normals": lambda: save(root / "normals/a/5.npy", np.full((*size, 3), 127.0, np.float32)),
+    }
+    doings[fault]()
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        ("no list", r"no id list \S+/val.txt; write into it the ids of the images of 'val', one a line"),
+        ("empty list", r"\S+/val.txt is empty; write"),
+        (
+            "no image",
+            r"\S+/val.txt: no image \S+/images/b/6.jpg, .png or the like \(1 of 2 ids.*; add the image or remove",
+        ),
+        ("suffix", r"\S+/val.txt: no image .*; write ids without suffix"),
+        ("no label", r"\S+/semseg: no label of semseg, .* for any of the 1 images of val.txt; add some or remove"),
+        ("two files", r"\S+/semseg/a/5: there are .npy and .png; keep one"),
+        ("format", r"\S+/semseg/a/5.tif: convert this file to .png or .npy"),
+        ("broken png", r"\S+/semseg/a/5.png: not a readable label \(.*\); replace it, or remove it"),
+        ("broken npy", r"\S+/depth/a/5.npy: not a readable label \(.*\); replace it, or remove it"),
+        ("broken image", r"\S+/images/a/5.png: not a readable picture"),
+        ("size", r"\S+/semseg/a/5.png: 32x49, but the image is 32x48; a label must be as large as its image"),
+        ("channels", r"\S+/semseg/a/5.png: uint8 of shape \(32, 48, 3\), but .* semseg has 1 .*; save it as a grey or"),
+        ("class", r"\S+/semseg/a/5.png: holds 4, but with 4 classes a label holds 0 to 3, and 255 .*; mend"),
+        ("negative", r"\S+/semseg/a/5.npy: holds -2, but with 4 classes"),
+        ("fractions", r"\S+/semseg/a/5.npy: holds floating-point numbers; classes are whole numbers"),
+        ("grey mask", r"\S+/edge/a/5.png: holds 37; a mask holds 0 and 255, or 0 and 1, and 128 where unlabelled"),
+        ("mixed mask", r"\S+/sal/a/5.png: holds 0, 1, 255; a mask holds 0 and 255, or 0 and 1"),
+        ("millimetres", r"\S+/depth/a/5.npy: nothing is nearer than 1000 m; floating-point depth must be in metres"),
+        ("8 bits", r"\S+/depth/a/5.png: has 8 bits a pixel; save depth as PNG of 16 bits in millimetres"),
+        ("long normals", r"\S+/normals/a/5.npy: has components beyond 1; normals are vectors of length 1"),
+    ],
+)
+def test_a_fault_is_one_line_that_says_what_where_and_what_to_do(config, root, fault, line):
+    spoilt(root, fault)
+    with pytest.raises(UserError) as raised:
+        list(pipeline.eval_batches(config, from_config(config), batch_size=1))
+    assert re.match(line, str(raised.value)), str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_folder_is_said_with_the_field_that_names_it(config):
+    config.dataset.data_dir = "/nowhere"
+    with pytest.raises(UserError, match=r"no folder /nowhere; give .*--config.dataset.data_dir=FOLDER"):
+        folder.source(config.dataset, "train")
+
+
+def test_the_fingerprint_tells_folders_apart(root: pathlib.Path) -> None:
+    config = folder_config.get_config("tiny").dataset
+    config.data_dir, config.labels, config.semseg_classes = str(root), ALL, CLASSES
+    before = folder.fingerprint(config)
+    assert folder.fingerprint(config) == before
+    (root / "semseg" / "3.b.png").unlink()
+    without_label = folder.fingerprint(config)
+    (root / "train.txt").write_text("1\na/2\n4\n")
+    assert len({before, without_label, folder.fingerprint(config)}) == 3
