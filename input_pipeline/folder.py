@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 import hashlib
 import os
 import pathlib
+import tokenize
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def _numbers(path: pathlib.Path) -> np.ndarray:
                 return np.lib.format.read_array(file, allow_pickle=False)
         with Image.open(path) as picture:
             return np.asarray(picture)
-    except images.UNREADABLE as error:
+    except (*images.UNREADABLE, tokenize.TokenError, MemoryError) as error:  # what a damaged .npy header leads to
         cause = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: not a readable label ({cause}); replace it, or remove it") from error
 

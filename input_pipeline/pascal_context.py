@@ -27,6 +27,7 @@ PARTS = {
     "sal": Part("uint8", 1),
     "normals": Part("float16", 3),
     "edge": Part("uint8", 1),
+    "edge_benchmark": Part("uint8", 1),  # odsF's boundaries, which are not the ones to learn
 }
 
 

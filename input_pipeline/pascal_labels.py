@@ -17,6 +17,8 @@ import scipy.io
 
 from input_pipeline import archives, class_names
 from input_pipeline.archives import AGAIN, Problems
+from taskexpert_jax.metrics.boundary_candidates import region_boundaries
+from taskexpert_jax.metrics.boundary_thinning import thin
 
 cv2.setNumThreads(1)  # examples are read in parallel: threads inside of one would get in each other's way
 
@@ -74,8 +76,8 @@ def read_example(root: pathlib.Path, example_id: str) -> dict[str, np.ndarray | 
 
     Returns:
       image: the JPEG file; the labels as large as it (h,w): semseg (h,w,1) uint8, void 255; human_parts (h,w,1) uint8,
-      0 where no part is, so wholly 0 for an image without persons; sal and edge (h,w,1) uint8, 0 or 1; normals (h,w,3)
-      float16, 0 where invalid.
+      0 where no part is, so wholly 0 for an image without persons; sal and edge (h,w,1) uint8, 0 or 1; edge_benchmark
+      (h,w,1) uint8, 0 or 1, the boundaries that the benchmark has odsF count; normals (h,w,3) float16, 0 where invalid.
 
     Raises:
       Problems: a file is missing, damaged, or holds values that it cannot have.
@@ -105,6 +107,7 @@ def read_example(root: pathlib.Path, example_id: str) -> dict[str, np.ndarray | 
         "sal": saliency(decoded["sal"]),
         "normals": normals(decoded["normals"], context),
         "edge": boundaries(context),
+        "edge_benchmark": region_boundaries(context),
     }
     resized = {part: _resized(label, size, cubic=part == "normals") for part, label in labels.items()}
     stored = {part: label.astype(np.float16 if part == "normals" else np.uint8) for part, label in resized.items()}
@@ -112,8 +115,9 @@ def read_example(root: pathlib.Path, example_id: str) -> dict[str, np.ndarray | 
 
 
 def boundaries(context: np.ndarray) -> np.ndarray:
-    """Boundaries between context labels (h,w), (h,w) uint8, 0 or 1: where their Laplacian is not 0, thinned."""
-    return thin(cv2.Laplacian(context, cv2.CV_32F) != 0)  # 3x3, four neighbours, mirrored at the border; exact
+    """Boundaries between context labels (h,w), (h,w) bool: where their Laplacian is not 0, thinned."""
+    # 3x3, four neighbours, mirrored at the border; exact.
+    return thin(np.asarray(cv2.Laplacian(context, cv2.CV_32F)) != 0)
 
 
 def normals(coded: np.ndarray, context: np.ndarray) -> np.ndarray:
@@ -174,44 +178,11 @@ def _structs(array: np.ndarray, path: str, fields: Sequence[str]) -> list[Mappin
     return list(array.flat)
 
 
-# The neighbours of a pixel are the bits of a byte, counter-clockwise from the right.
-_NEIGHBOURS = np.array([[8, 4, 2], [16, 0, 1], [32, 64, 128]], np.float32)
-
-
-@functools.cache
-def _kept_by_neighbours() -> tuple[np.ndarray, np.ndarray]:
-    """For both halves of a pass of thinning, whether a pixel with these neighbours is kept: (256,) uint8, 0 or 1.
-
-    A pixel is deleted that joins no two parts (one change from off to on around it) and ends no line (two or three of
-    the neighbours, taken in pairs), if it lies at the lower right, or upper left, side (Lam et al. 1992, table 5).
-    """
-    on = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(bool)  # (256, 8)
-    straight, diagonal = on[:, 0::2], on[:, 1::2]
-    after = np.roll(straight, -1, axis=1)
-    changes = (~straight & (diagonal | after)).sum(axis=1)
-    pairs = np.minimum((straight | diagonal).sum(axis=1), (diagonal | after).sum(axis=1))
-    thick = (changes == 1) & (pairs >= 2) & (pairs <= 3)
-    right, upper_right, upper, upper_left, left, lower_left, lower, lower_right = on.T
-    first = thick & ~((upper_right | upper | ~lower_right) & right)
-    second = thick & ~((lower_left | lower | ~upper_left) & left)
-    return (~first).astype(np.uint8), (~second).astype(np.uint8)
-
-
-def thin(lines: np.ndarray) -> np.ndarray:
-    """Lines (h,w) thinned to one pixel, (h,w) uint8, 0 or 1: equal to scikit-image's `thin`, in a tenth of its time."""
-    thinned = lines.astype(np.uint8)
-    before = -1
-    while before != (before := cv2.countNonZero(thinned)):
-        for kept in _kept_by_neighbours():
-            neighbours = cv2.filter2D(thinned, cv2.CV_8U, _NEIGHBOURS, borderType=cv2.BORDER_CONSTANT)
-            cv2.bitwise_and(thinned, cv2.LUT(neighbours, kept), dst=thinned)
-    return thinned
-
-
 def _resized(label: np.ndarray, size: tuple[int, ...], *, cubic: bool = False) -> np.ndarray:
     """The label (h,w) or (h,w,c) at the size (height, width), always (h,w,c); by the nearest pixel unless `cubic`."""
     if label.shape[:2] != size:
         # The family's own call, which takes the pixel to the upper left.
+        label = label.astype(np.uint8) if label.dtype == np.bool_ else label
         label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_CUBIC if cubic else cv2.INTER_NEAREST)
     return label if label.ndim == 3 else label[..., None]
 

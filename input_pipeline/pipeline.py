@@ -9,6 +9,7 @@ The work on an example is NumPy and OpenCV; tf.data gives it threads, batches an
 
 import atexit
 from collections.abc import Callable, Iterator, Sequence
+import dataclasses
 import functools
 import os
 from typing import Any
@@ -81,6 +82,12 @@ class KeptSource:
         return self._examples[index]
 
 
+def with_benchmark_labels(tasks: Sequence[Task], source: Source) -> tuple[Task, ...]:
+    """The tasks, and for each whose boundary benchmark has a label of its own in the source, one that carries it."""
+    benchmarked = [task for task in tasks if task.boundary_benchmark and task.benchmark_label in source.labels]
+    return (*tasks, *(dataclasses.replace(task, name=task.benchmark_label) for task in benchmarked))
+
+
 def open_source(config: Any, tasks: Sequence[Task], split: str) -> Source:
     """The split of `config.name`, reduced by `config.downscale` and, with `config.cache`, kept in memory once decoded.
 
@@ -99,7 +106,7 @@ def open_source(config: Any, tasks: Sequence[Task], split: str) -> Source:
         if task.name not in opened.labels:
             has = ", ".join(opened.labels)
             raise UserError(f"data set {config.name!r} has no labels for task {task.name!r}; it has {has}")
-    opened = ReducedSource(opened, tasks, config.downscale)
+    opened = ReducedSource(opened, with_benchmark_labels(tasks, opened), config.downscale)
     if config.cache:
         opened = _kept[key] = KeptSource(opened)
     return opened
@@ -198,7 +205,7 @@ def _eval_example(source: Source, size: tuple[int, int], tasks: Sequence[Task], 
     if height > size[0] or width > size[1]:
         raise UserError(
             f"example {example['id']} is {height}x{width} and does not fit frames of {size[0]}x{size[1]}; give larger "
-            f"ones, which are seen in windows: --config.eval.image_size='({max(height, size[0])},{max(width, size[1])})'"
+            f"ones, seen in windows: --config.eval.image_size='({max(height, size[0])},{max(width, size[1])})'"
         )
     example = transforms.pad_centre(transforms.mark_invalid(example, tasks), tasks, size=size)
     real = position < count
@@ -220,13 +227,13 @@ def _batches(
     load: Callable[[int], Example], spec: dict[str, tf.TensorSpec], positions: tf.data.Dataset, rows: int, threads: int
 ) -> Iterator[Batch]:
     """Batches of `rows` of load(position), in order, by several threads; an error of `load` is raised as it is."""
-    failures: list[BaseException] = []
+    failures: dict[int, BaseException] = {}
 
     def arrays(position: np.int64) -> list[Any]:
         try:
             example = load(int(position))
         except BaseException as error:
-            failures.append(error)
+            failures[int(position)] = error
             raise
         return [example[name] for name in spec]
 
@@ -252,7 +259,7 @@ def _batches(
                 yield batch
         except tf.errors.OpError:
             if failures:
-                raise failures[0] from None
+                raise failures[min(failures)] from None  # the first in order, whichever came first in time
             raise
 
     batches = iterate()
@@ -303,7 +310,7 @@ def eval_batches(
       split: config.dataset.eval_split if None.
 
     Returns:
-      as `train_batches`, and id (b,) str.
+      as `train_batches`, and id (b,) str; where the data set has a `Task.benchmark_label`, that too.
 
     Raises:
       UserError: as `train_batches`; an eval.image_size that does not fit; while iterating, an image larger than that.
@@ -313,11 +320,12 @@ def eval_batches(
     dataset = config.dataset.copy_and_resolve_references()
     dataset.image_size = size  # or a data set that reduces images would reduce them to the model's own size
     source = open_source(dataset, tasks, split or dataset.eval_split)
+    labelled = with_benchmark_labels(tasks, source)
     count = min(len(source), config.eval.max_examples or len(source))
 
     def load(row: int) -> Example:
         position = (row // rows) * batch_size + process_index * rows + row % rows
-        return _eval_example(source, size, tasks, count, position)
+        return _eval_example(source, size, labelled, count, position)
 
     positions = tf.data.Dataset.range(-(-count // batch_size) * rows)
-    return _batches(load, _spec(tasks, size, with_id=True), positions, rows, config.dataset.threads)
+    return _batches(load, _spec(labelled, size, with_id=True), positions, rows, config.dataset.threads)

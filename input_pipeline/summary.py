@@ -135,8 +135,9 @@ def _count_example(source: Source, tasks: Sequence[Task], index: int) -> tuple[t
 
 def tasks_of(source: Source, class_names: Sequence[str]) -> tuple[Task, ...]:
     """The tasks that a data set has labels for; class_names: of semantic segmentation, numbers if there are none."""
-    weights = dict.fromkeys(source.labels, 1.0)
-    return task_records.build(source.labels, loss_weights=weights, semseg_classes=tuple(class_names) or UNNAMED)
+    names = [name for name in source.labels if name in task_records.NAMES]
+    weights = dict.fromkeys(names, 1.0)
+    return task_records.build(names, loss_weights=weights, semseg_classes=tuple(class_names) or UNNAMED)
 
 
 def of_split(source: Source, tasks: Sequence[Task], title: str) -> dict[str, Any]:

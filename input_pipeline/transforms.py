@@ -145,7 +145,7 @@ def _is_varied(label: np.ndarray, task: Task, max_share: float) -> bool:
     """Whether a label (h,w,1) uint8 shows several classes, none on more than `max_share` of the valid pixels."""
     counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()
     counts[int(task.ignore)] = 0
-    return np.count_nonzero(counts) > 1 and counts.max() <= max_share * counts.sum(dtype=np.float64)
+    return bool(np.count_nonzero(counts) > 1 and counts.max() <= max_share * counts.sum(dtype=np.float64))
 
 
 def flip(example: Example, tasks: Sequence[Task]) -> Example:

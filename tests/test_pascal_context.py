@@ -70,6 +70,7 @@ def test_real_evaluation_batch_equals_the_reference(real: ml_collections.ConfigD
             expected = golden[f"{example_id}/eval/{task.name}"].astype(task.label_dtype)
             np.testing.assert_array_equal(batch[task.name][row], expected, err_msg=f"{example_id} {task.name}")
         top, left, height, width = batch["window"][row]
+        assert set(np.unique(batch["edge_benchmark"][row])) == {0, 1, 255}  # for odsF
         image = np.zeros((512, 512, 3))
         inside = np.s_[top : top + height, left : left + width]
         image[inside] = (batch["image"][row][inside] / 255 - MEAN) / STD

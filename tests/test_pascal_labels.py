@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import cv2
@@ -16,7 +14,6 @@ from skimage import morphology
 
 from input_pipeline import archives, pascal_labels
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 ID = "2008_000003"  # of an example with persons and with a mask of VOC
 
 
@@ -35,15 +32,6 @@ def layout(tmp_path: pathlib.Path) -> pathlib.Path:
     return pascal_layout.write(tmp_path / "PASCALContext")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (3, 50), (60, 80)])
-def test_thinning_equals_scikit_images(size: tuple[int, int]) -> None:
-    random = np.random.default_rng(0)
-    for density in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 1.0):
-        for _ in range(5):
-            lines = random.random(size) < density
-            np.testing.assert_array_equal(pascal_labels.thin(lines), morphology.thin(lines))
-
-
 def test_boundaries_of_random_maps_follow_the_definition() -> None:
     """Few classes in regions of all sizes: several may meet in a pixel, and a Laplacian may cancel out."""
     random = np.random.default_rng(0)
@@ -56,6 +44,17 @@ def test_boundaries_of_random_maps_follow_the_definition() -> None:
                 padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * padded[1:-1, 1:-1]
             )
             np.testing.assert_array_equal(pascal_labels.boundaries(context), morphology.thin(laplacian != 0))
+
+
+def test_the_benchmark_has_boundaries_of_its_own(layout: pathlib.Path) -> None:
+    """Wherever a context label differs from the pixel to the right, below, or right below."""
+    context = np.zeros((30, 40), np.uint16) + 1
+    context[10:, 20:] = 7
+    save_matrix(layout / "pascal-context" / "trainval" / f"{ID}.mat", LabelMap=context)
+    expected = np.zeros((30, 40), np.uint8)
+    expected[9, 19:] = 1
+    expected[9:, 19] = 1
+    np.testing.assert_array_equal(read(layout)["edge_benchmark"][..., 0], expected)
 
 
 def human_parts(layout: pathlib.Path, anno: object) -> np.ndarray:
@@ -368,10 +367,3 @@ def test_random_damage_to_a_matlab_file_is_a_fault_or_changes_nothing(layout: pa
         else:
             assert all(np.array_equal(parts[part], expected[part]) for part in expected)
     assert caught > 100
-
-
-def test_reading_imports_neither_tensorflow_nor_jax() -> None:
-    """So that a process that only reads examples starts at once."""
-    program = "import sys, input_pipeline.pascal_labels; print({'tensorflow', 'jax', 'skimage'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"

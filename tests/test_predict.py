@@ -82,8 +82,46 @@ def test_no_image_there_is_an_error(run, tmp_path):
 )
 def test_fitting_into_the_models_size(size, window):
     image = np.full((*size, 3), 200, np.uint8)
-    frame, found = predict.fit(image, 448, 576)
-    assert tuple(found) == window
+    frame, found = predict.fit(image, (448, 576), (448, 576))
+    assert frame.shape == (448, 576, 3) and tuple(found) == window
     top, left, rows, columns = window
     assert (frame[top : top + rows, left : left + columns] == 200).all()
     assert frame.sum() == 200 * 3 * rows * columns
+
+
+@pytest.mark.parametrize(
+    ("size", "frame_size", "window"),
+    [
+        ((425, 560), (448, 576), (11, 8, 425, 560)),  # fits the model: as without larger frames
+        ((224, 288), (448, 576), (0, 0, 448, 576)),
+        ((480, 640), (900, 1200), (210, 280, 480, 640)),  # in windows, at its own size
+        ((100, 640), (900, 1200), (400, 280, 100, 640)),
+        ((1800, 1200), (900, 1200), (0, 300, 900, 600)),  # reduced to the larger frame
+    ],
+)
+def test_fitting_into_larger_frames(size, frame_size, window):
+    frame, found = predict.fit(np.full((*size, 3), 200, np.uint8), (448, 576), (900, 1200))
+    assert frame.shape == (*frame_size, 3) and tuple(found) == window
+    assert frame.sum() == 200 * 3 * window[2] * window[3]
+
+
+def test_a_large_image_is_seen_in_windows_only_where_asked_for(run, tmp_path):
+    """Twice as large as the model's size; its left and right halves then are what the model sees, alone."""
+    config, workdir = run
+    height, width = config.dataset.image_size
+    halves = np.random.default_rng(5).integers(0, 256, (2, height, width, 3), np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.concatenate(list(halves), axis=1)).save(tmp_path / "images" / "both.png")
+    for name, half in zip(("left", "right"), halves, strict=True):
+        Image.fromarray(half).save(tmp_path / "images" / f"{name}.png")
+    windows = config.copy_and_resolve_references()
+    windows.eval.image_size, windows.eval.overlap = (height, 2 * width), 0.0
+    depths = {}
+    for way, of in {"whole": config, "windows": windows}.items():
+        predict.predict(of, workdir, "best", tmp_path / "images", tmp_path / way)
+        depths[way] = {name: np.load(tmp_path / way / name / "depth.npy") for name in ("both", "left", "right")}
+    apart = np.concatenate([depths["whole"]["left"], depths["whole"]["right"]], axis=1)
+    np.testing.assert_allclose(depths["windows"]["both"], apart, rtol=1e-4, atol=1e-5)
+    assert np.abs(depths["whole"]["both"] - apart).max() > 1e-3
+    for name in ("left", "right"):
+        np.testing.assert_array_equal(depths["windows"][name], depths["whole"][name])

@@ -1,0 +1,33 @@
+"""Running the program that builds a data set, and looking at what it leaves."""
+
+import os
+import pathlib
+
+import pytest
+
+from input_pipeline import nyud, prepare, records
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    """Relative path -> bytes of every file, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def build(archive: pathlib.Path, data_dir: pathlib.Path) -> str:
+    """Builds a part of NYUD; returns its fingerprint."""
+    prepare.prepare("nyud", archive, data_dir, allow_subset=True)
+    return records.fingerprint(nyud.Builder, str(data_dir))
+
+
+def faults(
+    capsys: pytest.CaptureFixture[str], archive: pathlib.Path, data_dir: pathlib.Path, *flags: str
+) -> tuple[list[str], str]:
+    """The lines that name faults, and the last one, of the program, which must fail and leave nothing."""
+    before = contents(data_dir)
+    assert prepare.main(["nyud", f"--archive={archive}", f"--data_dir={data_dir}", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert contents(data_dir) == before
+    assert not [name for name in os.listdir(data_dir) if name.startswith(".")]
+    lines = [line for line in err.splitlines() if line and " examples" not in line and " files" not in line]  # no bars
+    return lines[:-1], lines[-1]
