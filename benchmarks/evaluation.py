@@ -95,10 +95,9 @@ def time_boundary(name: str, protocol: Protocol, examples: Iterable[Example], ma
         predicted, true = int(counts.sumP[0, 50]), int(counts.sumR[0, 50])
         print(f"  {example_id}  {seconds[-1]:.3f} s  pixels at 0.5: {predicted} predicted, {true} true", flush=True)
     mean, score = statistics.mean(seconds), boundary.odsf(boundary.BoundaryCounts.join(parts))
-    print(
-        f"{name}: {mean:.3f} s an image ({min(seconds):.3f} to {max(seconds):.3f}, {len(seconds)} images); the original: "
-        f"{protocol.original_seconds:g} s, {protocol.original_seconds / mean:.0f} times that; odsF {100 * score:.2f}"
-    )
+    spread = f"{min(seconds):.3f} to {max(seconds):.3f}, {len(seconds)} images"
+    ratio = f"{protocol.original_seconds:g} s, {protocol.original_seconds / mean:.0f} times that"
+    print(f"{name}: {mean:.3f} s an image ({spread}); the original: {ratio}; odsF {100 * score:.2f}")
 
 
 def run_boundary(arguments: argparse.Namespace) -> None:

@@ -1,10 +1,11 @@
 """Training samples as PyTorch code bases of the field make them: the loader that ours is compared with.
 
-Files of the public archives are read and decoded whenever a sample is asked for, the transforms are OpenCV and NumPy on
-float32 maps, `torch.utils.data.DataLoader` gives workers and batches. Written from the protocol in plain style: neither
-tuned nor slowed down.
+The archives' files are read and decoded whenever a sample is asked for; everything in a sample is a float32 map, which
+NumPy and OpenCV transform; `torch.utils.data.DataLoader` gives worker processes and batches. Written in plain style
+from the same protocol as ours. Of two usual ways to write a step the faster one is taken; nothing is cached or fused.
 """
 
+import functools
 import pathlib
 import random
 from typing import ClassVar
@@ -15,10 +16,16 @@ from PIL import Image
 import scipy.io
 from skimage.morphology import thin
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-PARTS = {
+IGNORE = 255
+SCALES = (0.5, 2.0)
+MAX_CLASS_SHARE = 0.75
+REDRAWS = 10
+PADDING = {"image": 0, "semseg": IGNORE, "human_parts": IGNORE, "sal": IGNORE, "edge": IGNORE, "depth": 0, "normals": 0}
+PERSON = 15
+PERSON_PARTS = {
     **dict.fromkeys(("hair", "head", "lear", "lebrow", "leye", "mouth", "nose", "rear", "rebrow", "reye"), 1),
     **dict.fromkeys(("neck", "torso"), 2),
     **dict.fromkeys(("luarm", "ruarm"), 3),
@@ -26,193 +33,260 @@ PARTS = {
     **dict.fromkeys(("luleg", "ruleg"), 5),
     **dict.fromkeys(("lfoot", "llleg", "rfoot", "rlleg"), 6),
 }
-Sample = dict[str, np.ndarray]
+Sample = dict[str, np.ndarray]  # (h,w,c) float32 each
 
 
-def read(path: pathlib.Path) -> np.ndarray:
-    """A picture as float32, (h,w) or (h,w,3)."""
-    return np.array(Image.open(path), dtype=np.float32)
+def read_picture(path: pathlib.Path) -> np.ndarray:
+    """A picture, (h,w,3) or (h,w,1) float32."""
+    picture = np.array(Image.open(path), dtype=np.float32)
+    return picture if picture.ndim == 3 else picture[..., None]
 
 
-class Nyud(Dataset):
-    """NYUD-v2's multi-task copy."""
+class MultiTaskDataset(Dataset):
+    """Training samples of a benchmark; a subclass says where their files are and what is in them.
 
-    size = (448, 576)
-    padding: ClassVar = {"image": 0.0, "semseg": 255.0, "edge": 255.0, "depth": 0.0, "normals": 0.0}
+    Attributes:
+      id_file: of the training split, relative to the root.
+      size: height and width of the samples.
+      classes: of semantic segmentation.
+    """
+
+    id_file: ClassVar[str]
+    size: ClassVar[tuple[int, int]]
+    classes: ClassVar[int]
 
     def __init__(self, root: pathlib.Path):
         self.root = root
-        self.ids = (root / "gt_sets" / "train.txt").read_text().split()
+        self.ids = (root / self.id_file).read_text().split()
+        self.transforms = [
+            random_scale,
+            functools.partial(random_crop, size=self.size),
+            random_flip,
+            distort_colours,
+            normalise,
+            functools.partial(pad, size=self.size),
+            mark_invalid,
+            to_tensors,
+        ]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def load(self, name: str) -> Sample:
-        """The decoded labels of an image, each (h,w,c) float32."""
-        semseg = read(self.root / "segmentation" / f"{name}.png")[..., None]
-        return {
-            "image": read(self.root / "images" / f"{name}.png"),
-            "semseg": np.where(semseg == 0, 256, semseg) - 1,
-            "depth": np.load(self.root / "depth" / f"{name}.npy").astype(np.float32)[..., None],
-            "normals": 2 * read(self.root / "normals" / f"{name}.png") / 255 - 1,
-            "edge": read(self.root / "edge" / f"{name}.png")[..., None] / 255,
-        }
-
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         sample = self.load(self.ids[index])
-        sample = random_crop(random_scale(sample), self.size)
-        if random.random() < 0.5:
-            sample = {key: np.ascontiguousarray(value[:, ::-1]) for key, value in sample.items()}
-            sample["normals"][..., 0] *= -1
-        sample["image"] = distort(sample["image"].astype(np.uint8))
-        sample["image"] = (sample["image"].astype(np.float32) / 255 - MEAN) / STD
-        sample = mark_invalid(pad(sample, self.size, self.padding))
-        return {key: torch.from_numpy(np.ascontiguousarray(v.transpose(2, 0, 1))) for key, v in sample.items()}
+        for transform in self.transforms:
+            sample = transform(sample)
+        return sample
+
+    def load(self, example_id: str) -> Sample:
+        """The image and the labels of an example."""
+        raise NotImplementedError
 
 
-class PascalContext(Nyud):
-    """PASCAL-Context's multi-task copy: boundaries and human parts are decoded from MATLAB files."""
+class Nyud(MultiTaskDataset):
+    """NYUD-v2's multi-task copy: PNG files, and depth as NPY files."""
 
-    size = (512, 512)
-    padding: ClassVar = {
-        "image": 0.0,
-        "semseg": 255.0,
-        "human_parts": 255.0,
-        "sal": 255.0,
-        "edge": 255.0,
-        "normals": 0.0,
-    }
+    id_file = "gt_sets/train.txt"
+    size = (448, 576)
+    classes = 40
 
-    def __init__(self, root: pathlib.Path, valid_classes: list[int]):
-        self.root = root
-        self.ids = (root / "ImageSets" / "Context" / "train.txt").read_text().split()
-        self.valid_classes = np.array(valid_classes)
-
-    def load(self, name: str) -> Sample:
-        """As above."""
-        image = read(self.root / "JPEGImages" / f"{name}.jpg")
-        semseg = self.root / "semseg" / "VOC12" / f"{name}.png"
-        if not semseg.is_file():
-            semseg = self.root / "semseg" / "pascal-context" / f"{name}.png"
-        context = scipy.io.loadmat(self.root / "pascal-context" / "trainval" / f"{name}.mat")["LabelMap"]
-        laplacian = cv2.Laplacian(context.astype(np.float64), cv2.CV_64F)
-        normals = 2 * read(self.root / "normals_distill" / f"{name}.png") / 255 - 1
-        if normals.shape[:2] == context.shape:
-            normals[~np.isin(context, self.valid_classes)] = 0
-        sample = {
-            "semseg": read(semseg)[..., None],
-            "human_parts": self.human_parts(name, image.shape[:2]),
-            "sal": (read(self.root / "sal_distill" / f"{name}.png")[..., None] > 127.5).astype(np.float32),
-            "edge": thin(np.abs(laplacian) > 0).astype(np.float32)[..., None],
-            "normals": normals,
+    def load(self, example_id: str) -> Sample:
+        """See the base class."""
+        semseg = read_picture(self.root / "segmentation" / f"{example_id}.png") - 1
+        semseg[semseg == -1] = IGNORE
+        return {
+            "image": read_picture(self.root / "images" / f"{example_id}.png"),
+            "semseg": semseg,
+            "depth": np.load(self.root / "depth" / f"{example_id}.npy").astype(np.float32)[..., None],
+            "normals": 2 * read_picture(self.root / "normals" / f"{example_id}.png") / 255 - 1,
+            "edge": read_picture(self.root / "edge" / f"{example_id}.png") / 255,
         }
-        size = image.shape[1::-1]
-        for key, value in sample.items():
-            if value.shape[:2] != image.shape[:2]:
-                method = cv2.INTER_CUBIC if key == "normals" else cv2.INTER_NEAREST
-                sample[key] = cv2.resize(value, size, interpolation=method).reshape(*image.shape[:2], -1)
+
+
+class PascalContext(MultiTaskDataset):
+    """PASCAL-Context's multi-task copy: JPEG and PNG files; boundaries and human parts come from MATLAB files."""
+
+    id_file = "ImageSets/Context/train.txt"
+    size = (512, 512)
+    classes = 21
+
+    def __init__(self, root: pathlib.Path, normals_classes: list[int]):
+        """normals_classes: the context classes on which distilled normals are valid."""
+        super().__init__(root)
+        self.normals_classes = normals_classes
+
+    def load(self, example_id: str) -> Sample:
+        """See the base class."""
+        image = read_picture(self.root / "JPEGImages" / f"{example_id}.jpg")
+        semseg = self.root / "semseg" / "VOC12" / f"{example_id}.png"
+        if not semseg.is_file():
+            semseg = self.root / "semseg" / "pascal-context" / f"{example_id}.png"
+        context = scipy.io.loadmat(self.root / "pascal-context" / "trainval" / f"{example_id}.mat")["LabelMap"]
+        boundaries = np.abs(cv2.Laplacian(context.astype(np.float32), cv2.CV_32F)) > 0
+        sample = {
+            "semseg": read_picture(semseg),
+            "human_parts": self.load_human_parts(example_id, image.shape[:2]),
+            "sal": (read_picture(self.root / "sal_distill" / f"{example_id}.png") > 127.5).astype(np.float32),
+            "normals": 2 * read_picture(self.root / "normals_distill" / f"{example_id}.png") / 255 - 1,
+            "edge": thin(boundaries).astype(np.float32)[..., None],
+        }
+        valid = np.isin(context, self.normals_classes).astype(np.uint8)
+        sample["normals"][resize(valid, sample["normals"].shape[:2], cv2.INTER_NEAREST) == 0] = 0
+        for key, label in sample.items():
+            method = cv2.INTER_CUBIC if key == "normals" else cv2.INTER_NEAREST
+            sample[key] = resize(label, image.shape[:2], method).reshape(*image.shape[:2], -1)
         return {"image": image, **sample}
 
-    def human_parts(self, name: str, size: tuple[int, int]) -> np.ndarray:
-        """Part ids of all persons, 0 elsewhere."""
-        annotation = scipy.io.loadmat(self.root / "human_parts" / f"{name}.mat")["anno"][0][0]
+    def load_human_parts(self, example_id: str, size: tuple[int, int]) -> np.ndarray:
+        """The parts of all persons, (h,w,1) float32, 0 elsewhere."""
         label = np.zeros((*size, 1), np.float32)
-        for thing in annotation["objects"][0]:
-            if int(thing["class_ind"].item()) != 15 or not thing["parts"].size:
-                continue
-            for part in thing["parts"][0]:
-                number = PARTS.get(part["part_name"][0])
-                if number:
-                    label[part["mask"] > 0] = number
+        annotation = scipy.io.loadmat(self.root / "human_parts" / f"{example_id}.mat")["anno"][0, 0]
+        for thing in annotation["objects"].ravel():
+            if thing["class_ind"].item() == PERSON and thing["parts"].size:
+                for part in thing["parts"].ravel():
+                    label[part["mask"] > 0] = PERSON_PARTS[part["part_name"].item()]
         return label
 
 
+def resize(array: np.ndarray, size: tuple[int, int], method: int) -> np.ndarray:
+    """The array at the size (height, width); as it is if it has that size."""
+    return array if array.shape[:2] == size else cv2.resize(array, size[::-1], interpolation=method)
+
+
 def random_scale(sample: Sample) -> Sample:
-    """Image and labels by one factor."""
-    scale = random.uniform(0.5, 2.0)
+    """Image and labels scaled by one factor."""
+    factor = random.uniform(*SCALES)
     height, width = sample["image"].shape[:2]
-    size = (int(width * scale), int(height * scale))
-    result = {}
+    size = (int(height * factor), int(width * factor))
     for key, value in sample.items():
         method = cv2.INTER_LINEAR if key == "image" else cv2.INTER_NEAREST
-        result[key] = cv2.resize(value, size, interpolation=method).reshape(size[1], size[0], -1)
-    if "depth" in result:
-        result["depth"] = result["depth"] / scale
-    return result
+        sample[key] = resize(value, size, method).reshape(*size, -1)
+    if "depth" in sample:
+        sample["depth"] = sample["depth"] / factor
+    return sample
 
 
 def random_crop(sample: Sample, size: tuple[int, int]) -> Sample:
-    """A window of at most `size`, redrawn while one class fills more than 0.75 of it."""
+    """A window of at most `size`, redrawn while one class fills too much of it."""
     height, width = sample["image"].shape[:2]
-    for _ in range(11):
-        top, left = random.randint(0, max(height - size[0], 0)), random.randint(0, max(width - size[1], 0))
-        window = np.s_[top : top + size[0], left : left + size[1]]
+    spare = max(height - size[0], 0), max(width - size[1], 0)
+    if spare == (0, 0):
+        return sample
+
+    def draw() -> tuple[slice, slice]:
+        top, left = random.randint(0, spare[0]), random.randint(0, spare[1])
+        return slice(top, top + size[0]), slice(left, left + size[1])
+
+    window = draw()
+    for _ in range(REDRAWS):
         labels, counts = np.unique(sample["semseg"][window], return_counts=True)
-        counts = counts[labels != 255]
-        if len(counts) > 1 and counts.max() / counts.sum() < 0.75:
+        counts = counts[labels != IGNORE]
+        if len(counts) > 1 and counts.max() <= MAX_CLASS_SHARE * counts.sum():
             break
+        window = draw()
     return {key: value[window] for key, value in sample.items()}
 
 
-def convert(image: np.ndarray, factor: float = 1.0, amount: float = 0.0) -> np.ndarray:
-    """factor * image + amount as bytes."""
-    return np.clip(image.astype(np.float32) * factor + amount, 0, 255).astype(np.uint8)
-
-
-def distort(image: np.ndarray) -> np.ndarray:
-    """Brightness, contrast, saturation, hue of an (h,w,3) uint8 image, each with probability one half."""
+def random_flip(sample: Sample) -> Sample:
+    """Everything mirrored, with probability one half."""
     if random.random() < 0.5:
-        image = convert(image, amount=random.uniform(-32, 32))
-    contrast_first = random.random() < 0.5
-    if contrast_first and random.random() < 0.5:
-        image = convert(image, random.uniform(0.5, 1.5))
-    if random.random() < 0.5:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        hsv[..., 1] = convert(hsv[..., 1], random.uniform(0.5, 1.5))
-        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    if random.random() < 0.5:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        hsv[..., 0] = (hsv[..., 0].astype(int) + random.randint(-18, 17)) % 180
-        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    if not contrast_first and random.random() < 0.5:
-        image = convert(image, random.uniform(0.5, 1.5))
-    return image
+        sample = {key: cv2.flip(value, 1).reshape(value.shape) for key, value in sample.items()}
+        sample["normals"][..., 0] *= -1
+    return sample
 
 
-def pad(sample: Sample, size: tuple[int, int], values: dict[str, float]) -> Sample:
+def linear(values: np.ndarray, factor: float, amount: float) -> np.ndarray:
+    """factor * values + amount, as bytes."""
+    return np.clip(values.astype(np.float32) * factor + amount, 0, 255).astype(np.uint8)
+
+
+def distort_colours(sample: Sample) -> Sample:
+    """Brightness, contrast, saturation and hue changed, each with probability one half."""
+    image = sample["image"].astype(np.uint8)
+    brightness, contrast, saturation, hue = (random.random() < 0.5 for _ in range(4))
+    contrast_last = random.random() < 0.5
+    if brightness:
+        image = linear(image, 1, random.uniform(-32, 32))
+    if contrast and not contrast_last:
+        image = linear(image, random.uniform(0.5, 1.5), 0)
+    if saturation or hue:
+        colours = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        if saturation:
+            colours[..., 1] = linear(colours[..., 1], random.uniform(0.5, 1.5), 0)
+        if hue:
+            colours[..., 0] = (colours[..., 0].astype(np.int16) + random.randrange(-18, 18)) % 180
+        image = cv2.cvtColor(colours, cv2.COLOR_HSV2RGB)
+    if contrast and contrast_last:
+        image = linear(image, random.uniform(0.5, 1.5), 0)
+    return {**sample, "image": image.astype(np.float32)}
+
+
+def normalise(sample: Sample) -> Sample:
+    """The image with ImageNet's mean and deviation taken out."""
+    image = sample["image"] / 255
+    image -= MEAN
+    image /= STD
+    return {**sample, "image": image}
+
+
+def pad(sample: Sample, size: tuple[int, int]) -> Sample:
     """Everything in the middle of `size`."""
     height, width = sample["image"].shape[:2]
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     borders = (top, size[0] - height - top, left, size[1] - width - left)
-    return {
-        key: cv2.copyMakeBorder(value, *borders, cv2.BORDER_CONSTANT, value=[values[key]] * 3).reshape(*size, -1)
-        for key, value in sample.items()
-    }
+    padded = {}
+    for key, value in sample.items():
+        border = cv2.copyMakeBorder(value, *borders, cv2.BORDER_CONSTANT, value=[PADDING[key]] * 3)
+        padded[key] = border.reshape(*size, value.shape[2])
+    return padded
 
 
 def mark_invalid(sample: Sample) -> Sample:
-    """Ignore values where a label is invalid."""
-    sample["normals"][(sample["normals"] == 0).all(-1)] = 255
+    """Ignore values where labels are invalid."""
+    normals = sample["normals"]
+    normals[normals[..., 0] ** 2 + normals[..., 1] ** 2 + normals[..., 2] ** 2 == 0] = IGNORE
     if "depth" in sample:
         sample["depth"][sample["depth"] == 0] = -1
-    if "human_parts" in sample and not ((sample["human_parts"] != 0) & (sample["human_parts"] != 255)).any():
-        sample["human_parts"][:] = 255
+    if "human_parts" in sample:
+        parts = sample["human_parts"]
+        if ((parts == 0) | (parts == IGNORE)).all():
+            parts[:] = IGNORE
     return sample
 
 
-def batches(dataset: Dataset, batch_size: int, workers: int) -> DataLoader:
-    """Shuffled training batches by worker processes."""
+def to_tensors(sample: Sample) -> dict[str, torch.Tensor]:
+    """Tensors (c,h,w)."""
+    return {key: torch.from_numpy(value.transpose(2, 0, 1)) for key, value in sample.items()}
 
-    def alone(_: int) -> None:
-        cv2.setNumThreads(0)
-        torch.set_num_threads(1)
 
+def start_worker(number: int) -> None:
+    """A worker uses one core: OpenCV's threads would get in the other workers' way."""
+    del number
+    cv2.setNumThreads(0)
+
+
+def batches(dataset: MultiTaskDataset, batch_size: int, workers: int, count: int) -> DataLoader:
+    """`count` shuffled batches; one epoch passes into the next without a pause."""
+    order = RandomSampler(dataset, num_samples=count * batch_size)
     return DataLoader(
-        dataset,
-        batch_size,
-        shuffle=True,
-        num_workers=workers,
-        drop_last=True,
-        worker_init_fn=alone,
-        persistent_workers=True,
+        dataset, batch_size, sampler=order, num_workers=workers, drop_last=True, worker_init_fn=start_worker
     )
+
+
+def check(batch: dict[str, torch.Tensor], dataset: MultiTaskDataset, batch_size: int) -> None:
+    """Asserts that a batch is what a training step takes: shapes, types, and the values that each label can have."""
+    for key, tensor in batch.items():
+        channels = 3 if key in ("image", "normals") else 1
+        assert tensor.shape == (batch_size, channels, *dataset.size), (key, tensor.shape)
+        assert tensor.dtype == torch.float32, (key, tensor.dtype)
+    classes = {"semseg": dataset.classes, "human_parts": 7, "sal": 2, "edge": 2}
+    for key, number in classes.items():
+        if key in batch:
+            values = set(batch[key].unique().tolist())
+            assert values <= {*range(number), IGNORE}, (key, values)
+    length = batch["normals"].norm(dim=1)
+    ignored = (batch["normals"] == IGNORE).all(dim=1)
+    assert (ignored | ((length > 0) & (length < 2))).all()
+    if "depth" in batch:
+        assert ((batch["depth"] == -1) | (batch["depth"] > 0)).all()
+    assert batch["image"].abs().max() < 3

@@ -1,6 +1,7 @@
 """Mean intersection over union, of semantic segmentation and human parts."""
 
 import functools
+import math
 from typing import ClassVar, Self
 
 import flax.struct
@@ -52,6 +53,14 @@ class MeanIoU(PooledMetric):
         confusion = self.confusion.value()
         accuracy = 100 * ratio(np.trace(confusion), confusion.sum())
         return {"mIoU": float(self.per_class().mean()), "pixel_accuracy": accuracy}
+
+    def of_one_image(self, name: str) -> float:
+        """`mIoU` is of the classes labelled or predicted, for an image cannot help having few; nan for none."""
+        if name != "mIoU":
+            return super().of_one_image(name)
+        confusion = self.confusion.value()
+        seen = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
+        return float(self.per_class()[seen].mean()) if seen.any() else math.nan
 
 
 @functools.cache

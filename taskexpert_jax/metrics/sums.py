@@ -94,6 +94,10 @@ class PooledMetric(metrics.Metric, abc.ABC):
     def compute(self) -> dict[str, float]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The metric's values by name; of a state on the host or on devices, in float64 NumPy."""
 
+    def of_one_image(self, name: str) -> float:
+        """The value `name` to rank images by, of the state of a single one."""
+        return self.compute()[name]
+
 
 def ratio(numerator: float, denominator: float) -> float:
     """numerator / denominator; nan where the denominator is 0, that is, where nothing was measured."""
