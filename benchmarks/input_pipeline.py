@@ -2,17 +2,18 @@
 
   python benchmarks/input_pipeline.py nyud --folder=NYUDv2 --data_dir=DIR
   python benchmarks/input_pipeline.py pascal_context --folder=PASCALContext --data_dir=DIR
+  python benchmarks/input_pipeline.py nyud --folder=NYUDv2 --data_dir=DIR --profile     # milliseconds of each stage
 
 FOLDER is the extracted archive, or a part of it. The data set built from it is taken from DIR and is built there first
 where it is missing. Both sides deliver batches of 8 at the protocol's size, with all of its transforms; they take
-turns, a round each, on the same cores. Needs requirements-benchmarks.txt.
+turns, a round each, on the same two cores. Needs requirements-benchmarks.txt, and Linux.
 """
 
 import argparse
+import collections
 from collections.abc import Callable, Iterator
 import datetime
 import importlib
-import itertools
 import json
 import os
 import pathlib
@@ -25,30 +26,39 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import cv2
 import numpy as np
+import psutil
+import tensorflow as tf
 import torch
 import torch_loader
 
-from input_pipeline import pascal_labels, pipeline, prepare, transforms
+from input_pipeline import pascal_labels, pipeline, prepare, records, transforms
 from taskexpert_jax import tasks as task_records
+from taskexpert_jax.errors import UserError
 
 BATCH_SIZE = 8
-WORKERS = 2
+CORES = 2  # both sides run on so many, the reference with as many workers
+WARM_UP = 6  # batches before each measurement: more than either side fetches ahead
+CHECKED = 4  # examples that are compared
+REFERENCE, DECODING, KEPT = (
+    "PyTorch DataLoader, 2 workers",
+    "ours, decoding every example",
+    "ours, decoded examples kept",
+)
+
 Batches = Iterator[dict[str, Any]]
 
 
-def reference(dataset: str, folder: pathlib.Path) -> Batches:
-    """Endless batches of the PyTorch loader."""
+def reference_data(dataset: str, folder: pathlib.Path) -> torch_loader.MultiTaskDataset:
+    """The PyTorch data set of the files in a folder."""
     if dataset == "nyud":
-        data = torch_loader.Nyud(folder)
-    else:
-        data = torch_loader.PascalContext(folder, list(pascal_labels.NORMALS_CLASSES))
-    loader = torch_loader.batches(data, BATCH_SIZE, WORKERS)
-    return itertools.chain.from_iterable(itertools.repeat(loader))
+        return torch_loader.Nyud(folder)
+    return torch_loader.PascalContext(folder, list(pascal_labels.NORMALS_CLASSES))
 
 
 def configured(dataset: str, data_dir: pathlib.Path, *, cache: bool) -> Any:
-    """The shipped config, at batches of 8, reading `data_dir`."""
+    """The shipped config with batches of 8, reading `data_dir`."""
     config = importlib.import_module(f"configs.{dataset}").get_config("vit_l16")
     config.batch_size = BATCH_SIZE
     config.dataset.data_dir = str(data_dir)
@@ -56,93 +66,181 @@ def configured(dataset: str, data_dir: pathlib.Path, *, cache: bool) -> Any:
     return config
 
 
-def seconds_per_image(batches: Batches, count: int) -> float:
-    """Time of `count` batches, by image."""
-    begin = time.perf_counter()
-    for _ in range(count):
-        next(batches)
-    return (time.perf_counter() - begin) / (count * BATCH_SIZE)
+def check_same(data: torch_loader.MultiTaskDataset, source: records.Source) -> None:
+    """Compares a few decoded examples of both sides.
 
-
-def size_of(batch: dict[str, Any]) -> int:
-    """Bytes of a batch's arrays."""
-    return sum(value.nbytes for value in batch.values())
-
-
-def stages(dataset: str, data_dir: pathlib.Path, repeats: int = 64) -> dict[str, float]:
-    """Milliseconds an image of each stage of ours, one after the other in one thread; medians."""
-    config = configured(dataset, data_dir, cache=False)
-    tasks = task_records.from_config(config)
-    source = pipeline.open_source(config.dataset, tasks, config.dataset.train_split)
-    times: dict[str, list[float]] = {}
-
-    def timed(name: str, function: Callable[..., Any], *args: Any, **strengths: Any) -> Any:
-        begin = time.perf_counter()
-        result = function(*args, **strengths)
-        times.setdefault(name, []).append(1e3 * (time.perf_counter() - begin))
-        return result
-
-    for position in range(repeats):
-        seed = (0, position)
-        example = timed("read and decode", source.load, position % len(source))
-        example = timed(
-            "scale and crop", transforms.random_scale_and_crop, example, tasks, seed, **pipeline.crop_strengths(config)
+    Raises:
+      UserError: they are not the same.
+    """
+    if len(data) != len(source):
+        raise UserError(
+            f"{len(data)} ids in {data.root / data.id_file}, but {len(source)} built examples; build them anew"
         )
-        example = timed("flip", transforms.flip, example, tasks)
-        colours = pipeline.colour_strengths(config)
-        image = timed("colours", transforms.photometric_distortion, example["image"], seed, **colours)
-        example = timed("invalid marks", transforms.mark_invalid, {**example, "image": image}, tasks)
-        timed("padding", transforms.pad_centre, example, tasks, size=tuple(config.dataset.image_size))
-    return {name: statistics.median(values) for name, values in times.items()}
+    for index in range(min(CHECKED, len(source))):
+        ours = source.load(index)
+        for part, theirs in data.load(ours["id"]).items():
+            # Decoders of JPEG differ in a last bit, and our normals are float16.
+            tolerance = {"image": 2.0, "normals": 1e-3}.get(part, 0.0)
+            if not np.allclose(ours[part].astype(np.float32), theirs, rtol=0, atol=tolerance):
+                raise UserError(f"{part} of {ours['id']} differs between {data.root} and what was built; build it anew")
+
+
+class Turn:
+    """Wall time and time of all cores, by image, of batches that are taken."""
+
+    def __init__(self, batches: Batches, count: int):
+        """Takes `count` batches after a few others, and rests until what is fetched ahead is ready."""
+        for _ in range(WARM_UP):
+            next(batches)
+        begin, begin_cores = time.perf_counter(), cores_seconds()
+        for _ in range(count):
+            next(batches)
+        self.seconds = (time.perf_counter() - begin) / (count * BATCH_SIZE)
+        self.core_seconds = (cores_seconds() - begin_cores) / (count * BATCH_SIZE)
+        time.sleep(WARM_UP * BATCH_SIZE * self.seconds)
+
+
+def cores_seconds() -> float:
+    """What this process and its workers have used of the cores so far."""
+    this = psutil.Process()
+    times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
 
 
 def measure(dataset: str, folder: pathlib.Path, data_dir: pathlib.Path, rounds: int, count: int) -> dict[str, Any]:
-    """Images a second of each side in each round, and bytes of a batch."""
-    sides = {"PyTorch DataLoader, 2 workers": reference(dataset, folder)}
-    for name, cache in (("ours, decoding every example", False), ("ours, decoded examples kept", True)):
+    """What each side did in each round, and how large its batches are."""
+    data = reference_data(dataset, folder)
+    # Its workers are forked before TensorFlow has threads.
+    loader = iter(torch_loader.batches(data, BATCH_SIZE, CORES, (rounds + 1) * (WARM_UP + count)))
+    first = {REFERENCE: next(loader)}
+    torch_loader.check(first[REFERENCE], data, BATCH_SIZE)
+    sides: dict[str, Batches] = {REFERENCE: loader}
+    for name, cache in ((DECODING, False), (KEPT, True)):
         config = configured(dataset, data_dir, cache=cache)
-        sides[name] = pipeline.train_batches(config, task_records.from_config(config))
+        tasks = task_records.from_config(config)
+        source = pipeline.open_source(config.dataset, tasks, config.dataset.train_split)
+        check_same(data, source)
         if cache:  # the steady state: every example has been decoded once
-            source = pipeline.open_source(config.dataset, task_records.from_config(config), config.dataset.train_split)
             for index in range(len(source)):
                 source.load(index)
-    sizes = {name: size_of(next(batches)) for name, batches in sides.items()}
-    rates: dict[str, list[float]] = {name: [] for name in sides}
+        sides[name] = pipeline.train_batches(config, tasks)
+        first[name] = next(sides[name])
+    turns: dict[str, list[Turn]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, batches in sides.items():
-            seconds_per_image(batches, 6)  # workers fill their queues again
-            rates[name].append(1 / seconds_per_image(batches, count))
-            time.sleep(1.0)  # what was fetched ahead is ready before another side's turn
-    return {"images_per_second": rates, "batch_bytes": sizes}
+            turns[name].append(Turn(batches, count))
+    return {
+        name: {
+            "images_per_second": [1 / turn.seconds for turn in turns[name]],
+            "times_reference": [
+                theirs.seconds / ours.seconds for ours, theirs in zip(turns[name], turns[REFERENCE], strict=True)
+            ],
+            "core_ms_per_image": [1e3 * turn.core_seconds for turn in turns[name]],
+            "batch_bytes": sum(value.nbytes for value in first[name].values()),
+        }
+        for name in sides
+    }
+
+
+class Stages:
+    """Milliseconds of the calling thread by stage."""
+
+    def __init__(self):
+        self.total = collections.Counter()
+
+    def timed(self, name: str, function: Callable[..., Any], *args: Any, **strengths: Any) -> Any:
+        """The function's result; its time counts for the stage `name`."""
+        begin = time.thread_time()
+        result = function(*args, **strengths)
+        self.total[name] += 1e3 * (time.thread_time() - begin)
+        return result
+
+    def means(self, images: int) -> dict[str, float]:
+        """By image."""
+        return {name: total / images for name, total in self.total.items()}
+
+
+def profile_ours(dataset: str, data_dir: pathlib.Path, count: int) -> dict[str, float]:
+    """Milliseconds an image of each stage of ours, one after the other in one thread; means of `count` batches."""
+    config = configured(dataset, data_dir, cache=False)
+    tasks = task_records.from_config(config)
+    source = records.dataset_module(dataset).source(config.dataset, config.dataset.train_split)
+    stages = Stages()
+    for batch in range(count):
+        examples = []
+        for position in range(batch * BATCH_SIZE, (batch + 1) * BATCH_SIZE):
+            seed = (config.seed, position)
+            stored = stages.timed("read record", lambda p=position: source._records[p % len(source)])
+            example = stages.timed("decode", lambda s=stored: source._finish(source._decode(s)))
+            example = transforms.fill_missing(example, tasks)
+            strengths = pipeline.crop_strengths(config)
+            example = stages.timed(
+                "scale and crop", transforms.random_scale_and_crop, example, tasks, seed, **strengths
+            )
+            probability = config.augment.flip_probability
+            example = stages.timed("flip", transforms.random_flip, example, tasks, seed, probability=probability)
+            colours = pipeline.colour_strengths(config)
+            image = stages.timed("colours", transforms.photometric_distortion, example["image"], seed, **colours)
+            example = stages.timed("invalid marks", transforms.mark_invalid, {**example, "image": image}, tasks)
+            size = tuple(config.dataset.image_size)
+            examples.append(stages.timed("padding", transforms.pad_centre, example, tasks, size=size))
+        names = [name for name in examples[0] if name != "id"]
+        stages.timed("batch copy", lambda e=examples, n=names: [np.stack([each[name] for each in e]) for name in n])
+    return stages.means(count * BATCH_SIZE)
+
+
+def profile_reference(dataset: str, folder: pathlib.Path, count: int) -> dict[str, float]:
+    """Milliseconds an image of each stage of the reference, as above."""
+    data = reference_data(dataset, folder)
+    torch_loader.start_worker(0)
+    stages = Stages()
+    for batch in range(count):
+        samples = []
+        for position in range(batch * BATCH_SIZE, (batch + 1) * BATCH_SIZE):
+            sample = stages.timed("read and decode", data.load, data.ids[position % len(data)])
+            for transform in data.transforms:
+                function = getattr(transform, "func", transform)  # below functools.partial
+                sample = stages.timed(function.__name__.replace("_", " "), transform, sample)
+            samples.append(sample)
+        stages.timed("batch copy", torch.utils.data.default_collate, samples)
+    return stages.means(count * BATCH_SIZE)
 
 
 def described() -> dict[str, Any]:
     """Machine, versions, commit and date."""
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    root = pathlib.Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     return {
-        "cpu": cpu,
+        "cpu": next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown"),
         "cores": len(os.sched_getaffinity(0)),
+        "load": os.getloadavg()[0],  # before the measurement: of other programs
         "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "commit": commit,
+        **{module.__name__: module.__version__ for module in (np, cv2, tf, torch)},
+        "commit": subprocess.run(command, capture_output=True, text=True).stdout.strip(),
         "date": datetime.date.today().isoformat(),
     }
 
 
-def table(dataset: str, measured: dict[str, Any], stage_times: dict[str, float]) -> str:
-    """The results in Markdown."""
-    rates = {name: statistics.median(values) for name, values in measured["images_per_second"].items()}
-    base = next(iter(rates.values()))
-    lines = [f"| {dataset} | images/s (range) | ratio | MB a batch |", "|---|---|---|---|"]
-    for name, values in measured["images_per_second"].items():
-        spread = f"{min(values):.0f} to {max(values):.0f}"
-        size = measured["batch_bytes"][name] / 1e6
-        lines.append(f"| {name} | {rates[name]:.0f} ({spread}) | {rates[name] / base:.1f} | {size:.1f} |")
-    parts = ", ".join(f"{name} {value:.1f}" for name, value in stage_times.items())
-    return "\n".join([*lines, "", f"Ours in one thread, ms an image: {parts}; in all {sum(stage_times.values()):.1f}."])
+def table(dataset: str, measured: dict[str, Any]) -> str:
+    """The measurement in Markdown."""
+    lines = [
+        f"| {dataset} | images/s (range) | times the reference (range) | core ms an image | MB a batch |",
+        "|---|---|---|---|---|",
+    ]
+    for name, side in measured.items():
+        rates, ratios = side["images_per_second"], side["times_reference"]
+        rate = f"{statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
+        ratio = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+        core = statistics.median(side["core_ms_per_image"])
+        lines.append(f"| {name} | {rate} | {ratio} | {core:.1f} | {side['batch_bytes'] / 1e6:.1f} |")
+    return "\n".join(lines)
+
+
+def stage_line(name: str, stages: dict[str, float]) -> str:
+    """Times of stages in words."""
+    parts = ", ".join(f"{stage} {time:.2f}" for stage, time in stages.items())
+    return f"{name}, ms an image in one thread: {parts}; in all {sum(stages.values()):.1f}"
 
 
 def main() -> None:
@@ -153,17 +251,27 @@ def main() -> None:
     parser.add_argument("--data_dir", type=pathlib.Path, required=True, help="where built data sets are kept")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=25, help="a round")
+    parser.add_argument("--profile", action="store_true", help="measure the stages instead")
     parser.add_argument("--output", type=pathlib.Path, help="JSON file for the results")
     args = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))[:2]
-    os.sched_setaffinity(0, cores)
-    if not (args.data_dir / args.dataset).is_dir():
-        prepare.prepare(args.dataset, args.folder, args.data_dir, allow_subset=True)
-    measured = measure(args.dataset, args.folder, args.data_dir, args.rounds, args.batches)
-    stage_times = stages(args.dataset, args.data_dir)
-    print(table(args.dataset, measured, stage_times))
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    report = {"dataset": args.dataset, **described()}
+    try:
+        if not (args.data_dir / args.dataset).is_dir():
+            prepare.prepare(args.dataset, args.folder, args.data_dir, allow_subset=True)
+        if args.profile:
+            report["stage_ms"] = {
+                "reference": profile_reference(args.dataset, args.folder, args.batches),
+                "ours": profile_ours(args.dataset, args.data_dir, args.batches),
+            }
+            print(*(stage_line(name, stages) for name, stages in report["stage_ms"].items()), sep="\n")
+        else:
+            report["sides"] = measure(args.dataset, args.folder, args.data_dir, args.rounds, args.batches)
+            print(table(args.dataset, report["sides"]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     if args.output:
-        report = {"dataset": args.dataset, **measured, "stage_ms": stage_times, **described()}
         args.output.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -50,9 +50,9 @@ def base(variant: str) -> ConfigDict:
     config.augment.photometric_probability = 0.5  # of each of the four changes of colour below; 0: none
     config.augment.brightness = 32.0  # at most so much is added or taken away, of 255
     config.augment.contrast_min = 0.5  # factor, before or after the changes of colour
-    config.augment.contrast_max = 1.5
+    config.augment.contrast_max = 1.5  # drawn evenly from contrast_min to this
     config.augment.saturation_min = 0.5  # factor
-    config.augment.saturation_max = 1.5
+    config.augment.saturation_max = 1.5  # as with contrast
     config.augment.hue = 18  # at most so much is added or taken away, of 180
     config.mesh = ConfigDict()  # devices along each axis; -1: all that remain
     config.mesh.data = -1  # copies of the model, each with its share of the batch

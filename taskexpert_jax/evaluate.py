@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 import contextlib
-import json
 import pathlib
 import time
 from typing import Any
@@ -12,9 +11,10 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from taskexpert_jax import inputs, optimizer, sharding, train_state
+from taskexpert_jax import full_pass, optimizer, report, results, sharding, train_state
 from taskexpert_jax.checkpoint import Checkpoints
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.inference import Inference
 from taskexpert_jax.models import taskexpert
 from taskexpert_jax.models.taskexpert import TaskExpert
 from taskexpert_jax.tasks import Task, from_config
@@ -22,7 +22,6 @@ from taskexpert_jax.tasks import Task, from_config
 Batch = Mapping[str, Any]
 MetricStates = dict[str, clu_metrics.Metric]
 Results = dict[str, float]
-_SAMPLE_PIXELS = 2_000_000  # label pixels that the best constant is fitted to, spread over the set
 
 
 def best_task(config: Any, tasks: tuple[Task, ...]) -> Task:
@@ -49,31 +48,33 @@ def merge_batch(tasks: tuple[Task, ...], states: MetricStates, predictions: Batc
     }
 
 
-def make_eval_step(model: TaskExpert, mesh: Mesh) -> Callable[[Any, MetricStates, Batch], MetricStates]:
+def make_eval_step(
+    tasks: tuple[Task, ...], infer: Inference, mesh: Mesh
+) -> Callable[[Any, MetricStates, Batch], MetricStates]:
     """(variables, states, batch) -> states, jitted; the states are donated."""
 
     def step(variables: Any, states: MetricStates, batch: Batch) -> MetricStates:
-        image = inputs.normalise(batch["image"], batch["window"])
-        predictions: Any = model.apply(variables, image, train=False)
-        return merge_batch(model.tasks, states, predictions, batch)
+        predictions = infer(variables, batch["image"], batch["window"])
+        return merge_batch(tasks, states, predictions, batch)
 
     return jax.jit(step, donate_argnums=1, out_shardings=sharding.replicated(mesh))
 
 
-def make_predict_step(model: TaskExpert, mesh: Mesh) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+def make_predict_step(
+    tasks: tuple[Task, ...], infer: Inference, mesh: Mesh
+) -> Callable[[Any, Batch], dict[str, jax.Array]]:
     """(variables, {image, window}) -> {task: values}, jitted; what a user wants to see, see `Task.values`."""
 
     def step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
-        predictions: Any = model.apply(variables, inputs.normalise(batch["image"], batch["window"]), train=False)
-        return {task.name: task.values(predictions[task.name]) for task in model.tasks}
+        predictions = infer(variables, batch["image"], batch["window"])
+        return {task.name: task.values(predictions[task.name]) for task in tasks}
 
     return jax.jit(step, out_shardings=sharding.replicated(mesh))
 
 
 def compute(tasks: tuple[Task, ...], states: MetricStates) -> Results:
     """`task/metric` -> value, after one transfer from the devices."""
-    on_host: Any = jax.device_get(states)
-    return {f"{task.name}/{key}": float(v) for task in tasks for key, v in on_host[task.name].compute().items()}
+    return results.metrics(tasks, jax.device_get(states))
 
 
 def run(
@@ -88,65 +89,6 @@ def run(
     for batch in sharding.to_devices(batches, mesh):
         states = step(variables, states, batch)
     return compute(tasks, states)
-
-
-def constant_results(
-    tasks: tuple[Task, ...], batches: Callable[[], Iterable[Mapping[str, np.ndarray]]], mesh: Mesh
-) -> Results:
-    """The metrics of the best constant prediction of each task, fitted to the evaluated labels themselves.
-
-    No constant can do better, so a model that does has learned something. Fitted on a sample of the pixels, scored on
-    all.
-
-    Args:
-      tasks: the tasks.
-      batches: makes one pass over the evaluation set.
-      mesh: where to score.
-    """
-    constants = _fit_constants(tasks, batches())
-
-    def step(constants: Mapping[str, jax.Array], states: MetricStates, batch: Batch) -> MetricStates:
-        predictions = {
-            name: jax.numpy.broadcast_to(value, (*batch[name].shape[:3], len(value)))
-            for name, value in constants.items()
-        }
-        return merge_batch(tasks, states, predictions, batch)
-
-    jitted = jax.jit(step, donate_argnums=1, out_shardings=sharding.replicated(mesh))
-    on_devices = jax.device_put(constants, sharding.replicated(mesh))
-    return run(jitted, on_devices, tasks, batches(), mesh)
-
-
-def _fit_constants(tasks: tuple[Task, ...], batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    kept: dict[str, list[np.ndarray]] = {task.name: [] for task in tasks}
-    stride = None
-    for batch in batches:
-        height, width = batch["image"].shape[1:3]
-        stride = stride or max(1, int(np.sqrt(height * width / 2_000)))  # about 2000 pixels an image
-        for task in tasks:
-            label = batch[task.name][batch["mask"] > 0, ::stride, ::stride].reshape(-1, task.label_channels)
-            kept[task.name].append(label[(label != task.ignore).all(axis=-1)])
-    constants = {}
-    for task in tasks:
-        labels = np.concatenate(kept[task.name]).astype(np.float64)
-        labels = labels[:: max(1, len(labels) // _SAMPLE_PIXELS)]
-        if not len(labels):
-            raise UserError(f"no valid label of task {task.name} in the evaluation set: remove it from config.tasks")
-        constants[task.name] = task.best_constant(labels).astype(np.float32)
-    return constants
-
-
-def table(tasks: tuple[Task, ...], results: Results, constants: Results | None = None) -> str:
-    """A table for people: a line a metric; the published metric of each task is starred and carries its direction."""
-    lines = [f"{'task':<24}{'metric':<16}{'model':>10}" + (f"{'best constant':>16}" if constants else "")]
-    for task in tasks:
-        for name in (key for key in results if key.startswith(task.name + "/")):
-            metric = name.split("/", 1)[1]
-            main = metric == task.main_metric
-            arrow = (" ↑ *" if task.higher_is_better else " ↓ *") if main else ""
-            line = f"{task.title if main else '':<24}{metric + arrow:<16}{results[name]:>10.4g}"
-            lines.append(line + (f"{constants[name]:>16.4g}" if constants else ""))
-    return "\n".join(lines)
 
 
 def load(config: Any, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[TaskExpert, Any, int]:
@@ -170,7 +112,9 @@ def load(config: Any, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[Ta
 def evaluate(
     config: Any, workdir: pathlib.Path, which: str, eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]
 ) -> Results:
-    """Evaluates a checkpoint, prints a table beside the best constants, and writes `evaluation/metrics.json`.
+    """Evaluates a checkpoint, prints a table beside the best constants, and writes WORKDIR/evaluation/.
+
+    That holds metrics.json, per_class.csv and report.html, a page to look at.
 
     Args:
       config: the run's config.
@@ -178,37 +122,35 @@ def evaluate(
       which: "best", "latest" or a step.
       eval_batches: makes one pass over the evaluation set.
 
+    Returns:
+      `task/metric` -> value; with `config.eval.boundary.odsf` also the boundary benchmark's.
+
     Raises:
       UserError: no such checkpoint, or one of another architecture (with a diff).
     """
     mesh = sharding.make_mesh(config.mesh, {"eval.batch_size": config.eval.batch_size})
     with sharding.use(mesh):
         model, variables, step = load(config, workdir, which, mesh)
-        print(f"evaluating {workdir} at step {step} ({which})")
+        print(f"evaluating {workdir} at step {step} ({which})", flush=True)
         started = time.monotonic()
-        counted = _Counter(eval_batches())
-        results = run(make_eval_step(model, mesh), variables, model.tasks, counted, mesh)
+        found = full_pass.run(config, model, variables, eval_batches(), mesh)
         seconds = time.monotonic() - started
-        constants = constant_results(model.tasks, eval_batches, mesh)
-    print(f"{counted.examples} examples in {seconds:.1f} s, compilation and reading included\n")
-    print(table(model.tasks, results, constants))
+    evaluation = results.Evaluation(
+        tasks=model.tasks,
+        facts=results.facts(config, workdir=workdir, which=which, step=step, examples=found.examples, seconds=seconds),
+        metrics=results.metrics(model.tasks, found.totals.metrics, found.boundaries),
+        best_constant=found.best_constant,
+        per_class=results.per_class(model.tasks, found.totals.metrics),
+        boundaries=found.boundaries,
+        gates=None if found.totals.gates is None else found.totals.gates.summary(full_pass.choices(model)),
+        extremes=found.extremes,
+    )
     if jax.process_index() == 0:
-        report = {"step": step, "examples": counted.examples, "metrics": results, "best_constant": constants}
-        path = workdir / "evaluation" / "metrics.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n")
-        print(f"\nwritten: {path}")
-    return results
-
-
-class _Counter:
-    """Iterates over batches and counts the examples that are not padding, on this host."""
-
-    def __init__(self, batches: Iterable[Mapping[str, np.ndarray]]):
-        self._batches = batches
-        self.examples = 0
-
-    def __iter__(self):
-        for batch in self._batches:
-            self.examples += int(batch["mask"].sum())
-            yield batch
+        print(f"{found.examples} examples in {seconds:.1f} s, compilation and reading included\n")
+        print(results.table(results.rows(model.tasks, evaluation.metrics, evaluation.best_constant)) + "\n")
+        paths = results.write(evaluation, workdir / "evaluation")
+        page = workdir / "evaluation" / "report.html"
+        page.write_text(report.html(evaluation))
+        for path in (*paths, page):
+            print(f"written: {path}")
+    return evaluation.metrics

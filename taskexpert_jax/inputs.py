@@ -1,11 +1,33 @@
 """From a batch's uint8 picture to what the backbone sees; runs inside the jitted step."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+from taskexpert_jax.errors import UserError
 
 # ImageNet statistics: the family's choice for all backbones.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+
+def frame_size(config: Any) -> tuple[int, int]:
+    """The frames that images are padded into for evaluation: `eval.image_size`, or `dataset.image_size` where empty.
+
+    Raises:
+      UserError: frames smaller than `dataset.image_size`, or no size at all.
+    """
+    smallest = tuple(config.dataset.image_size)
+    size = tuple(config.eval.image_size) or smallest
+    if len(size) != 2 or any(type(side) is not int for side in size):
+        raise UserError(f"config.eval.image_size={size}: give a height and a width in pixels, or () for the usual")
+    if size[0] < smallest[0] or size[1] < smallest[1]:
+        raise UserError(
+            f"config.eval.image_size={size[0]}x{size[1]} is smaller than config.dataset.image_size="
+            f"{smallest[0]}x{smallest[1]}, the size that the model was trained for; give as much or more, or ()"
+        )
+    return size
 
 
 def normalise(image: jax.Array, window: jax.Array) -> jax.Array:

@@ -8,32 +8,35 @@ import jax
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax import evaluate, images, sharding, visualize
+from taskexpert_jax import evaluate, images, inference, inputs, sharding, visualize
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task
 
 
-def fit(image: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The image in a frame of the model's size: reduced or enlarged to fit where needed, centred, padded with 0.
+def fit(image: np.ndarray, size: tuple[int, int], largest: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The image in a frame: reduced or enlarged to fit where needed, centred, padded with 0.
 
-    An image that fits and fills at least half of the frame in one direction is not resampled, so that the data sets'
-    own frames are predicted exactly as they are evaluated.
+    The frame is of the model's own `size` if the image fits into that, else `largest`. An image that fits and fills at
+    least half of the model's size in one direction is not resampled, so that the data sets' own frames are predicted
+    exactly as they are evaluated.
 
     Args:
       image: (h, w, 3) uint8.
-      height, width: the frame.
+      size: height and width that the model was trained for.
+      largest: height and width, `size` or more, of frames for images that are larger than that.
 
     Returns:
-      (height, width, 3) uint8, and the window (4,) int32: top, left, height, width of the image inside.
+      (H, W, 3) uint8, and the window (4,) int32: top, left, height, width of the image inside.
     """
-    scale = min(height / image.shape[0], width / image.shape[1])
-    if not 1 <= scale < 2:
-        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    frame_size = size if image.shape[0] <= size[0] and image.shape[1] <= size[1] else largest
+    scale = min(frame_size[0] / image.shape[0], frame_size[1] / image.shape[1])
+    if scale < 1 or (scale >= 2 and frame_size == size):
+        resized = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         resample = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
-        image = np.asarray(Image.fromarray(image).resize(size, resample))
+        image = np.asarray(Image.fromarray(image).resize(resized, resample))
     rows, columns = image.shape[:2]
-    top, left = (height - rows) // 2, (width - columns) // 2
-    frame = np.zeros((height, width, 3), np.uint8)
+    top, left = (frame_size[0] - rows) // 2, (frame_size[1] - columns) // 2
+    frame = np.zeros((*frame_size, 3), np.uint8)
     frame[top : top + rows, left : left + columns] = image
     return frame, np.array([top, left, rows, columns], np.int32)
 
@@ -61,6 +64,10 @@ def predict(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
     Writes OUTPUT/NAME/TASK.png (coloured), OUTPUT/NAME/TASK.npy (class ids uint8; metres, probabilities and unit
     vectors float32) and OUTPUT/NAME/montage.png.
 
+    As in evaluation, `config.eval.flip` and `config.eval.scales` average over several views. An image larger than
+    `config.dataset.image_size` is reduced to fit: the model then sees all of it, at the size that it knows. With a
+    larger `config.eval.image_size` it is reduced to that, if at all, and seen in windows: finer, and slower.
+
     Args:
       config: the run's config.
       workdir: the run's directory.
@@ -72,11 +79,12 @@ def predict(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
       UserError: no image there, one that cannot be read (the others are still predicted), or no fitting checkpoint.
     """
     paths = images.list_images(source)
+    size, largest = tuple(config.dataset.image_size), inputs.frame_size(config)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.local_devices()[:1])
     failures = []
     with sharding.use(mesh):
         model, variables, step = evaluate.load(config, workdir, which, mesh)
-        predict_step = evaluate.make_predict_step(model, mesh)
+        predict_step = evaluate.make_predict_step(model.tasks, inference.make_inference(model, config), mesh)
         print(f"predicting {len(paths)} image(s) with {workdir} at step {step} ({which})")
         for path in paths:
             try:
@@ -84,7 +92,7 @@ def predict(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
             except UserError as error:
                 failures.append(error)
                 continue
-            frame, window = fit(image, *config.dataset.image_size)
+            frame, window = fit(image, size, largest)
             batch = {"image": frame[None], "window": window[None]}
             values = jax.device_get(predict_step(variables, jax.device_put(batch, sharding.replicated(mesh))))
             top, left, rows, columns = window

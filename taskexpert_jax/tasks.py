@@ -6,7 +6,7 @@ names a task. To add a task, add a builder to `_BUILDERS` (see docs/add_a_task.m
 Conventions: labels are (..., H, W, label_channels), predictions (..., H, W, channels); see docs/conventions.md.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 import dataclasses
 import difflib
 from typing import Any, NamedTuple
@@ -16,10 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from taskexpert_jax import baselines, losses, metrics
+from taskexpert_jax import baselines, conversions, losses, metrics
 from taskexpert_jax.errors import UserError
 
 HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
+
+
+class Published(NamedTuple):
+    """The number that papers give for a task: its name among the results, its title with a unit, its direction."""
+
+    metric: str
+    title: str
+    higher_is_better: bool
+
+    @property
+    def arrow(self) -> str:
+        """Towards what is better."""
+        return "↑" if self.higher_is_better else "↓"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,20 +49,26 @@ class Task:
       invalid_value: a pixel whose label has this value in every channel is invalid and becomes `ignore`; None: none is.
       ignore_if_empty: an image whose label has nothing but background is ignored as a whole.
       flip_signs: 1 or -1 for each of the label's channels, its factor when the image is mirrored; empty: it only moves.
+        The prediction then has the same channels.
       decides_crop: random crops are redrawn until they show a variety of this label's classes.
       scale_exponent: a label value v becomes v * s**scale_exponent when the image is scaled by s.
       loss: (prediction, label, mask) -> float32 scalar, a mean over the valid pixels of the batch.
       loss_weight: the factor of the loss in the total.
       metric: a clu Metric class, exact under any split of the data into batches.
-      main_metric: the published number among the metric's results.
+      main_metric: the published number among the metric's results, and main_metric_title: for people, with its unit.
       higher_is_better: the direction of `main_metric`.
       values: (..., H, W, channels) float32 predictions -> what a user wants to see: (..., H, W) class ids (uint8),
         metres, probabilities (float32), or (..., H, W, 3) unit vectors.
+      from_values: NumPy values in that form -> NumPy predictions, as `metric` takes them, that have these `values`.
+      to_mean: (..., channels) float32 predictions -> the float32 numbers in which several predictions of a pixel are
+        averaged: probabilities, metres or unit vectors.
+      from_mean: such a mean -> the prediction that stands for it.
       label_values: the label in the same form as `values`.
       best_constant: (n, label_channels) float64 valid labels -> (channels,) the prediction that, given to every pixel,
         scores best on them.
       draw: how `visualize` shows the values: "classes", "depth", "normals", "probability".
       class_names: names of the classes, where the values are class ids.
+      boundary_benchmark: the values are boundary probabilities that a full evaluation scores by odsF.
     """
 
     name: str
@@ -62,8 +81,12 @@ class Task:
     loss_weight: float
     metric: type[clu_metrics.Metric]
     main_metric: str
+    main_metric_title: str
     higher_is_better: bool
     values: Callable[[jax.Array], jax.Array]
+    from_values: Callable[[np.ndarray], np.ndarray]
+    to_mean: Callable[[jax.Array], jax.Array]
+    from_mean: Callable[[jax.Array], jax.Array]
     label_values: Callable[[np.ndarray], np.ndarray]
     best_constant: Callable[[np.ndarray], np.ndarray]
     draw: str
@@ -73,6 +96,18 @@ class Task:
     flip_signs: tuple[float, ...] = ()
     scale_exponent: int = 0
     class_names: tuple[str, ...] = ()
+    boundary_benchmark: bool = False
+
+    def published(self, results: Container[str]) -> Published:
+        """The published number among results `task/metric`: odsF after the boundary benchmark, else `main_metric`."""
+        if self.boundary_benchmark and f"{self.name}/odsF" in results:
+            return Published("odsF", "odsF (%)", higher_is_better=True)
+        return Published(self.main_metric, self.main_metric_title, self.higher_is_better)
+
+    @property
+    def benchmark_label(self) -> str:
+        """The name of the label that the boundary benchmark takes, where a data set has one besides the task's own."""
+        return f"{self.name}_benchmark"
 
     @property
     def missing(self) -> float:
@@ -93,6 +128,14 @@ class Task:
         """The label's values when the image is scaled by `scale`; the caller resizes. Before marking invalid ones."""
         return label * scale**self.scale_exponent if self.scale_exponent else label
 
+    def undo_flip(self, prediction: jax.Array) -> jax.Array:
+        """Of the prediction for a mirrored image, the values for the image; the caller moves the pixels back."""
+        return prediction * jnp.asarray(self.flip_signs, prediction.dtype) if self.flip_signs else prediction
+
+    def undo_rescale(self, prediction: jax.Array, scale: float) -> jax.Array:
+        """Of the prediction for an image scaled by `scale`, the values for the image; the caller resizes it back."""
+        return prediction * scale**-self.scale_exponent if self.scale_exponent else prediction
+
 
 class _Given(NamedTuple):
     """What a config settles about a task: its loss weight, and facts of the data set and of the boundary loss."""
@@ -102,23 +145,12 @@ class _Given(NamedTuple):
     edge_pos_weight: float
 
 
-def _first_channel(label: np.ndarray) -> np.ndarray:
-    return label[..., 0]
-
-
-def _class_ids(logits: jax.Array) -> jax.Array:
-    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
-
-
-def _unit(vectors: jax.Array) -> jax.Array:
-    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
-
 def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: float, **extra: Any) -> Task:
     count = len(class_names)
     if not 2 <= count <= 255:
         raise UserError(
-            f"task {name}: {count} classes; labels are uint8 with 255 ignored, so give 2 to 255 class names"
+            f"task {name}: {count} class names; labels are uint8 with 255 ignored, so give 2 to 255 "
+            "(semantic segmentation's are config.dataset.semseg_classes)"
         )
     return Task(
         name=name,
@@ -131,9 +163,13 @@ def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: f
         loss_weight=loss_weight,
         metric=metrics.mean_iou(count),
         main_metric="mIoU",
+        main_metric_title="mIoU (%)",
         higher_is_better=True,
-        values=_class_ids,
-        label_values=_first_channel,
+        values=conversions.class_ids,
+        from_values=conversions.one_hot(count),
+        to_mean=conversions.softmax,
+        from_mean=conversions.log,
+        label_values=conversions.first_channel,
         best_constant=baselines.majority_class(count),
         draw="classes",
         class_names=class_names,
@@ -142,9 +178,7 @@ def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: f
 
 
 def _semseg(given: _Given) -> Task:
-    return _classes(
-        "semseg", "semantic segmentation", given.semseg_classes, given.loss_weight, decides_crop=True
-    )
+    return _classes("semseg", "semantic segmentation", given.semseg_classes, given.loss_weight, decides_crop=True)
 
 
 def _human_parts(given: _Given) -> Task:
@@ -165,9 +199,13 @@ def _depth(given: _Given) -> Task:
         loss_weight=given.loss_weight,
         metric=metrics.Depth,
         main_metric="rmse",
+        main_metric_title="RMSE (m)",
         higher_is_better=False,
         values=lambda prediction: jnp.maximum(prediction[..., 0], 0.0),
-        label_values=_first_channel,
+        from_values=conversions.one_channel,
+        to_mean=conversions.unchanged,
+        from_mean=conversions.unchanged,
+        label_values=conversions.first_channel,
         best_constant=baselines.mean_value,
         draw="depth",
     )
@@ -187,8 +225,12 @@ def _normals(given: _Given) -> Task:
         loss_weight=given.loss_weight,
         metric=metrics.Normals,
         main_metric="mean",
+        main_metric_title="mean angle (°)",
         higher_is_better=False,
-        values=_unit,
+        values=conversions.unit,
+        from_values=conversions.unchanged,
+        to_mean=conversions.unit,
+        from_mean=conversions.unit,
         label_values=lambda label: label,
         best_constant=baselines.best_direction,
         draw="normals",
@@ -205,14 +247,19 @@ def _edge(given: _Given) -> Task:
         ignore=255,
         loss=losses.edge_cross_entropy(given.edge_pos_weight),
         loss_weight=given.loss_weight,
-        # odsF arrives with the boundary benchmark; until then the set's edge loss is reported, under its own name.
+        # odsF takes seconds an image: `--mode=evaluate` adds it, and a training run goes by the set's edge loss.
         metric=metrics.edge_loss(given.edge_pos_weight),
         main_metric="loss_plain",
+        main_metric_title="loss",
         higher_is_better=False,
         values=lambda logits: jax.nn.sigmoid(logits[..., 0]),
-        label_values=_first_channel,
+        from_values=conversions.logit,
+        to_mean=conversions.no_and_yes,
+        from_mean=conversions.log_odds,
+        label_values=conversions.first_channel,
         best_constant=baselines.best_edge_logit(given.edge_pos_weight),
         draw="probability",
+        boundary_benchmark=True,
     )
 
 
@@ -228,9 +275,13 @@ def _saliency(given: _Given) -> Task:
         loss_weight=given.loss_weight,
         metric=metrics.Saliency,
         main_metric="maxF",
+        main_metric_title="maxF (%)",
         higher_is_better=True,
         values=lambda logits: jax.nn.softmax(logits, axis=-1)[..., 1],
-        label_values=_first_channel,
+        from_values=conversions.logit_pair,
+        to_mean=conversions.softmax,
+        from_mean=conversions.log,
+        label_values=conversions.first_channel,
         best_constant=baselines.always_foreground,
         draw="probability",
     )
@@ -244,6 +295,9 @@ _BUILDERS: dict[str, Callable[[_Given], Task]] = {
     "human_parts": _human_parts,
     "sal": _saliency,
 }
+
+
+NAMES = tuple(_BUILDERS)
 
 
 def build(

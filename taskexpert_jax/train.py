@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
-from taskexpert_jax import evaluate, inputs, optimizer, sharding, train_state
+from taskexpert_jax import evaluate, inference, inputs, optimizer, sharding, train_state
 from taskexpert_jax import workdir as workdirs
 from taskexpert_jax.checkpoint import Checkpoints
 from taskexpert_jax.errors import UserError
@@ -137,6 +137,7 @@ def train(
     tasks = from_config(config)
     best = evaluate.best_task(config, tasks)
     model = taskexpert.from_config(config, tasks)
+    infer = inference.make_inference(model, config)
     plain_config = config.to_dict()
     if jax.process_index() == 0:
         workdirs.claim(workdir, plain_config)
@@ -154,8 +155,8 @@ def train(
             print(f"resumed {workdir} at step {checkpoints.latest} of {config.num_steps}", flush=True)
         first = int(state.step)
         train_step = make_train_step(model, tx, config.accumulate_steps, mesh, shardings)
-        eval_step = evaluate.make_eval_step(model, mesh)
-        predict_step = evaluate.make_predict_step(model, mesh)
+        eval_step = evaluate.make_eval_step(tasks, infer, mesh)
+        predict_step = evaluate.make_predict_step(tasks, infer, mesh)
         rate = optimizer.learning_rate(config)
         progress = Progress(first, config.num_steps, config.batch_size)
 

@@ -83,13 +83,14 @@ def test_evaluation_of_the_checkpoint_equals_the_one_in_training(finished, capsy
     batches = lambda: pipeline.eval_batches(config, tasks, batch_size=config.eval.batch_size)  # noqa: E731
     results = evaluate.evaluate(config, folder, "best", batches)
     (line,) = [json.loads(li) for li in (folder / "metrics.jsonl").read_text().splitlines() if "eval/" in li]
-    for name, value in results.items():
-        np.testing.assert_allclose(value, line[f"eval/{name}"], rtol=1e-6)
+    in_training = {name.removeprefix("eval/"): value for name, value in line.items() if name.startswith("eval/")}
+    # The full evaluation adds up examples, the one in training whole batches: float32 differs in the last digits.
+    assert {name: results[name] for name in in_training} == pytest.approx(in_training, rel=1e-6, nan_ok=True)
     report = json.loads((folder / "evaluation" / "metrics.json").read_text())
     assert report["step"] == config.num_steps
-    assert report["examples"] == {"scenes": 4, "nyud": 3}[config.dataset.name]
+    assert report["examples"] == {"scenes": 4, "nyud": 3, "pascal_context": 3}[config.dataset.name]
     assert report["metrics"] == pytest.approx(results, nan_ok=True)
-    assert report["best_constant"].keys() == results.keys()
+    assert report["best_constant"].keys() == in_training.keys()
     assert "best constant" in capsys.readouterr().out
 
 

@@ -1,0 +1,302 @@
+"""Scores files of any model's predictions on the evaluation split of a data set, by the metrics of `--mode=evaluate`.
+
+  python -m taskexpert_jax.score --config=configs/nyud.py --predictions=DIR [--tasks=semseg,depth] [--output=DIR]
+    --config.dataset.data_dir=DATA
+
+DIR has a file for each task and each image with a label of it: TASK/ID.png, TASK/ID.npy, or ID/TASK.npy, which is where
+`--mode=predict` writes. It is as large as the image, and coded by the drawing of the task's values (`Task.draw`):
+
+  classes      class numbers from 0, in a grey or palette PNG or an array of integers; or logits, (h, w, classes)
+  depth        metres, floating-point; or millimetres, whole numbers (PNG of 16 bits)
+  normals      an RGB PNG, n = 2 v / 255 - 1; or an array (h, w, 3) of vectors of any length; axes as in the labels
+  probability  in [0, 1], floating-point; or a grey PNG of 8 or 16 bits, whose white, 255 or 65535, is 1
+
+Classes, depth and normals are scored exactly as given. Probabilities go through a float32 logit: at the ends they are
+taken as 1e-7 and 1 - 1e-7, or the loss of boundaries would be infinite; odsF takes them in 8 bits, as everywhere. Of
+saliency, `maxF` is the number that the field publishes, with a second sigmoid over the probability: give the
+probability, not what that sigmoid makes of it. `maxF_plain` is without it.
+
+Prints a table, and writes metrics.json (and per_class.csv) to the folder --output, by default DIR. A missing or
+unusable file is an error: nothing is scored in part, turned or resized.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import pathlib
+import time
+import tokenize
+from typing import Any
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+import numpy as np
+from PIL import Image
+
+from taskexpert_jax import command_line, full_pass, images, results, sharding
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.tasks import Task, from_config
+
+SUFFIXES = (".npy", ".png")
+MOST_FAULTS = 20  # that are listed
+_FACTS = ("examples", "seconds", "tasks", "dataset", "date", "versions")  # those of `results.facts` that hold here
+_PREFIX = "prediction/"  # of what is added to a batch
+
+
+def _classes(numbers: np.ndarray, task: Task) -> np.ndarray:
+    count = len(task.class_names)
+    if numbers.dtype.kind == "f":
+        if numbers.shape[2] != count:
+            raise ValueError(
+                f"holds floating-point numbers; give whole class numbers, or logits of all {count} classes"
+            )
+        return numbers
+    ids = _single(numbers)
+    if ids.min() < 0 or ids.max() >= count:
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(
+            f"holds {wrong}, but the {count} classes count from 0 to {count - 1}, and a prediction has no void"
+        )
+    return task.from_values(ids)
+
+
+def _metres(numbers: np.ndarray, task: Task) -> np.ndarray:
+    if numbers.dtype.itemsize == 1:
+        raise ValueError("has 8 bits a pixel; save depth as .npy in metres, or as PNG of 16 bits in millimetres")
+    metres = _single(numbers).astype(np.float32)
+    return task.from_values(metres if numbers.dtype.kind == "f" else metres / np.float32(1000))
+
+
+def _vectors(numbers: np.ndarray, task: Task) -> np.ndarray:
+    if numbers.shape[2] != 3 or (numbers.dtype.kind != "f" and numbers.dtype != np.uint8):
+        raise ValueError(f"holds {_form(numbers)}; save normals as RGB PNG, or as an array (h, w, 3) of vectors")
+    vectors = numbers.astype(np.float32)
+    return task.from_values(vectors if numbers.dtype.kind == "f" else vectors * np.float32(2 / 255) - 1)
+
+
+def _probabilities(numbers: np.ndarray, task: Task) -> np.ndarray:
+    shares = _single(numbers)
+    if shares.dtype in (np.uint8, np.uint16):
+        shares = shares / np.iinfo(shares.dtype).max
+    if shares.min() < 0 or shares.max() > 1:
+        raise ValueError(f"holds numbers from {shares.min():g} to {shares.max():g}; a probability is in [0, 1]")
+    return task.from_values(shares.astype(np.float32))
+
+
+def _single(numbers: np.ndarray) -> np.ndarray:
+    if numbers.shape[2] != 1:
+        raise ValueError(f"holds {_form(numbers)}, but a prediction of this task is one number a pixel, in grey")
+    return numbers[..., 0]
+
+
+def _form(numbers: np.ndarray) -> str:
+    return f"{numbers.shape[2]} number(s) a pixel of type {numbers.dtype}"
+
+
+_DECODE: Mapping[str, Callable[[np.ndarray, Task], np.ndarray]] = {
+    "classes": _classes,
+    "depth": _metres,
+    "normals": _vectors,
+    "probability": _probabilities,
+}
+
+
+def _numbers(path: pathlib.Path, task: Task) -> np.ndarray:
+    """The numbers in a file, (h, w, channels)."""
+    if path.suffix == ".npy":
+        with path.open("rb") as file:
+            numbers = np.lib.format.read_array(file, allow_pickle=False)
+    else:
+        with Image.open(path) as picture:
+            if picture.mode == "P" and task.draw != "classes":
+                raise ValueError("is a palette picture, whose numbers stand for colours; save it as grey or RGB")
+            numbers = np.asarray(picture)
+    numbers = numbers[..., None] if numbers.ndim == 2 else numbers
+    if numbers.ndim != 3 or numbers.dtype.kind not in "biuf":
+        raise ValueError(f"holds {numbers.dtype} of shape {numbers.shape}; give numbers (h, w) or (h, w, channels)")
+    return numbers
+
+
+def read_prediction(path: pathlib.Path, task: Task, size: tuple[int, int]) -> np.ndarray:
+    """The prediction in a file as the task's metric takes it: (h, w, channels) float32.
+
+    Args:
+      path: a .png or .npy file, coded as this module's docstring says.
+      task: whose prediction it is.
+      size: height and width of the image.
+
+    Raises:
+      UserError: a file that cannot be read, of another size, or with numbers that cannot be meant.
+    """
+    try:
+        numbers = _numbers(path, task)
+        if numbers.shape[:2] != size:
+            turned = ", turned by 90 degrees" if numbers.shape[1::-1] == size else ""
+            raise ValueError(
+                f"{_by(numbers.shape)}{turned}, but the image is {_by(size)}; save it as large as the image"
+            )
+        if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+            raise ValueError("holds numbers that are not finite")
+        return _DECODE[task.draw](numbers, task).astype(np.float32)
+    except (*images.UNREADABLE, tokenize.TokenError) as error:  # the header of an array is a line of Python
+        raise UserError(f"{path}: {str(error).partition(chr(10))[0] or type(error).__name__}") from error
+
+
+def _by(size: Sequence[int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def find_prediction(folder: pathlib.Path, task: Task, example_id: str) -> pathlib.Path:
+    """The file with a task's prediction for an image.
+
+    Raises:
+      UserError: none, or several.
+    """
+    places = [folder / task.name / f"{example_id}{suffix}" for suffix in SUFFIXES]
+    places.append(folder / example_id / f"{task.name}.npy")
+    found = [place for place in places if place.is_file()]
+    if len(found) > 1:
+        raise UserError(f"{found[0]}: there is {found[1]} too; keep one of them")
+    if not found:
+        raise UserError(f"{places[0]}: missing (nor is there .png, or {places[-1]})")
+    return found[0]
+
+
+def check_folder(folder: pathlib.Path, tasks: Sequence[Task]) -> None:
+    """Raises UserError where there is no folder, or one without any file of a task."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the one with the predictions")
+    absent = [
+        task.name for task in tasks if not (folder / task.name).is_dir() and not any(folder.rglob(f"{task.name}.npy"))
+    ]
+    if absent:
+        there = [task.name for task in tasks if task.name not in absent]
+        other = f", or score the other tasks alone: --tasks={','.join(there)}" if there else ""
+        raise UserError(f"{folder}: no predictions of {' and '.join(absent)}; save them as {absent[0]}/ID.npy{other}")
+
+
+def with_predictions(
+    tasks: Sequence[Task], folder: pathlib.Path, batches: Iterable[Mapping[str, np.ndarray]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches, with `prediction/TASK` (B, H, W, channels) float32 of the files: 0 in padding and without label.
+
+    Where an image has no label of a task, no file is read. From the first fault on files are only checked.
+
+    Raises:
+      UserError: files that are missing or cannot be used, the first 20 of them listed, after the last batch; or
+        probabilities that are all nearly 0.
+    """
+    faults: list[str] = []
+    files = 0
+    largest: dict[str, float] = {}
+    for batch in batches:
+        shape = batch["image"].shape[:3]
+        predictions = {task.name: np.zeros((*shape, task.channels), np.float32) for task in tasks}
+        for row in np.flatnonzero(batch["mask"] > 0).tolist():
+            top, left, height, width = batch["window"][row].tolist()
+            inside = (row, slice(top, top + height), slice(left, left + width))
+            for task in tasks:
+                if (batch[task.name][inside] == task.ignore).all():
+                    continue
+                files += 1
+                try:
+                    path = find_prediction(folder, task, str(batch["id"][row]))
+                    prediction = read_prediction(path, task, (height, width))
+                except UserError as error:
+                    faults.append(str(error))
+                    continue
+                predictions[task.name][inside] = prediction
+                if task.draw == "probability":
+                    most = float(task.values(jnp.asarray(prediction)).max())
+                    largest[task.name] = max(largest.get(task.name, 0.0), most)
+        if not faults:
+            yield {**batch, **{_PREFIX + name: of for name, of in predictions.items()}}
+    if faults:
+        hidden = len(faults) - MOST_FAULTS
+        lines = faults[:MOST_FAULTS] + ([f"and {hidden} more"] if hidden > 0 else [])
+        raise UserError(f"{len(faults)} of {files} files are missing or cannot be used:\n  " + "\n  ".join(lines))
+    for name, most in largest.items():
+        if most < 1.5 / 255:
+            raise UserError(
+                f"{folder}: no probability of {name} is above 1 / 255: in a PNG of 8 bits white is 255; write masks "
+                "with 0 and 255, or as floating-point arrays"
+            )
+
+
+def score(config: Any, folder: pathlib.Path, batches: Iterable[Mapping[str, np.ndarray]]) -> results.Evaluation:
+    """Scores the files in a folder, on one device.
+
+    Args:
+      config: the data set's config; the tasks are all of its `tasks`.
+      folder: with the files.
+      batches: one pass over the evaluation set, in batches of any size.
+
+    Raises:
+      UserError: see `check_folder` and `with_predictions`; or a task without a label in the whole set.
+    """
+    tasks = from_config(config)
+    check_folder(folder, tasks)
+
+    def as_given(variables: Any, gates: Any, batch: Mapping[str, Any]) -> tuple[dict[str, Any], None]:
+        return {task.name: batch[_PREFIX + task.name] for task in tasks}, None
+
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.local_devices()[:1])
+    totals = full_pass.Totals({task.name: task.metric.empty() for task in tasks}, None)
+    started = time.monotonic()
+    with sharding.use(mesh):
+        filled = with_predictions(tasks, folder, batches)
+        found = full_pass.run_forward(config, tasks, as_given, {}, totals, filled, mesh)
+    seconds = time.monotonic() - started
+    facts = results.facts(config, workdir=folder, which="", step=0, examples=found.examples, seconds=seconds)
+    return results.Evaluation(
+        tasks=tasks,
+        facts={"predictions": str(folder), **{name: facts[name] for name in _FACTS}},
+        metrics=results.metrics(tasks, found.totals.metrics, found.boundaries),
+        best_constant=found.best_constant,
+        per_class=results.per_class(tasks, found.totals.metrics),
+        boundaries=found.boundaries,
+        gates=None,
+        extremes=found.extremes,
+    )
+
+
+def _run(config: Any, folder: pathlib.Path, names: Sequence[str], output: pathlib.Path) -> None:
+    """Scores, prints and writes; `names`: the tasks, or none for all of the config's."""
+    from input_pipeline import pipeline  # hides accelerators from TensorFlow
+
+    unknown = [name for name in names if name not in config.tasks]
+    if unknown:
+        raise UserError(f"--tasks: {unknown[0]!r} is not among the tasks of the config, {', '.join(config.tasks)}")
+    config.tasks = tuple(names) or config.tasks
+    pipeline.record_fingerprint(config)
+    batches = pipeline.eval_batches(config, from_config(config), batch_size=1)
+    found = score(config, folder, batches)
+    print(f"{found.facts['examples']} examples of {config.dataset.name}, split {config.dataset.eval_split}\n")
+    print(results.table(results.rows(found.tasks, found.metrics, found.best_constant)) + "\n")
+    output.mkdir(parents=True, exist_ok=True)
+    for path in results.write(found, output):
+        print(f"written: {path}")
+
+
+def main() -> None:
+    """Defines the flags and runs the program."""
+    config = config_flags.DEFINE_config_file("config", None, "Config file of the data set: configs/nyud.py.")
+    predictions = flags.DEFINE_string("predictions", None, "Folder of the predictions.")
+    tasks = flags.DEFINE_list("tasks", [], "Those to score, by commas; default: the config's.")
+    output = flags.DEFINE_string("output", None, "Folder that gets metrics.json; default: the predictions'.")
+    flags.mark_flags_as_required(["config", "predictions"])
+
+    def run(argv: Sequence[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}: flags start with --")
+            folder = pathlib.Path(str(predictions.value))
+            _run(config.value, folder, tasks.value or (), pathlib.Path(output.value) if output.value else folder)
+        except UserError as error:
+            command_line.fail(str(error))
+
+    app.run(run, flags_parser=command_line.parse_flags)
+
+
+if __name__ == "__main__":
+    main()
