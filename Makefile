@@ -59,7 +59,7 @@ demo: venv  ## train, evaluate and predict on built-in scenes, on the CPU (DEMO_
 	@echo
 	@echo "Done. Look at:"
 	@echo "  pictures  $(DEMO_DIR)/predictions/*/montage.png"
-	@echo "  report    $(DEMO_DIR)/evaluation/metrics.json (the table above)"
+	@echo "  report    $(DEMO_DIR)/evaluation/report.html (metrics.json: the table above)"
 	@echo "  curves    .venv/bin/tensorboard --logdir=$(DEMO_DIR)"
 
 demo-smoke:  ## the demo with a few steps: that it runs, not that it learns

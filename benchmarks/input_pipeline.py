@@ -14,6 +14,7 @@ import collections
 from collections.abc import Callable, Iterator
 import datetime
 import importlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -26,10 +27,8 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import cv2
 import numpy as np
 import psutil
-import tensorflow as tf
 import torch
 import torch_loader
 
@@ -41,11 +40,10 @@ BATCH_SIZE = 8
 CORES = 2  # both sides run on so many, the reference with as many workers
 WARM_UP = 6  # batches before each measurement: more than either side fetches ahead
 CHECKED = 4  # examples that are compared
-REFERENCE, DECODING, KEPT = (
-    "PyTorch DataLoader, 2 workers",
-    "ours, decoding every example",
-    "ours, decoded examples kept",
-)
+REFERENCE = f"PyTorch DataLoader, {CORES} workers"
+DECODING = "ours, decoding every example"
+KEPT = "ours, decoded examples kept"
+PACKAGES = ("numpy", "opencv-python-headless", "pillow", "tensorflow-cpu", "torch")
 
 Batches = Iterator[dict[str, Any]]
 
@@ -86,25 +84,31 @@ def check_same(data: torch_loader.MultiTaskDataset, source: records.Source) -> N
 
 
 class Turn:
-    """Wall time and time of all cores, by image, of batches that are taken."""
+    """What taking batches costs an image.
+
+    Attributes:
+      seconds: by the clock.
+      core_seconds: of all cores, by this process and its workers; system_seconds: the kernel's share of it, which
+        mostly goes into fresh pages of memory.
+    """
 
     def __init__(self, batches: Batches, count: int):
         """Takes `count` batches after a few others, and rests until what is fetched ahead is ready."""
         for _ in range(WARM_UP):
             next(batches)
-        begin, begin_cores = time.perf_counter(), cores_seconds()
+        begin = clocks()
         for _ in range(count):
             next(batches)
-        self.seconds = (time.perf_counter() - begin) / (count * BATCH_SIZE)
-        self.core_seconds = (cores_seconds() - begin_cores) / (count * BATCH_SIZE)
+        self.seconds, self.core_seconds, self.system_seconds = (clocks() - begin) / (count * BATCH_SIZE)
         time.sleep(WARM_UP * BATCH_SIZE * self.seconds)
 
 
-def cores_seconds() -> float:
-    """What this process and its workers have used of the cores so far."""
+def clocks() -> np.ndarray:
+    """Seconds so far by the clock, of all cores by this process and its workers, and of these in the kernel."""
     this = psutil.Process()
-    times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
-    return sum(each.user + each.system for each in times)
+    used = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+    system = sum(times.system for times in used)
+    return np.array([time.perf_counter(), sum(times.user for times in used) + system, system])
 
 
 def measure(dataset: str, folder: pathlib.Path, data_dir: pathlib.Path, rounds: int, count: int) -> dict[str, Any]:
@@ -136,6 +140,7 @@ def measure(dataset: str, folder: pathlib.Path, data_dir: pathlib.Path, rounds: 
                 theirs.seconds / ours.seconds for ours, theirs in zip(turns[name], turns[REFERENCE], strict=True)
             ],
             "core_ms_per_image": [1e3 * turn.core_seconds for turn in turns[name]],
+            "system_ms_per_image": [1e3 * turn.system_seconds for turn in turns[name]],
             "batch_bytes": sum(value.nbytes for value in first[name].values()),
         }
         for name in sides
@@ -146,7 +151,7 @@ class Stages:
     """Milliseconds of the calling thread by stage."""
 
     def __init__(self):
-        self.total = collections.Counter()
+        self.total: dict[str, float] = collections.defaultdict(float)
 
     def timed(self, name: str, function: Callable[..., Any], *args: Any, **strengths: Any) -> Any:
         """The function's result; its time counts for the stage `name`."""
@@ -201,7 +206,7 @@ def profile_reference(dataset: str, folder: pathlib.Path, count: int) -> dict[st
             for transform in data.transforms:
                 function = getattr(transform, "func", transform)  # below functools.partial
                 sample = stages.timed(function.__name__.replace("_", " "), transform, sample)
-            samples.append(sample)
+            samples.append(stages.timed("to tensors", torch_loader.to_tensors, sample))
         stages.timed("batch copy", torch.utils.data.default_collate, samples)
     return stages.means(count * BATCH_SIZE)
 
@@ -216,7 +221,7 @@ def described() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],  # before the measurement: of other programs
         "python": platform.python_version(),
-        **{module.__name__: module.__version__ for module in (np, cv2, tf, torch)},
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
         "commit": subprocess.run(command, capture_output=True, text=True).stdout.strip(),
         "date": datetime.date.today().isoformat(),
     }
@@ -225,15 +230,15 @@ def described() -> dict[str, Any]:
 def table(dataset: str, measured: dict[str, Any]) -> str:
     """The measurement in Markdown."""
     lines = [
-        f"| {dataset} | images/s (range) | times the reference (range) | core ms an image | MB a batch |",
+        f"| {dataset} | images/s (range) | times the reference (range) | core ms an image (kernel) | MB a batch |",
         "|---|---|---|---|---|",
     ]
     for name, side in measured.items():
         rates, ratios = side["images_per_second"], side["times_reference"]
         rate = f"{statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
         ratio = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-        core = statistics.median(side["core_ms_per_image"])
-        lines.append(f"| {name} | {rate} | {ratio} | {core:.1f} | {side['batch_bytes'] / 1e6:.1f} |")
+        core, system = (statistics.median(side[f"{kind}_ms_per_image"]) for kind in ("core", "system"))
+        lines.append(f"| {name} | {rate} | {ratio} | {core:.1f} ({system:.1f}) | {side['batch_bytes'] / 1e6:.1f} |")
     return "\n".join(lines)
 
 

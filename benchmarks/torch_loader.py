@@ -18,7 +18,8 @@ from skimage.morphology import thin
 import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
 IGNORE = 255
 SCALES = (0.5, 2.0)
 MAX_CLASS_SHARE = 0.75
@@ -66,7 +67,6 @@ class MultiTaskDataset(Dataset):
             normalise,
             functools.partial(pad, size=self.size),
             mark_invalid,
-            to_tensors,
         ]
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class MultiTaskDataset(Dataset):
         sample = self.load(self.ids[index])
         for transform in self.transforms:
             sample = transform(sample)
-        return sample
+        return to_tensors(sample)
 
     def load(self, example_id: str) -> Sample:
         """The image and the labels of an example."""

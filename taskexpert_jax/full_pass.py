@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
+import tqdm
 
 from taskexpert_jax import extremes, inference, inputs, processes, sharding
 from taskexpert_jax.best_constant import LabelSample
@@ -144,10 +145,15 @@ def run_forward(
     step = make_step(tasks, forward, mesh)
     totals = jax.device_put(totals, sharding.replicated(mesh))
     on_host, to_send = itertools.tee(batches)
-    with contextlib.closing(_Examples(config, tasks)) as examples:
+    shown = None if jax.process_index() == 0 else True  # None: on a terminal
+    with (
+        contextlib.closing(_Examples(config, tasks)) as examples,
+        tqdm.tqdm(unit=" examples", mininterval=1.0, leave=False, disable=shown) as bar,
+    ):
         before = None
         for batch, on_devices in zip(on_host, sharding.to_devices(to_send, mesh), strict=True):
             totals, outputs = step(variables, totals, on_devices)
+            bar.update(jax.process_count() * len(batch["mask"]))
             if before is not None:
                 examples.add(*before)  # fetched one step late, when the devices have the next one to work on
             before = batch, outputs
