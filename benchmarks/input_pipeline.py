@@ -273,7 +273,7 @@ def main() -> None:
         else:
             report["sides"] = measure(args.dataset, args.folder, args.data_dir, args.rounds, args.batches)
             print(table(args.dataset, report["sides"]))
-    except UserError as error:
+    except (UserError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if args.output:

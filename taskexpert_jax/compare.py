@@ -1,0 +1,223 @@
+"""Runs beside each other and beside published numbers: python -m taskexpert_jax.compare RUN... [--paper=BENCHMARK].
+
+RUN is a workdir that was evaluated, or the metrics.json of an evaluation. The best number of each column is bold.
+With `--single`, the evaluations of single-task models, delta-m is given: the mean relative gain over them.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import json
+import math
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+from taskexpert_jax import tasks as task_records
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.published import PUBLISHED
+
+DELTA = "delta-m"
+
+
+class Column(NamedTuple):
+    """A number that rows are compared by: `task/metric`, or DELTA."""
+
+    key: str
+    title: str
+    higher_is_better: bool
+
+
+class Row(NamedTuple):
+    """A model and its numbers by `Column.key`."""
+
+    name: str
+    values: dict[str, float]
+
+
+def read_run(path: pathlib.Path) -> dict[str, Any]:
+    """The metrics.json of a workdir or of a path of its own.
+
+    Raises:
+      UserError: there is none, or it is not what `--mode=evaluate` writes.
+    """
+    file = path / "evaluation" / "metrics.json" if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text())
+        numbers = [float(found["value"]) for found in content["published"].values()]
+        _ = [content["dataset"][field] for field in ("name", "split", "fingerprint")]
+    except FileNotFoundError:
+        raise UserError(
+            f"{file} is missing; evaluate the run first: main.py --mode=evaluate --workdir={path}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is not an evaluation's metrics.json ({error!r}); evaluate the run again") from error
+    if not numbers:
+        raise UserError(f"{file} has no published metric; evaluate the run again")
+    return content
+
+
+def published_values(run: Mapping[str, Any]) -> dict[str, float]:
+    """`task/metric` -> value of the published metrics of an evaluation."""
+    return {f"{task}/{found['metric']}": float(found["value"]) for task, found in run["published"].items()}
+
+
+def columns(keys: Sequence[str]) -> list[Column]:
+    """The columns for some `task/metric`, in the order of the tasks; titles and directions are the tasks' own."""
+    found = []
+    names = [name for name in task_records.NAMES if any(key.startswith(f"{name}/") for key in keys)]
+    unknown = [key for key in keys if key.split("/")[0] not in names]
+    if unknown:
+        raise UserError(f"{unknown[0]}: no such task here; known: {', '.join(task_records.NAMES)}")
+    # A model's own classes do not matter for the direction of its metric.
+    tasks = task_records.build(names, loss_weights=dict.fromkeys(names, 1.0), semseg_classes=("a", "b"))
+    for task in tasks:
+        for key in dict.fromkeys(key for key in keys if key.startswith(f"{task.name}/")):
+            published = task.published([key])
+            if key != f"{task.name}/{published.metric}":
+                raise UserError(f"{key}: not a published metric of {task.title}, which is {published.metric}")
+            found.append(Column(key, f"{task.name} {published.title}", published.higher_is_better))
+    return found
+
+
+def delta_m(values: Mapping[str, float], single: Mapping[str, float], of: Sequence[Column]) -> float:
+    """The mean over tasks of the relative gain over single-task models, in percent; positive is better.
+
+    mean of (-1)^(lower is better) * (M - B) / B. `values` are M and `single` B, by `Column.key`.
+
+    Raises:
+      UserError: a single-task result is missing or 0.
+    """
+    gains = []
+    for column in of:
+        if column.key in values:
+            base = single.get(column.key)
+            if not base:
+                raise UserError(
+                    f"--single: no single-task result for {column.key}; give its evaluation, or leave it out"
+                )
+            gain = (values[column.key] - base) / base
+            gains.append(gain if column.higher_is_better else -gain)
+    return 100 * sum(gains) / len(gains)
+
+
+def single_results(paths: Sequence[pathlib.Path]) -> dict[str, float]:
+    """`task/metric` -> value over all the evaluations of single-task models.
+
+    Raises:
+      UserError: two of them have the same task.
+    """
+    single: dict[str, float] = {}
+    for path in paths:
+        for key, value in published_values(read_run(path)).items():
+            if key in single:
+                raise UserError(f"--single: {path} has {key}, which another one has too; give each task once")
+            single[key] = value
+    return single
+
+
+def _check_data(runs: Mapping[str, Mapping[str, Any]], paper: str | None) -> None:
+    """Raises UserError where numbers come from different data, and so cannot be compared."""
+    seen = [(name, run["dataset"]) for name, run in runs.items()]
+    first, expected = seen[0]
+    for name, data in seen:
+        for field in ("name", "split", "fingerprint"):
+            if data[field] != expected[field]:
+                raise UserError(
+                    f"{name} was evaluated on other data than {first} (dataset.{field} {data[field]!r} and "
+                    f"{expected[field]!r}): their numbers cannot be compared"
+                )
+        if paper and data["name"] != paper:
+            raise UserError(f"--paper={paper}, but {name} was evaluated on {data['name']!r}")
+
+
+def table(rows: Sequence[Row], of: Sequence[Column], *, bold: tuple[str, str]) -> str:
+    """The rows as a Markdown table; the best of each column stands between the two marks of `bold`, a gap is `-`."""
+
+    def digits(column: Column) -> str:
+        if column.key == DELTA:
+            return "+.2f"
+        finite = [row.values[column.key] for row in rows if math.isfinite(row.values.get(column.key, math.nan))]
+        return ".2f" if finite and max(map(abs, finite)) >= 10 else ".4f"
+
+    def best(column: Column) -> float:
+        found = [v for row in rows if math.isfinite(v := row.values.get(column.key, math.nan))]
+        return (max if column.higher_is_better else min)(found, default=math.nan)
+
+    formats, bests = [digits(column) for column in of], [best(column) for column in of]
+
+    def cell(row: Row, index: int) -> str:
+        value = row.values.get(of[index].key, math.nan)
+        if not math.isfinite(value):
+            return "-"
+        text = format(value, formats[index])
+        return f"{bold[0]}{text}{bold[1]}" if value == bests[index] else text
+
+    head = ["model", *(f"{column.title} {'↑' if column.higher_is_better else '↓'}" for column in of)]
+    lines = [[row.name, *(cell(row, index) for index in range(len(of)))] for row in rows]
+
+    def shown(text: str) -> int:
+        return len(text) if bold[0].isprintable() else len(text.replace(bold[0], "").replace(bold[1], ""))
+
+    widths = [max(shown(line[i]) for line in (head, *lines)) for i in range(len(head))]
+
+    def joined(cells: Sequence[str]) -> str:
+        padded = [text + " " * (width - shown(text)) for text, width in zip(cells, widths, strict=True)]
+        return f"| {' | '.join(padded)} |"
+
+    rule = f"|{'|'.join('-' * (width + 2) for width in widths)}|"
+    return "\n".join([joined(head), rule, *map(joined, lines)])
+
+
+def compare(
+    paths: Sequence[pathlib.Path],
+    *,
+    paper: str | None = None,
+    single: Sequence[pathlib.Path] = (),
+    bold: tuple[str, str] = ("**", "**"),
+) -> str:
+    """The table of the runs at `paths`, after the published rows of the benchmark `paper`.
+
+    Raises:
+      UserError: a run without evaluation, runs on different data, or a task that `single` lacks.
+    """
+    runs = {str(path): read_run(path) for path in paths}
+    _check_data(runs, paper)
+    rows = []
+    for published in PUBLISHED[paper] if paper else ():
+        rows.append(Row(f"{published.model}{f' ({published.note})' if published.note else ''}", published.values))
+    rows += [Row(name, published_values(run)) for name, run in runs.items()]
+    of = columns([key for row in rows for key in row.values])
+    if single:
+        base = single_results(single)
+        ours = len(rows) - len(runs)
+        for index, row in enumerate(rows):
+            # Papers that have a task more than the single-task models have no delta-m here; a run should.
+            if index >= ours or row.values.keys() <= base.keys():
+                rows[index] = Row(row.name, {**row.values, DELTA: delta_m(row.values, base, of)})
+        of.append(Column(DELTA, "Δm (%)", higher_is_better=True))
+    return table(rows, of, bold=bold)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        "python -m taskexpert_jax.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN", help="a workdir or a metrics.json")
+    parser.add_argument("--paper", choices=sorted(PUBLISHED), help="put the published numbers of a benchmark above")
+    parser.add_argument(
+        "--single", nargs="+", type=pathlib.Path, default=[], metavar="RUN", help="of single-task models, for delta-m"
+    )
+    parser.add_argument("--markdown", action="store_true", help="mark the best with ** also on a terminal")
+    args = parser.parse_args(arguments)
+    bold = ("\033[1m", "\033[0m") if sys.stdout.isatty() and not args.markdown else ("**", "**")
+    try:
+        print(compare(args.runs, paper=args.paper, single=args.single, bold=bold))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""The comparison of runs: directions, the best, gaps, delta-m, and the line for what cannot be compared."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from taskexpert_jax import compare
+from taskexpert_jax.compare import Column
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.published import PUBLISHED
+
+PAPER = {"semseg": ("mIoU", 55.35), "depth": ("rmse", 0.5157), "normals": ("mean", 18.54), "edge": ("odsF", 78.40)}
+
+
+def write(path: pathlib.Path, values: dict[str, tuple[str, float]], **dataset: str) -> pathlib.Path:
+    """A file as an evaluation writes it, as far as it matters here."""
+    content: dict[str, Any] = {
+        "dataset": {"name": "nyud", "split": "val", "fingerprint": "abc", **dataset},
+        "published": {task: {"metric": metric, "value": value} for task, (metric, value) in values.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def cells(table: str) -> dict[str, list[str]]:
+    """First cell -> the other cells of a row of the table."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_best_is_bold_in_each_direction(tmp_path: pathlib.Path) -> None:
+    one = write(tmp_path / "one.json", {"semseg": ("mIoU", 40.0), "depth": ("rmse", 0.61), "normals": ("mean", 20.0)})
+    two = write(tmp_path / "two.json", {"semseg": ("mIoU", 41.5), "depth": ("rmse", 0.62), "edge": ("odsF", 70.0)})
+    found = cells(compare.compare([one, two]))
+    assert found["model"] == ["semseg mIoU (%) ↑", "depth RMSE (m) ↓", "normals mean angle (°) ↓", "edge odsF (%) ↑"]
+    assert found[str(one)] == ["40.00", "**0.6100**", "**20.00**", "-"]
+    assert found[str(two)] == ["**41.50**", "0.6200", "-", "**70.00**"]
+
+
+def test_a_workdir_stands_beside_the_papers_rows(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "run" / "evaluation" / "metrics.json", {**PAPER, "depth": ("rmse", 0.4)})
+    found = cells(compare.compare([tmp_path / "run"], paper="nyud"))
+    assert found[str(tmp_path / "run")] == ["55.35", "**0.4000**", "18.54", "78.40"]
+    assert found["TaskExpert (as follow-up tables give it, unverified)"] == ["55.35", "0.5157", "18.54", "78.40"]
+    assert found["PRISM (distilled ViT-B)"][0] == "**60.22**"
+    assert found["MTMamba++ (Swin-L)"][3] == "**79.40**"
+    assert len(found) == 2 + len(PUBLISHED["nyud"]) + 1  # head and rule
+
+
+@pytest.mark.parametrize("benchmark", PUBLISHED)
+def test_published_numbers_are_of_published_metrics(benchmark: str) -> None:
+    rows = PUBLISHED[benchmark]
+    columns = compare.columns(list(rows[0].values))
+    assert {column.key for column in columns} == set(rows[0].values)
+    assert {column.key for column in columns if not column.higher_is_better} == {
+        key for key in rows[0].values if key in ("depth/rmse", "normals/mean")
+    }
+    for row in rows:
+        assert 78 < row.values["semseg/mIoU"] < 85 or benchmark == "nyud"
+        assert row.values["normals/mean"] < 20 < row.values["edge/odsF"]
+
+
+def test_delta_m_is_the_mean_relative_gain() -> None:
+    columns = [Column("semseg/mIoU", "", True), Column("depth/rmse", "", False)]
+    values, single = {"semseg/mIoU": 44.0, "depth/rmse": 0.60}, {"semseg/mIoU": 40.0, "depth/rmse": 0.50}
+    assert compare.delta_m(values, single, columns) == pytest.approx(100 * (0.1 - 0.2) / 2)
+    assert compare.delta_m(single, values, columns) == pytest.approx(100 * (-4 / 44 + 0.1 / 0.6) / 2)
+    assert compare.delta_m({"semseg/mIoU": 44.0}, single, columns) == pytest.approx(10.0)
+
+
+def test_delta_m_takes_the_single_task_runs(tmp_path: pathlib.Path) -> None:
+    run = write(tmp_path / "run.json", {"semseg": ("mIoU", 44.0), "depth": ("rmse", 0.60)})
+    single = [
+        write(tmp_path / "s.json", {"semseg": ("mIoU", 40.0)}),
+        write(tmp_path / "d.json", {"depth": ("rmse", 0.50)}),
+    ]
+    assert cells(compare.compare([run], single=single))[str(run)][-1] == "**-5.00**"
+    with_paper = cells(compare.compare([run], single=single, paper="nyud"))
+    assert with_paper[str(run)][-1] == "**-5.00**"
+    assert with_paper["InvPT"][-1] == "-"  # no single-task results for its other tasks
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"fingerprint": "other"},
+            r"^.*two.json was evaluated on other data than .*one.json \(dataset.fingerprint 'oth",
+        ),
+        ({"name": "pascal_context"}, r"dataset.name 'pascal_context' and 'nyud'\): their numbers cannot be compared$"),
+        ({"split": "train"}, r"dataset.split 'train'"),
+    ],
+)
+def test_runs_on_other_data_are_refused(tmp_path: pathlib.Path, change: dict[str, str], message: str) -> None:
+    one = write(tmp_path / "one.json", PAPER)
+    two = write(tmp_path / "two.json", PAPER, **change)
+    with pytest.raises(UserError, match=message):
+        compare.compare([one, two])
+
+
+def test_what_cannot_be_compared_is_said_in_a_line(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error(*arguments: Any) -> str:
+        assert compare.main([str(argument) for argument in arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+        return err
+
+    good = write(tmp_path / "good.json", PAPER)
+    (tmp_path / "run").mkdir()
+    assert "run/evaluation/metrics.json is missing; evaluate the run first" in error(tmp_path / "run")
+    (tmp_path / "bad.json").write_text("{}")
+    assert "bad.json is not an evaluation's metrics.json" in error(good, tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_text("no JSON")
+    assert "bad.json is not an evaluation's metrics.json" in error(tmp_path / "bad.json")
+    assert "--paper=pascal_context, but" in error(good, "--paper=pascal_context")
+    single = write(tmp_path / "single.json", {"semseg": ("mIoU", 40.0)})
+    assert "no single-task result for depth/rmse" in error(good, "--single", single)
+    assert "has semseg/mIoU, which another one has too" in error(good, "--single", single, single)
+
+
+def test_the_program_prints_the_table(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write(tmp_path / "run.json", PAPER)
+    assert compare.main([str(run), "--paper=nyud", "--markdown"]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == compare.compare([run], paper="nyud")
