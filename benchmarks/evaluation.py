@@ -1,7 +1,8 @@
-"""How long metrics take that are computed on the host.
+"""How long metrics take.
 
   python benchmarks/evaluation.py boundary                                # built-in scenes, in both benchmarks' sizes
   python benchmarks/evaluation.py boundary --protocol=nyud --folder=DIR   # DIR/predictions/ID.png, DIR/labels/ID.png
+  python benchmarks/evaluation.py meters                                  # all others, beside loops in PyTorch
 
 boundary: all 101 thresholds of an image on one core, beside what the MATLAB original takes: 95 s an NYUD image and 14 s
 a PASCAL-Context image on one core of an AMD EPYC, nearly all of it in its compiled matching. Seconds are those of the
@@ -112,6 +113,12 @@ def run_boundary(arguments: argparse.Namespace) -> None:
         time_boundary(name, protocol, examples, MATCHERS[arguments.matcher])
 
 
+def run_meters(arguments: argparse.Namespace) -> None:
+    import evaluation_meters  # needs PyTorch
+
+    evaluation_meters.run(arguments)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="METRIC")
@@ -121,6 +128,9 @@ def main() -> None:
     command.add_argument("--folder", type=pathlib.Path, help="pictures of your own instead of the scenes")
     command.add_argument("--matcher", choices=MATCHERS, default="most_pairs", help="how pixels are paired")
     command.set_defaults(run=run_boundary)
+    command = commands.add_parser("meters", help="the metrics of all tasks but odsF, a batch of full-size maps")
+    command.add_argument("--rounds", type=int, default=5, help="how many (default 5)")
+    command.set_defaults(run=run_meters)
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)
