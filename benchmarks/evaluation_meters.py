@@ -46,7 +46,7 @@ def made_up_batch(
 
 def loop_over_classes(sums: Sums, logits: torch.Tensor, label: torch.Tensor, task: Task) -> None:
     """Intersection and union, a class at a time."""
-    prediction, label = logits.argmax(-1), label[..., 0]
+    prediction, label = logits.movedim(-1, 1).argmax(1), label[..., 0]  # PyTorch's own layout: a tenth of the time
     valid = label != task.ignore
     for index in range(task.channels):
         true, predicted = label == index, prediction == index
@@ -140,7 +140,8 @@ def compare_meters(tasks: tuple[Task, ...], size: tuple[int, int], rounds: int) 
             )[task.name]
         )
         state, sums = task.metric.empty(), {}
-        theirs = torch.from_numpy(predictions[task.name]), torch.from_numpy(labels[task.name])
+        channels_first = torch.from_numpy(predictions[task.name]).movedim(-1, 1).contiguous().movedim(1, -1)
+        theirs = channels_first, torch.from_numpy(labels[task.name])
         times: list[tuple[float, float]] = []
         for _ in range(rounds + 1):
             reference = seconds(lambda: METERS[task.name](sums, *theirs, task))  # noqa: B023

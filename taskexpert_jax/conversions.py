@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from taskexpert_jax.metrics.segmentation import largest_class
+
 
 def first_channel(label: np.ndarray) -> np.ndarray:
     """(..., 1) -> (...)."""
@@ -28,7 +30,7 @@ def unchanged(values: Any) -> Any:
 
 def class_ids(logits: jax.Array) -> jax.Array:
     """(..., classes) -> (...) uint8, the first one on ties."""
-    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+    return largest_class(logits).astype(jnp.uint8)
 
 
 def unit(vectors: jax.Array) -> jax.Array:

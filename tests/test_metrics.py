@@ -13,7 +13,7 @@ import pytest
 from scipy.special import expit, log_expit
 
 from taskexpert_jax import losses, metrics
-from taskexpert_jax.metrics import sums
+from taskexpert_jax.metrics import segmentation, sums
 
 METRICS = {
     "semseg": metrics.mean_iou(5),
@@ -349,3 +349,12 @@ def test_the_family_evaluates_edges_on_another_loss_than_it_trains(pos_weight):
     assert values["loss_plain"] == pytest.approx(float(loss(prediction, label, mask)), rel=1e-6)
     assert values["loss"] == pytest.approx(float(loss(expit(prediction), label, mask)), rel=1e-6)
     assert metrics.edge_loss(pos_weight) is metrics.edge_loss(pos_weight)
+
+
+@pytest.mark.parametrize("classes", [2, 7, 40, 200])
+def test_the_largest_class_is_the_first_of_the_largest(classes: int) -> None:
+    random = np.random.default_rng(0)
+    logits = random.integers(-5, 5, (3, 20, 30, classes)).astype(np.float32)  # many ties
+    expected = logits.argmax(-1)
+    np.testing.assert_array_equal(jax.jit(segmentation.largest_class)(logits), expected)
+    np.testing.assert_array_equal(segmentation._largest(jnp.asarray(logits)), expected)
