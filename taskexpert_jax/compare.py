@@ -43,7 +43,7 @@ def read_run(path: pathlib.Path) -> dict[str, Any]:
     file = path / "evaluation" / "metrics.json" if path.is_dir() else path
     try:
         content = json.loads(file.read_text())
-        numbers = [float(found["value"]) for found in content["published"].values()]
+        numbers = published_values(content)
         _ = [content["dataset"][field] for field in ("name", "split", "fingerprint")]
     except FileNotFoundError:
         raise UserError(
@@ -57,8 +57,9 @@ def read_run(path: pathlib.Path) -> dict[str, Any]:
 
 
 def published_values(run: Mapping[str, Any]) -> dict[str, float]:
-    """`task/metric` -> value of the published metrics of an evaluation."""
-    return {f"{task}/{found['metric']}": float(found["value"]) for task, found in run["published"].items()}
+    """`task/metric` -> value of the published metrics of an evaluation; nan where it measured nothing."""
+    values = {f"{task}/{found['metric']}": found["value"] for task, found in run["published"].items()}
+    return {key: math.nan if value is None else float(value) for key, value in values.items()}
 
 
 def columns(keys: Sequence[str]) -> list[Column]:

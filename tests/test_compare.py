@@ -14,7 +14,7 @@ from taskexpert_jax.published import PUBLISHED
 PAPER = {"semseg": ("mIoU", 55.35), "depth": ("rmse", 0.5157), "normals": ("mean", 18.54), "edge": ("odsF", 78.40)}
 
 
-def write(path: pathlib.Path, values: dict[str, tuple[str, float]], **dataset: str) -> pathlib.Path:
+def write(path: pathlib.Path, values: dict[str, tuple[str, float | None]], **dataset: str) -> pathlib.Path:
     """A file as an evaluation writes it, as far as it matters here."""
     content: dict[str, Any] = {
         "dataset": {"name": "nyud", "split": "val", "fingerprint": "abc", **dataset},
@@ -38,6 +38,11 @@ def test_the_best_is_bold_in_each_direction(tmp_path: pathlib.Path) -> None:
     assert found["model"] == ["semseg mIoU (%) ↑", "depth RMSE (m) ↓", "normals mean angle (°) ↓", "edge odsF (%) ↑"]
     assert found[str(one)] == ["40.00", "**0.6100**", "**20.00**", "-"]
     assert found[str(two)] == ["**41.50**", "0.6200", "-", "**70.00**"]
+
+
+def test_what_was_not_measured_is_a_gap(tmp_path: pathlib.Path) -> None:
+    run = write(tmp_path / "run.json", {"semseg": ("mIoU", 40.0), "depth": ("rmse", None)})
+    assert cells(compare.compare([run]))[str(run)] == ["**40.00**", "-"]
 
 
 def test_a_workdir_stands_beside_the_papers_rows(tmp_path: pathlib.Path) -> None:

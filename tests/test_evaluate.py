@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -17,7 +18,7 @@ import pytest
 
 from configs import demo
 from input_pipeline import pipeline
-from taskexpert_jax import evaluate, full_pass, inference, inputs, optimizer, sharding, train_state
+from taskexpert_jax import evaluate, full_pass, inference, inputs, optimizer, results, sharding, train_state
 from taskexpert_jax.checkpoint import Checkpoints
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.metrics import boundary
@@ -352,3 +353,8 @@ def test_two_processes_find_what_one_does(tmp_path):
         for end in ("worst", "best"):
             ids = [[entry["id"] for entry in of[end]] for of in (ranked, of_both["examples_ranked"][name])]
             assert ids[0] == ids[1], (name, end)
+
+
+def test_what_is_no_number_is_null_in_the_file() -> None:
+    found = results._finite({"a": [math.nan, 1.5, (math.inf,)], "b": {"c": -math.inf}, "d": 3, "e": "nan"})
+    assert found == {"a": [None, 1.5, [None]], "b": {"c": None}, "d": 3, "e": "nan"}
