@@ -10,7 +10,7 @@ import sys
 from ml_collections import ConfigDict
 import pytest
 
-from configs import defaults, demo, nyud
+from configs import defaults, demo, folder, nyud, pascal_context
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ("taskexpert_jax", "input_pipeline", "configs")
@@ -74,8 +74,9 @@ def leaves(config, prefix=""):
             yield f"{prefix}{name}"
 
 
-@pytest.mark.parametrize("config", [nyud.get_config("tiny"), demo.get_config("tiny")], ids=["nyud", "demo"])
-def test_every_config_field_is_read(config):
+@pytest.mark.parametrize("module", [demo, folder, nyud, pascal_context])
+def test_every_config_field_is_read(module):
+    config = module.get_config("tiny")
     code = "\n".join(path.read_text() for path in SOURCES if path.parent.name != "configs")
     keyed = ("loss_weights.", "mesh.")  # read by key, see tasks.build and sharding.make_mesh
     unread = [
