@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import functools
 import pathlib
 
-from absl import app, flags, logging
+from absl import app, flags
 import jax
 from ml_collections import config_flags
 
@@ -67,8 +67,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}: flags start with --")
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax tells every file that it renames
+        command_line.quieten()
         sharding.start_distributed()
         _run()
     except UserError as error:

@@ -14,7 +14,7 @@ import pathlib
 import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 import numpy as np
 from PIL import Image
@@ -153,8 +153,7 @@ def main() -> None:
                 raise UserError(
                     f"unexpected argument {argv[1]!r}: the config comes first, then flags that start with --"
                 )
-            if not flags.FLAGS["verbosity"].present:
-                logging.set_verbosity(logging.WARNING)  # TFDS tells every file that it opens
+            command_line.quieten()
             if checking.value and (faults := check(config.value)):
                 for fault in faults[:MOST_FAULTS]:
                     print(f"error: {fault}", file=sys.stderr)

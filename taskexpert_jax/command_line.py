@@ -4,13 +4,19 @@ from collections.abc import Sequence
 import sys
 from typing import Any, NoReturn
 
-from absl import flags
+from absl import flags, logging
 
 
 def fail(text: str) -> NoReturn:
     """Ends the program with `error: <text>` on stderr and status 2."""
     print(f"error: {text}", file=sys.stderr)
     sys.exit(2)
+
+
+def quieten() -> None:
+    """Leaves out what libraries tell of every file that they open or rename, unless the user gave a --verbosity."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
