@@ -97,6 +97,9 @@ def _model(width: int, depth: int, heads: int, patch: int, feature_width: int, g
     model.gate.granularity = "token"  # weights by token, by image, static (learned, input-blind), uniform (no gate)
     model.gate.width = gate_width  # hidden units
     model.gate.top_k = 0  # 0: softmax over all experts; k: over the k largest
+    model.gate.temperature = 1.0  # the logits are divided by it
+    model.gate.noise = 0.0  # standard deviation of the noise that training adds to the logits
+    model.gate.balance = 0.0  # weight of the loss that evens out how much the choices are used over a batch
     model.memory = ConfigDict()
     model.memory.init = "learned"  # learned (a vector a task) or zeros
     model.memory.read = "conv1x1"  # how the memory becomes expert K+1: conv1x1, conv3x3, identity; none: no memory

@@ -30,6 +30,17 @@ class GateSummary(NamedTuple):
     entropy: np.ndarray
 
 
+def token_pixels(window: Array, mask: Array, image_size: tuple[int, int], patch: int) -> Array:
+    """(B, N) float32: how many pixels of each token's square are of the picture; 0 in padding and padding examples.
+
+    Args: as of `GateStatistics.from_gates`.
+    """
+    height, width = image_size
+    inside = inputs.inside(window, height, width) & (mask > 0)[:, None, None]
+    squares = inside.reshape(len(mask), height // patch, patch, width // patch, patch)
+    return squares.sum(axis=(2, 4)).reshape(len(mask), -1).astype(jnp.float32)
+
+
 @flax.struct.dataclass
 class GateStatistics:
     """Sums over the pixels of the pictures, each with the gates of its token; padding is left out.
@@ -53,19 +64,15 @@ class GateStatistics:
           mask: (B,), 0 for padding examples.
           image_size: H, W; multiples of `patch`, the side of a token's square in pixels.
         """
-        height, width = image_size
-        inside = inputs.inside(window, height, width) & (mask > 0)[:, None, None]
-        squares = inside.reshape(len(mask), height // patch, patch, width // patch, patch)
-        pixels = squares.sum(axis=(2, 4)).reshape(len(mask), -1)  # (B, N) pixels of each token
+        share = token_pixels(window, mask, image_size, patch)  # (B, N)
         exact = jax.lax.Precision.HIGHEST
-        share = pixels.astype(jnp.float32)
         weights = jnp.einsum("stbnk,bn->stk", gates, share, precision=exact)
         entropy = jax.scipy.special.entr(gates).sum(axis=-1)  # (S, T, B, N)
         entropies = jnp.einsum("stbn,bn->st", entropy, share, precision=exact)
         return cls(
             weights=Sum(total=weights, error=jnp.zeros_like(weights)),
             entropies=Sum(total=entropies, error=jnp.zeros_like(entropies)),
-            pixels=Count.of_pixels(inside),
+            pixels=Count.of_pixels(inputs.inside(window, *image_size) & (mask > 0)[:, None, None]),
         )
 
     @classmethod

@@ -12,11 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
-from taskexpert_jax import evaluate, inference, inputs, optimizer, sharding, train_state
+from taskexpert_jax import evaluate, gate_statistics, inference, inputs, optimizer, sharding, train_state
 from taskexpert_jax import workdir as workdirs
 from taskexpert_jax.checkpoint import Checkpoints
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models import budget, taskexpert
+from taskexpert_jax.models import budget, mmoe, taskexpert
 from taskexpert_jax.models.taskexpert import TaskExpert
 from taskexpert_jax.progress import Progress
 from taskexpert_jax.tasks import Task, from_config
@@ -35,25 +35,30 @@ def zero_sums(tasks: tuple[Task, ...]) -> Sums:
 
 
 def make_train_step(
-    model: TaskExpert, tx: optax.GradientTransformation, accumulate: int, mesh: Mesh, state_shardings: TrainState
+    model: TaskExpert, tx: optax.GradientTransformation, config: Any, mesh: Mesh, state_shardings: TrainState
 ) -> Callable[[TrainState, Sums, Batch], tuple[TrainState, Sums]]:
     """(state, sums, batch) -> (state, sums), jitted on the mesh; state and sums are donated.
 
-    With `accumulate` > 1 the batch is split into that many micro-batches, whose gradients are averaged; batch
-    statistics go from one to the next.
+    With `config.accumulate_steps` > 1 the batch is split into that many micro-batches, whose gradients are averaged;
+    batch statistics go from one to the next.
     """
-    tasks = model.tasks
+    tasks, accumulate, balance = model.tasks, config.accumulate_steps, config.model.gate.balance
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-        predictions, updates = model.apply(
+        (predictions, gates), updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             inputs.normalise(batch["image"], batch["window"]),
             train=True,
-            rngs={"drop_path": key},
+            return_gates=True,
+            rngs={"drop_path": key, "gate_noise": jax.random.fold_in(key, 0)},
             mutable=["batch_stats"],
         )
         losses = {task.name: task.loss(predictions[task.name], batch[task.name], batch["mask"]) for task in tasks}
         total = sum((task.loss_weight * losses[task.name] for task in tasks), start=jnp.zeros(()))
+        if balance:
+            image_size = batch["image"].shape[1:3]
+            pixels = gate_statistics.token_pixels(batch["window"], batch["mask"], image_size, model.backbone.patch_size)
+            total = total + balance * mmoe.balance_loss(gates, pixels)
         return total, (losses, updates.get("batch_stats", {}))
 
     def gradients(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Any, jax.Array, dict[str, jax.Array]]:
@@ -154,7 +159,7 @@ def train(
             state = checkpoints.restore(checkpoints.latest, abstract)
             print(f"resumed {workdir} at step {checkpoints.latest} of {config.num_steps}", flush=True)
         first = int(state.step)
-        train_step = make_train_step(model, tx, config.accumulate_steps, mesh, shardings)
+        train_step = make_train_step(model, tx, config, mesh, shardings)
         eval_step = evaluate.make_eval_step(tasks, infer, mesh)
         predict_step = evaluate.make_predict_step(tasks, infer, mesh)
         rate = optimizer.learning_rate(config)

@@ -134,7 +134,7 @@ def one_step(config, devices, batch):
         tx = optimizer.build(config)
         initialise, _, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
         state = jax.jit(initialise, out_shardings=shardings)()
-        step = train.make_train_step(model, tx, config.accumulate_steps, mesh, shardings)
+        step = train.make_train_step(model, tx, config, mesh, shardings)
         (on_devices,) = sharding.to_devices([batch], mesh)
         state, sums = step(state, train.zero_sums(tasks), on_devices)
         return jax.device_get(state), jax.device_get(sums), state

@@ -42,12 +42,16 @@ class GateSpec:
       experts' plain mean, no gate.
     width: hidden units of the gate.
     top_k: 0 keeps the full softmax; k > 0 keeps the k largest weights and renormalises them.
+    temperature: the logits are divided by it: below 1 choices are sharper, above 1 more even.
+    noise: standard deviation of the normal noise that training adds to the logits; 0: none.
     """
 
     input: GateInput
     granularity: Granularity
     width: int
     top_k: int
+    temperature: float = 1.0
+    noise: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +184,20 @@ def gate_weights(logits: jax.Array, top_k: int) -> jax.Array:
     return jax.nn.softmax(logits, axis=-1)
 
 
+def balance_loss(gates: jax.Array, share: jax.Array) -> jax.Array:
+    """How unevenly the choices are used: 0 where all have the same mean weight, at most their number - 1.
+
+    The squared coefficient of variation of the mean weights, averaged over taps and tasks (the importance loss of
+    Shazeer et al., 2017, arXiv 1701.06538). Gates may still be sharp at every token.
+
+    Args:
+      gates: (S, T, B, N, choices) float32.
+      share: (B, N) float32, the weight of each token in the mean: 0 for padding.
+    """
+    used = jnp.einsum("stbnk,bn->stk", gates, share / jnp.maximum(share.sum(), 1.0))
+    return jnp.mean(jnp.var(used, axis=-1) / jnp.maximum(jnp.square(used.mean(axis=-1)), 1e-9))
+
+
 def assemble(gates: jax.Array, experts: jax.Array, read: jax.Array | None) -> jax.Array:
     """The gated sum of the experts, and of the memory as the last one where it is read.
 
@@ -216,12 +234,12 @@ class MemorialMixture(nn.Module):
         experts = Experts(self.experts, depth, self.dtype, name="experts")(grid, train)
         experts = experts.reshape(-1, batch, height * width, depth)  # (K, B, N, D)
         read = self._read(memory)  # (T, B, N, D) or None
-        gates = self._gates(features, choices=len(experts) + (read is not None))  # (T, B, N, K+1)
+        gates = self._gates(features, len(experts) + (read is not None), train)  # (T, B, N, K+1)
         features = assemble(gates, experts, read).reshape(memory.shape)
         memory = self._write(memory, features)
         return nn.with_logical_constraint(memory, ("tasks", "batch", None, None, None)), gates
 
-    def _gates(self, features: jax.Array, choices: int) -> jax.Array:
+    def _gates(self, features: jax.Array, choices: int, train: bool) -> jax.Array:
         """Gate weights (T, B, N, choices), float32."""
         if self.gate.granularity == "uniform":
             return jnp.full((len(self.tasks), *features.shape[:2], choices), 1.0 / choices, jnp.float32)
@@ -234,6 +252,13 @@ class MemorialMixture(nn.Module):
             metadata_params={nn.PARTITION_NAME: "tasks"},
         )
         logits = per_task(self.gate, choices, self.dtype, name="gates")(features, features.mean(axis=1))
+        logits = logits.astype(jnp.float32) / self.gate.temperature
+        if train and self.gate.noise:
+            # As coarse as the weights themselves: one draw a token, an image, or for the whole batch.
+            batch, tokens, _ = features.shape
+            places = {"token": (batch, tokens), "image": (batch, 1), "static": (1, 1)}[self.gate.granularity]
+            shape = (len(self.tasks), *places, choices)
+            logits = logits + self.gate.noise * jax.random.normal(self.make_rng("gate_noise"), shape)
         return gate_weights(logits, self.gate.top_k)
 
     def _read(self, memory: jax.Array) -> jax.Array | None:

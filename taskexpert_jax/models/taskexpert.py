@@ -89,7 +89,7 @@ class TaskExpert(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool, return_gates: bool = False) -> Any:
         """Predictions; with `return_gates` also the gates, (S, T, B, N, K or K + 1) float32.
 
-        Training needs the `drop_path` random stream and updates `batch_stats`.
+        Training needs the random streams `drop_path` and, for noisy gates, `gate_noise`; it updates `batch_stats`.
         """
         batch, image_height, image_width, _ = image.shape
         patch = self.backbone.patch_size
@@ -107,7 +107,7 @@ class TaskExpert(nn.Module):
             length=self.taps,
             in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]: Flax takes a tuple
             variable_axes={"params": 0, "batch_stats": 0},
-            split_rngs={"params": True, "drop_path": True},
+            split_rngs={"params": True, "drop_path": True, "gate_noise": True},
             metadata_params={nn.PARTITION_NAME: "stages"},
             unroll=self.taps if self.unroll else 1,
         )(
@@ -153,6 +153,16 @@ def _choice(config: Any, field: str, known: Any) -> Any:
     return value
 
 
+def _positive(config: Any, field: str) -> float:
+    """The value of a field, refused where it is not more than 0."""
+    value = config
+    for part in field.split("."):
+        value = value[part]
+    if not value > 0:
+        raise UserError(f"config.model.{field}={value!r}: must be more than 0")
+    return value
+
+
 def from_config(config: Any, tasks: tuple[Task, ...]) -> TaskExpert:
     """The model of a config (`config.model`, `config.dataset.image_size`, `config.dtype`).
 
@@ -187,6 +197,8 @@ def from_config(config: Any, tasks: tuple[Task, ...]) -> TaskExpert:
             granularity=_choice(model, "gate.granularity", mmoe.Granularity),
             width=model.gate.width,
             top_k=model.gate.top_k,
+            temperature=_positive(model, "gate.temperature"),
+            noise=model.gate.noise,
         ),
         memory=mmoe.MemorySpec(
             init=_choice(model, "memory.init", mmoe.MemoryInit),

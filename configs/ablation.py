@@ -1,0 +1,118 @@
+"""The paper's claims as configs: what each part of the model is worth.
+
+  python main.py --config=configs/ablation.py:static --workdir=DIR --config.dataset.data_dir=DATA
+  python main.py --config=configs/ablation.py:static,pascal_context,vit_b16 --workdir=DIR --config.dataset.data_dir=DATA
+  python benchmarks/ablation.py static static_gates dynamic_gates full --output=DIR --data_dir=DATA   # a whole table
+
+The part after the colon is RUNG[,BENCHMARK[,VARIANT]]; the rungs are below. The benchmark is nyud or pascal_context, the
+variant one of configs/defaults.py or `small`, the default: a little ViT on frames of 96x128 that two CPU cores train in
+minutes. What was measured with it is in docs/results.md.
+"""
+
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+from configs import nyud, pascal_context
+
+BENCHMARKS: Mapping[str, Callable[[str], ConfigDict]] = {
+    "nyud": nyud.get_config,
+    "pascal_context": pascal_context.get_config,
+}
+SMALL = "small"
+
+# The mean of K experts is one expert K times as wide: so static decoding has all the experts' parameters and no gate.
+_NO_MEMORY = {"model.memory.read": "none"}
+_STATIC = {"model.gate.granularity": "uniform", **_NO_MEMORY}
+
+# Each claim of the abstract against the rung before it, with as many parameters as the full model, within 5 %.
+LADDER: Mapping[str, Mapping[str, object]] = {
+    "static": _STATIC,  # shared features: the same sum of the experts for every task and every place
+    "static_gates": {"model.gate.granularity": "static", **_NO_MEMORY},  # each task has its own fixed sum of experts
+    "dynamic_gates": _NO_MEMORY,  # the sum depends on the input; the taps' features are added, but not read
+    "full": {},  # the memory is one more expert
+}
+
+# Changes of the full model. These differ in size, as what they take away or add does.
+CHANGES: Mapping[str, Mapping[str, object]] = {
+    "experts_1": {"model.experts": 1},
+    "experts_3": {"model.experts": 3},
+    "experts_8": {"model.experts": 8},
+    "no_read": _NO_MEMORY,  # written, never read: the taps' features are summed for the heads
+    "no_write": {**_NO_MEMORY, "model.memory.write": "replace"},  # nothing is kept: the last tap's features alone
+    "taps_1": {"model.taps": 1},
+    "taps_2": {"model.taps": 2},
+    "gate_image": {"model.gate.granularity": "image"},
+    "gate_local": {"model.gate.input": "local"},
+    "gate_context": {"model.gate.input": "context"},
+    "gate_top_2": {"model.gate.top_k": 2},
+    "gate_noise": {"model.gate.noise": 1.0},
+    "gate_balance": {"model.gate.balance": 0.1},
+    "gate_cold": {"model.gate.temperature": 0.5},
+    "read_conv3x3": {"model.memory.read": "conv3x3"},
+    "read_identity": {"model.memory.read": "identity"},
+    "write_gated": {"model.memory.write": "gated"},
+    "write_replace": {"model.memory.write": "replace"},
+    "memory_zeros": {"model.memory.init": "zeros"},
+    "layer_norm": {"model.norm": "layer"},
+}
+TAPS_ALL = "taps_all"  # a tap after every block
+SINGLE = "single_"  # single_TASK: static decoding of one task, what delta-m is taken against
+
+
+def rungs(config: ConfigDict) -> tuple[str, ...]:
+    """The names that `get_config` takes for a benchmark's config."""
+    return (*LADDER, *CHANGES, TAPS_ALL, *(f"{SINGLE}{task}" for task in config.tasks))
+
+
+def get_config(variant: str = f"full,nyud,{SMALL}") -> ConfigDict:
+    """The config of RUNG[,BENCHMARK[,VARIANT]].
+
+    Raises:
+      ValueError: an unknown rung, benchmark or variant, with the known ones.
+    """
+    parts = variant.split(",")
+    rung, benchmark, size = (*parts, *("nyud", SMALL)[len(parts) - 1 :])[:3]
+    if len(parts) > 3 or benchmark not in BENCHMARKS:
+        raise ValueError(
+            f"unknown variant {variant!r}: give RUNG[,BENCHMARK[,VARIANT]] with BENCHMARK {' or '.join(BENCHMARKS)}"
+        )
+    config = BENCHMARKS[benchmark]("vit_ti16" if size == SMALL else size)
+    if size == SMALL:
+        _shrink(config)
+    if rung not in rungs(config):
+        raise ValueError(f"unknown rung {rung!r}: choose one of {', '.join(rungs(config))}")
+    if rung.startswith(SINGLE):
+        task = rung.removeprefix(SINGLE)
+        config.tasks, config.checkpoint.best_task = (task,), task
+    elif rung == TAPS_ALL:
+        config.model.taps = config.model.depth
+    changes = _STATIC if rung.startswith(SINGLE) else {**LADDER, **CHANGES}.get(rung, {})
+    config.update_from_flattened_dict(dict(changes))
+    if size == SMALL and rung in ("static", "static_gates"):
+        config.model.feature_width += 4  # what the gates and the reads have of the small model's parameters
+    config.variant = f"{rung},{benchmark},{size}"
+    return config
+
+
+def _shrink(config: ConfigDict) -> None:
+    """Makes the benchmark's config so small that a CPU trains it in minutes, from a backbone made likewise."""
+    config.dtype = "float32"
+    height, width = (96, 128) if config.dataset.name == "nyud" else (128, 128)
+    config.dataset.downscale = width / config.dataset.image_size[1]
+    config.dataset.image_size = (height, width)
+    config.dataset.cache = True
+    config.dataset.threads = 1
+    config.model.width, config.model.depth, config.model.heads = 128, 4, 4  # as in configs/demo.py
+    config.model.patch_size = 8
+    config.model.feature_width = config.model.gate.width = 32
+    config.model.head_upsample = 2
+    config.model.drop_path = 0.0
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 50
+    config.batch_size = 8
+    config.num_steps = 1_000
+    config.eval.batch_size = 20
+    config.eval.every_steps = config.checkpoint.every_steps = 1_000
+    config.log.every_steps = 100
+    config.log.images = 0
