@@ -2,11 +2,10 @@
 
   python main.py --config=configs/ablation.py:static --workdir=DIR --config.dataset.data_dir=DATA
   python main.py --config=configs/ablation.py:static,pascal_context,vit_b16 --workdir=DIR --config.dataset.data_dir=DATA
-  python benchmarks/ablation.py static static_gates dynamic_gates full --output=DIR --data_dir=DATA   # a whole table
 
-The part after the colon is RUNG[,BENCHMARK[,VARIANT]]; the rungs are below. The benchmark is nyud or pascal_context, the
-variant one of configs/defaults.py or `small`, the default: a little ViT on frames of 96x128 that two CPU cores train in
-minutes. What was measured with it is in docs/results.md.
+benchmarks/ablation.py trains many of them and writes one table. The part after the colon is RUNG[,BENCHMARK[,VARIANT]];
+the rungs are below. The benchmark is nyud or pascal_context, the variant one of configs/defaults.py or `small`, the
+default: a little ViT on frames of 96x128 that two CPU cores train in minutes (docs/results.md).
 """
 
 from collections.abc import Callable, Mapping

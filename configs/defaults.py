@@ -36,11 +36,16 @@ def base(variant: str) -> ConfigDict:
     config.edge_pos_weight = 0.95  # share of the positive pixels in the boundary loss
     config.model = _model(*_VARIANTS[variant])
     config.optimizer = ConfigDict()
+    config.optimizer.algorithm = "adam"  # adam: the protocol's, with an L2 term; adamw: decay beside the gradient
     config.optimizer.learning_rate = 2e-5  # at step 0
+    config.optimizer.schedule = "polynomial"  # polynomial or cosine, to 0 at num_steps
     config.optimizer.schedule_power = 0.9  # lr = learning_rate * (1 - step / num_steps) ** schedule_power
     config.optimizer.warmup_steps = 0  # linear rise from 0 before the decay; the protocol has none
-    config.optimizer.weight_decay = 1e-6  # L2 term added to the gradient before Adam's moments (not AdamW)
+    config.optimizer.weight_decay = 1e-6  # adam: L2 term added to the gradient; adamw: decay of kernels
     config.optimizer.clip_norm = 10.0  # of the whole gradient, before the L2 term; 0 turns it off
+    config.optimizer.backbone_rate = 1.0  # factor on the backbone's learning rate, beside the new parts'
+    config.optimizer.layer_decay = 1.0  # further factor for each block below the last
+    config.optimizer.ema_decay = 0.0  # evaluate a moving average of the parameters; 0: the parameters themselves
     config.augment = ConfigDict()  # training only
     config.augment.scale_min = 0.5  # one random scale for the image and every label
     config.augment.scale_max = 2.0  # drawn evenly from scale_min to this
@@ -86,6 +91,8 @@ def _model(width: int, depth: int, heads: int, patch: int, feature_width: int, g
     model.heads = heads  # of attention; divides width
     model.mlp_ratio = 4  # MLP width over C
     model.patch_size = patch  # P
+    model.pretrained = ""  # the backbone's weights: a file, or a finished run's directory; empty: random ones
+    model.pretrained_fresh = ""  # regex of the backbone's parameters that stay random all the same
     model.drop_path = 0.15  # stochastic depth of the last block; rises linearly from 0
     model.taps = 4  # S: after each depth / S blocks the experts look at the tokens; divides depth
     model.feature_width = feature_width  # D, of experts, memory and heads

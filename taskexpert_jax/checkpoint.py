@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run: asynchronous, the latest and the best kept, restored strictly.
 
-A checkpoint has the items `params` (parameters and batch statistics: all that evaluation needs), `train` (optimiser
-state, step, random key), `data` (position in the data) and `config`.
+A checkpoint has the items `params` (parameters, their moving average if any, and batch statistics: all that evaluation
+needs), `train` (optimiser state, step, random key), `data` (position in the data) and `config`.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import logging
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -123,14 +124,29 @@ class Checkpoints:
                 train=ocp.args.StandardRestore(expected["train"]),
             ),
         )
-        return TrainState(**restored["params"], **restored["train"])
+        return TrainState(**{"ema": {}, **restored["params"]}, **restored["train"])
 
     def restore_variables(self, step: int, abstract: TrainState) -> dict[str, Tree]:
-        """Parameters and batch statistics alone, for evaluation; raises UserError where anything does not fit."""
+        """Parameters (averaged ones where the run has them) and batch statistics alone, for evaluation.
+
+        Raises UserError where anything does not fit.
+        """
         expected = _split(abstract)["params"]
         self._check(step, "params", expected)
         items = ocp.args.Composite(params=ocp.args.StandardRestore(expected))
-        return self._manager.restore(step, args=items)["params"]
+        restored = self._manager.restore(step, args=items)["params"]
+        return {"params": restored.get("ema", restored["params"]), "batch_stats": restored["batch_stats"]}
+
+    def restore_parameters(self, step: int) -> Tree:
+        """Parameters (averaged ones where the run has them) as host arrays in the shapes that they were saved in."""
+        saved = self._manager.item_metadata(step)["params"]
+        # Arrays of NumPy as targets: nothing is placed on devices, which may be others than those of the run.
+        hosts = jax.tree.map(
+            lambda leaf: np.empty(leaf.shape, leaf.dtype), saved, is_leaf=lambda x: hasattr(x, "shape")
+        )
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(hosts))
+        restored = self._manager.restore(step, args=items)["params"]
+        return restored.get("ema", restored["params"])
 
     def _check(self, step: int, item: str, expected: Tree) -> None:
         """Refuses a checkpoint whose names, shapes or dtypes differ: nothing is ever restored in part."""
@@ -156,9 +172,16 @@ class Checkpoints:
         self._manager.close()
 
 
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps that a run has saved, oldest first; none where there is no such directory."""
+    path = workdir.absolute() / "checkpoints"
+    return sorted(ocp.utils.checkpoint_steps(path)) if path.is_dir() else []
+
+
 def _split(state: TrainState) -> dict[str, dict[str, Any]]:
+    averaged = {"ema": state.ema} if state.ema else {}
     return {
-        "params": {"params": state.params, "batch_stats": state.batch_stats},
+        "params": {"params": state.params, "batch_stats": state.batch_stats, **averaged},
         "train": {"opt_state": state.opt_state, "step": state.step, "rng": state.rng},
     }
 

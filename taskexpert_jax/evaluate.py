@@ -102,7 +102,10 @@ def load(config: Any, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[Ta
     """
     tasks = from_config(config)
     model = taskexpert.from_config(config, tasks)
-    _, abstract, _ = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, config.seed)
+    averaged = config.optimizer.ema_decay > 0
+    _, abstract, _ = train_state.abstract_and_shardings(
+        model, optimizer.build(config), mesh, config.seed, averaged=averaged
+    )
     with contextlib.closing(Checkpoints(workdir, best_task(config, tasks), read_only=True)) as checkpoints:
         step = checkpoints.select(which)
         variables = checkpoints.restore_variables(step, abstract)

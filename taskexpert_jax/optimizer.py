@@ -1,18 +1,31 @@
-"""The protocol's optimiser: clip, L2, Adam, polynomial decay."""
+"""The protocol's optimiser (clip, L2, Adam, polynomial decay), and what other trainings of ViTs use in its place."""
 
+from collections.abc import Callable
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
+from taskexpert_jax.errors import UserError
+
+Tree = Any  # a pytree of arrays
+
 
 def learning_rate(config: Any) -> optax.Schedule:
-    """step -> learning_rate * (1 - step / num_steps) ** schedule_power, after an optional linear warm-up."""
+    """step -> learning rate, after an optional linear warm-up.
+
+    polynomial: learning_rate * (1 - step / num_steps) ** schedule_power; cosine: half a cosine wave down to 0.
+    """
     settings = config.optimizer
+    _one_of(settings, "schedule", ("polynomial", "cosine"))
 
     def schedule(step: Any) -> Any:
         remaining = jnp.maximum(1.0 - step / config.num_steps, 0.0)
         rise = jnp.minimum(1.0, (step + 1) / max(settings.warmup_steps, 1))
+        if settings.schedule == "cosine":
+            return settings.learning_rate * 0.5 * (1.0 - jnp.cos(math.pi * remaining)) * rise
         return settings.learning_rate * remaining**settings.schedule_power * rise
 
     return schedule
@@ -22,13 +35,71 @@ def build(config: Any) -> optax.GradientTransformation:
     """The optimiser of `config.optimizer`.
 
     In the order of the field's code: the gradient is clipped to a global norm, weight_decay * parameter is added to it
-    (an L2 term, not AdamW's decay), then come Adam's moments (0.9, 0.999, eps 1e-8) and the learning rate.
+    (an L2 term, not AdamW's decay), then come Adam's moments (0.9, 0.999, eps 1e-8) and the learning rate. With
+    `algorithm=adamw` the decay is added after the moments instead, to kernels only.
+
+    Raises:
+      UserError: a value outside of what the field allows, named.
     """
     settings = config.optimizer
-    clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
-    return optax.chain(
-        clip,
-        optax.add_decayed_weights(settings.weight_decay),
-        optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
-        optax.scale_by_learning_rate(learning_rate(config)),
-    )
+    _one_of(settings, "algorithm", ("adam", "adamw"))
+    adam = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+    if settings.algorithm == "adam":
+        moments = (optax.add_decayed_weights(settings.weight_decay), adam)
+    else:
+        moments = (adam, optax.add_decayed_weights(settings.weight_decay, mask=_kernels))
+    chain = [optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(), *moments]
+    if settings.layer_decay != 1.0 or settings.backbone_rate != 1.0:
+        chain.append(_scale_backbone(settings.backbone_rate, settings.layer_decay, config.model.depth))
+    return optax.chain(*chain, optax.scale_by_learning_rate(learning_rate(config)))
+
+
+def backbone_rates(params: Tree, rate: float, layer_decay: float, depth: int) -> Tree:
+    """The factor on the learning rate of every parameter; arrays that broadcast to the parameters' shapes.
+
+    New parts (experts, gates, memory, heads) have 1. Block i of `depth`, from 0, has rate * layer_decay ** (depth - i),
+    the patch and position embeddings rate * layer_decay ** (depth + 1), as in BEiT's fine-tuning (arXiv 2106.08254).
+    Parameters of blocks are stacked as (S, blocks a stage, ...).
+    """
+
+    def factor(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        names = tuple(str(getattr(entry, "key", entry)) for entry in path)
+        if names[0] == "patches":
+            return jnp.float32(rate * layer_decay ** (depth + 1))
+        if names[:2] == ("stages", "blocks"):
+            stacked = (*leaf.shape[:2], *(1,) * (len(leaf.shape) - 2))
+            return rate * layer_decay ** (depth - jnp.arange(depth, dtype=jnp.float32)).reshape(stacked)
+        return jnp.float32(1.0)
+
+    return jax.tree_util.tree_map_with_path(factor, params)
+
+
+def _scale_backbone(rate: float, layer_decay: float, depth: int) -> optax.GradientTransformation:
+    def scale(updates: Tree, params: Tree | None) -> Tree:
+        del params
+        return jax.tree.map(jnp.multiply, updates, backbone_rates(updates, rate, layer_decay, depth))
+
+    return optax.stateless(scale)
+
+
+def _kernels(params: Tree) -> Tree:
+    """Which parameters are kernels: biases, norms and embeddings are not decayed."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path[-1:]), params)
+
+
+def average(decay: float) -> Callable[[Tree, Tree, jax.Array], Tree]:
+    """(average, parameters, step) -> average: an exponential moving average of the parameters, in float32.
+
+    Its decay rises from 0.1 towards `decay` as (1 + step) / (10 + step), so that the start is soon forgotten.
+    """
+
+    def update(averaged: Tree, params: Tree, step: jax.Array) -> Tree:
+        kept = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+        return optax.incremental_update(params, averaged, 1.0 - kept)
+
+    return update
+
+
+def _one_of(settings: Any, field: str, known: tuple[str, ...]) -> None:
+    if settings[field] not in known:
+        raise UserError(f"config.optimizer.{field}={settings[field]!r}: must be one of {', '.join(known)}")

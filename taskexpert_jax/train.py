@@ -12,9 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
-from taskexpert_jax import evaluate, gate_statistics, inference, inputs, optimizer, sharding, train_state
+from taskexpert_jax import evaluate, gate_statistics, inference, inputs, optimizer, pretrained, sharding, train_state
 from taskexpert_jax import workdir as workdirs
-from taskexpert_jax.checkpoint import Checkpoints
+from taskexpert_jax.checkpoint import Checkpoints, saved_steps
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import budget, mmoe, taskexpert
 from taskexpert_jax.models.taskexpert import TaskExpert
@@ -43,6 +43,7 @@ def make_train_step(
     batch statistics go from one to the next.
     """
     tasks, accumulate, balance = model.tasks, config.accumulate_steps, config.model.gate.balance
+    averaged = optimizer.average(config.optimizer.ema_decay)
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         (predictions, gates), updates = model.apply(
@@ -86,11 +87,13 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         grads, batch_stats, total, losses = gradients(state, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
         new_state = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
+            ema=averaged(state.ema, params, state.step) if state.ema else {},
         )
         seen = {"loss": total, "grad_norm": optax.tree.norm(grads), "steps": jnp.ones(())}
         seen |= {f"loss/{name}": loss for name, loss in losses.items()}
@@ -143,6 +146,7 @@ def train(
     best = evaluate.best_task(config, tasks)
     model = taskexpert.from_config(config, tasks)
     infer = inference.make_inference(model, config)
+    weights = None if saved_steps(workdir) else pretrained.read(config, model)  # a resumed run has its own
     plain_config = config.to_dict()
     if jax.process_index() == 0:
         workdirs.claim(workdir, plain_config)
@@ -152,9 +156,14 @@ def train(
     with sharding.use(mesh), contextlib.closing(Checkpoints(workdir, best)) as checkpoints:
         # --- state: fresh, or the latest checkpoint's ---
         tx = optimizer.build(config)
-        initialise, abstract, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
+        initialise, abstract, shardings = train_state.abstract_and_shardings(
+            model, tx, mesh, config.seed, averaged=config.optimizer.ema_decay > 0
+        )
         if checkpoints.latest is None:
             state = jax.jit(initialise, out_shardings=shardings)()
+            if weights is not None:
+                state = state.replace(params=weights.placed(state.params), ema=weights.placed(state.ema))
+                print(weights.report, flush=True)
         else:
             state = checkpoints.restore(checkpoints.latest, abstract)
             print(f"resumed {workdir} at step {checkpoints.latest} of {config.num_steps}", flush=True)

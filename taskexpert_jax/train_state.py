@@ -25,18 +25,20 @@ class TrainState(struct.PyTreeNode):
     batch_stats: Tree
     opt_state: Tree
     rng: jax.Array
+    ema: Tree  # moving average of the parameters; {} where `optimizer.ema_decay` is 0
 
     def variables(self) -> dict[str, Tree]:
-        """The model's variables."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """The variables of the model that is evaluated: with the averaged parameters where there are such."""
+        return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
 
 
 def abstract_and_shardings(
-    model: TaskExpert, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
+    model: TaskExpert, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, *, averaged: bool = False
 ) -> tuple[Any, TrainState, TrainState]:
     """(initialiser, abstract state, its shardings): nothing is allocated.
 
     The initialiser is a function without arguments that returns the unboxed state; jit it with the shardings.
+    averaged: whether the state has a moving average of the parameters.
     """
     patch = model.backbone.patch_size
     image = jnp.zeros((1, model.grid[0] * patch, model.grid[1] * patch, 3))
@@ -50,6 +52,7 @@ def abstract_and_shardings(
             batch_stats=variables.get("batch_stats", {}),
             opt_state=optimizer.init(variables["params"]),
             rng=jax.random.key_data(state_key),
+            ema=variables["params"] if averaged else {},
         )
 
     def initialise() -> TrainState:

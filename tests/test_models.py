@@ -189,6 +189,7 @@ SWITCHES = {
     "gate_uniform": {"gate.granularity": "uniform"},
     "gate_top_k": {"gate.top_k": 2},
     "gate_width": {"gate.width": 4},
+    "gate_temperature": {"gate.temperature": 0.25},
     "memory_off": {"memory.read": "none"},
     "memory_identity": {"memory.read": "identity"},
     "memory_conv3x3": {"memory.read": "conv3x3"},
@@ -228,6 +229,43 @@ def test_without_reading_the_memory_its_start_changes_only_a_constant():
     moved["params"]["initial_memory"] = variables["params"]["initial_memory"] + 1.0
     apply = jax.jit(lambda v: model.apply(v, IMAGE, train=False, return_gates=True)[1])
     np.testing.assert_array_equal(apply(variables), apply(moved))
+
+
+@pytest.mark.parametrize(
+    ("granularity", "same_over"), [("token", ()), ("image", (3,)), ("static", (2, 3))], ids=["token", "image", "static"]
+)
+def test_gate_noise_is_of_training_alone_and_as_coarse_as_the_gates(granularity, same_over):
+    fields = {"gate.granularity": granularity, "drop_path": 0.0, "norm": "layer"}
+    noisy, plain = build(**fields, **{"gate.noise": 0.5}), build(**fields)
+    variables = randomised(plain)
+    streams = {"drop_path": jax.random.key(0), "gate_noise": jax.random.key(1)}
+
+    def gates(model, train, rngs):
+        return np.asarray(
+            jax.jit(lambda v: model.apply(v, IMAGE, train=train, return_gates=True, rngs=rngs)[1])(variables)
+        )
+
+    evaluated = gates(noisy, False, {})
+    np.testing.assert_array_equal(evaluated, gates(plain, False, {}))
+    trained = gates(noisy, True, streams)
+    change = np.log(trained) - np.log(gates(plain, True, streams))
+    change -= change.mean(axis=-1, keepdims=True)  # of the first stage: later ones see what the noise has changed
+    assert 0.3 < change[0].std() < 0.6
+    for axis in (2, 3):
+        varies = np.ptp(change[0], axis=axis - 1).max() > 1e-3
+        assert varies == (axis not in same_over)
+
+
+def test_the_balance_loss_is_the_squared_coefficient_of_variation_of_the_mean_weights():
+    gates = np.random.default_rng(0).dirichlet([0.5, 1, 2], size=(2, 3, 4, 5)).astype(np.float32)  # (S, T, B, N, 3)
+    share = np.array([[1, 2, 0, 1, 3]] * 3 + [[0] * 5], np.float32)  # the last example is padding
+    means = np.einsum("stbnk,bn->stk", gates, share) / share.sum()
+    expected = np.mean(means.var(axis=-1) / means.mean(axis=-1) ** 2)
+    np.testing.assert_allclose(mmoe.balance_loss(gates, share), expected, rtol=1e-5)
+    np.testing.assert_allclose(mmoe.balance_loss(np.full_like(gates, 1 / 3), share), 0, atol=1e-6)
+    one_hot = np.zeros_like(gates)
+    one_hot[..., 0] = 1
+    np.testing.assert_allclose(mmoe.balance_loss(one_hot, share), 2, rtol=1e-5)
 
 
 def test_stochastic_depth_drops_whole_branches_in_training_only():
@@ -296,6 +334,7 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(variables, outputs
         ({"memory.write": "append"}, r"memory.write='append'"),
         ({"taps": 3}, r"config.model.taps=3 must divide config.model.depth=4"),
         ({"heads": 5}, r"config.model.heads=5 must divide"),
+        ({"gate.temperature": 0.0}, r"config.model.gate.temperature=0.0: must be more than 0"),
     ],
 )
 def test_wrong_fields_are_named(fields, message):

@@ -1,15 +1,12 @@
-"""Task records, the constant baselines, the optimiser against golden values, and the budget."""
-
-import json
+"""Task records, the constant baselines, and the budget."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from configs import nyud
-from taskexpert_jax import baselines, optimizer, tasks
+from taskexpert_jax import baselines, tasks
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import budget, taskexpert
 
@@ -90,38 +87,6 @@ def test_no_other_constant_beats_the_best_constant(name):
 def test_best_direction_of_one_direction_is_that_direction():
     labels = np.tile([0.0, 0.6, -0.8], (50, 1))
     assert np.degrees(np.arccos(baselines.best_direction(labels) @ labels[0])) < 4
-
-
-def test_ten_optimiser_steps_equal_the_golden_ones(golden_dir):
-    golden = json.loads((golden_dir / "losses_metrics.json").read_text())["optimizer"]
-    config = nyud.get_config("tiny")
-    config.num_steps = golden["max_steps"]
-    config.optimizer.learning_rate = golden["base_lr"]
-    config.optimizer.weight_decay = golden["weight_decay"]
-    config.optimizer.clip_norm = float(golden["clip_norm"])
-    tx, rate = optimizer.build(config), optimizer.learning_rate(config)
-    params = [jnp.asarray(golden["w0"]), jnp.asarray(golden["b0"])]
-    state = tx.init(params)
-    for step, grads in enumerate(golden["grads"]):
-        np.testing.assert_allclose(rate(step), golden["lrs"][step], rtol=1e-6)
-        updates, state = tx.update([jnp.asarray(g) for g in grads], state, params)
-        params = optax.apply_updates(params, updates)
-        for ours, theirs in zip(params, golden["params_after_each_step"][step], strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-6)
-
-
-def test_warmup_rises_to_the_protocol_and_clipping_can_be_off():
-    config = nyud.get_config("tiny")
-    config.num_steps = 100
-    config.optimizer.warmup_steps = 10
-    plain = nyud.get_config("tiny")
-    plain.num_steps = 100
-    with_warmup, without = optimizer.learning_rate(config), optimizer.learning_rate(plain)
-    assert with_warmup(0) == pytest.approx(without(0) / 10)
-    assert with_warmup(10) == pytest.approx(without(10))
-    assert float(without(100)) == 0.0
-    plain.optimizer.clip_norm = 0.0
-    assert len(optimizer.build(plain).init(jnp.zeros(3))) == 4
 
 
 def pascal_vit_l():

@@ -60,6 +60,7 @@ def finished(request, data_folder, tmp_path_factory):
     config = shipped_configs(data_folder)[request.param]
     config.mesh.data, config.mesh.fsdp = 4, 2
     config.batch_size = config.eval.batch_size = 8
+    config.optimizer.ema_decay = 0.5 if request.param == "demo" else 0.0
     folder = tmp_path_factory.mktemp(request.param) / "run"
     return config, folder, run_in_process(config, folder)
 
@@ -92,6 +93,20 @@ def test_evaluation_of_the_checkpoint_equals_the_one_in_training(finished, capsy
     assert report["metrics"] == pytest.approx(results, nan_ok=True)
     assert report["best_constant"].keys() == in_training.keys()
     assert "best constant" in capsys.readouterr().out
+
+
+def test_evaluation_takes_the_averaged_parameters_where_a_run_has_them(finished):
+    config, folder, state = finished
+    mesh = sharding.make_mesh(config.mesh, {})
+    with sharding.use(mesh):
+        _, variables, _ = evaluate.load(config, folder, "latest", mesh)
+    averaged = config.optimizer.ema_decay > 0
+    assert bool(state.ema) == averaged
+    params, ema, loaded = (
+        tree["initial_memory"] for tree in (state.params, state.ema or state.params, variables["params"])
+    )
+    np.testing.assert_array_equal(loaded, ema)
+    assert (np.abs(ema - params).max() > 1e-6) == averaged
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_with_a_diff(finished):
@@ -179,6 +194,20 @@ def test_accumulated_gradients_are_the_mean_of_the_micro_batches(data_folder):
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole.opt_state))
     for ours, theirs in zip(jax.tree.leaves(parts.opt_state), jax.tree.leaves(whole.opt_state), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_the_balance_weight_adds_to_the_loss_and_moves_the_gates(data_folder):
+    config = shipped_configs(data_folder)["demo"]
+    config.tasks = ("semseg", "depth")
+    config.mesh.data = 1
+    batch = next(iter(pipeline.train_batches(config, from_config(config))))
+    plain, plain_sums, _ = one_step(config, jax.devices()[:1], batch)
+    config.model.gate.balance = 1.0
+    balanced, sums, _ = one_step(config, jax.devices()[:1], batch)
+    assert sums["loss/semseg"] == plain_sums["loss/semseg"]
+    assert sums["loss"] > plain_sums["loss"]
+    gates = [np.asarray(jax.tree.leaves(state.params["stages"]["mixture"]["gates"])[0]) for state in (plain, balanced)]
+    assert np.abs(gates[0] - gates[1]).max() > 1e-6
 
 
 # --- what is refused ---
