@@ -1,0 +1,125 @@
+"""The ablation's rungs: what each is, that claims are tested at equal size, and the table over seeds."""
+
+import json
+import statistics
+
+import pytest
+
+from benchmarks import ablation as program
+from configs import ablation
+from taskexpert_jax.models import budget, taskexpert
+from taskexpert_jax.tasks import from_config
+
+BASES = ("nyud,small", "pascal_context,small", "nyud,vit_s16", "nyud,vit_b16", "pascal_context,vit_l16")
+
+
+def total_parameters(variant):
+    config = ablation.get_config(variant)
+    return budget.count(taskexpert.from_config(config, from_config(config))).total_parameters
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_ladder_has_as_many_parameters_on_every_rung(base):
+    full = total_parameters(f"full,{base}")
+    for rung in ablation.LADDER:
+        assert total_parameters(f"{rung},{base}") == pytest.approx(full, rel=0.05), rung
+
+
+def fields(variant):
+    model = ablation.get_config(variant).model
+    return model.experts, model.gate.granularity, model.memory.read, model.memory.write, model.taps
+
+
+@pytest.mark.parametrize(
+    ("rung", "expected"),
+    [
+        ("static", (5, "uniform", "none", "residual", 4)),
+        ("static_gates", (5, "static", "none", "residual", 4)),
+        ("dynamic_gates", (5, "token", "none", "residual", 4)),
+        ("full", (5, "token", "conv1x1", "residual", 4)),
+        ("no_write", (5, "token", "none", "replace", 4)),
+        ("experts_8", (8, "token", "conv1x1", "residual", 4)),
+        ("taps_1", (5, "token", "conv1x1", "residual", 1)),
+        ("taps_all,nyud,vit_b16", (5, "token", "conv1x1", "residual", 12)),
+        ("single_depth", (5, "uniform", "none", "residual", 4)),
+    ],
+)
+def test_a_rung_is_what_its_name_says(rung, expected):
+    assert fields(rung) == expected
+
+
+def test_every_rung_builds_a_model_and_differs_from_the_full_one():
+    names = ablation.rungs(ablation.get_config("full"))
+    assert {"experts_1", "experts_3", "experts_8", "no_read", "no_write", "taps_1", "taps_2", "taps_all"} < set(names)
+    full = ablation.get_config("full").model.to_json()
+    for name in names:
+        config = ablation.get_config(name)
+        taskexpert.from_config(config, from_config(config))
+        same = config.model.to_json() == full
+        assert same == (name in ("full", "taps_all")), name  # the small model has a tap after each of its blocks
+
+
+def test_single_task_configs_have_one_task_and_are_kept_by_it():
+    config = ablation.get_config("single_normals,pascal_context,vit_b16")
+    assert config.tasks == ("normals",) and config.checkpoint.best_task == "normals"
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("ful", r"unknown rung 'ful': choose one of static, static_gates"),
+        ("full,coco", r"BENCHMARK nyud or pascal_context"),
+        ("full,nyud,vit_b16,more", r"give RUNG"),
+        ("single_sal", r"unknown rung 'single_sal'"),  # not a task of NYUD
+        ("full,nyud,vit_h14", r"unknown variant 'vit_h14'"),
+    ],
+)
+def test_unknown_names_are_refused(variant, message):
+    with pytest.raises(ValueError, match=message):
+        ablation.get_config(variant)
+
+
+MIOU = {"single_semseg": [40.0, 44.0], "static": [42.0, 46.2], "full": [46.2, 50.4]}
+RMSE = {"single_depth": [0.5, 0.5], "static": [0.5, 0.55], "full": [0.4, 0.5]}
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """Runs of two seeds as `--mode=evaluate` leaves them."""
+    for rung in ("single_semseg", "single_depth", "static", "full"):
+        for seed in (0, 1):
+            published = {}
+            if rung in MIOU:
+                published["semseg"] = {"metric": "mIoU", "value": MIOU[rung][seed]}
+            if rung in RMSE:
+                published["depth"] = {"metric": "rmse", "value": RMSE[rung][seed]}
+            content = {"published": published, "dataset": {"name": "nyud", "split": "val", "fingerprint": "f"}}
+            folder = tmp_path / rung / f"seed{seed}" / "evaluation"
+            folder.mkdir(parents=True)
+            (folder / "metrics.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_the_table_has_means_deviations_and_delta_m(evaluated, capsys, monkeypatch):
+    rungs = ["static", "full", "single_semseg", "single_depth"]
+    monkeypatch.setattr("sys.argv", ["ablation.py", *rungs, "--seeds", "0", "1", f"--output={evaluated}"])
+    assert program.main() == 0  # trains nothing: every evaluation is there
+    summary = json.loads((evaluated / "ablation.json").read_text())["summary"]
+    assert summary["full"]["mean"]["semseg/mIoU"] == pytest.approx(48.3)
+    assert summary["full"]["std"]["semseg/mIoU"] == pytest.approx(statistics.stdev(MIOU["full"]))
+    # Against single-task means of 42 and 0.5: seed 0 +10 % and +20 %, seed 1 +20 % and 0 %.
+    assert summary["full"]["mean"]["delta-m"] == pytest.approx((15 + 10) / 2)
+    assert summary["static"]["mean"]["delta-m"] == pytest.approx((0 + 0) / 2 / 2 + (10 - 10) / 2 / 2)
+    text = (evaluated / "ablation.md").read_text()
+    assert text in capsys.readouterr().out + "\n"
+    (row,) = [line for line in text.splitlines() if line.startswith("| full")]
+    assert row == "| full | 2 | 48.30 ± 2.97 | 0.4500 ± 0.0707 | +12.50 ± 3.54 |"
+
+
+def test_a_run_that_fails_is_said_and_leaves_the_others(evaluated, capsys, monkeypatch):
+    arguments = ["static", "dynamic_gates", "--seeds", "0", f"--output={evaluated}", "--", "--config.no_such_field=1"]
+    monkeypatch.setattr("sys.argv", ["ablation.py", *arguments])
+    assert program.main() == 1
+    out = capsys.readouterr().out
+    assert "dynamic_gates seed 0: train failed: error: unknown config field 'no_such_field'" in out
+    assert "| static | 1 | 42.00 | 0.5000 |" in out
