@@ -46,7 +46,8 @@ def finish(run: Run, base: str, output: pathlib.Path, extra: Sequence[str], core
         return True
     workdir.mkdir(parents=True, exist_ok=True)
     config = f"--config={ROOT / 'configs' / 'ablation.py'}:{run.rung}{base}"
-    command = [
+    command = ["taskset", "--cpu-list", ",".join(map(str, cores))]
+    command += [
         sys.executable,
         str(ROOT / "main.py"),
         config,
@@ -63,7 +64,6 @@ def finish(run: Run, base: str, output: pathlib.Path, extra: Sequence[str], core
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
                 check=False,
-                preexec_fn=lambda: os.sched_setaffinity(0, cores),
             )
             if done.returncode:
                 last = (workdir / "log.txt").read_text().strip().splitlines()[-1:]

@@ -10,7 +10,7 @@ from configs import ablation
 from taskexpert_jax.models import budget, taskexpert
 from taskexpert_jax.tasks import from_config
 
-BASES = ("nyud,small", "pascal_context,small", "nyud,vit_s16", "nyud,vit_b16", "pascal_context,vit_l16")
+BASES = ("nyud,small", "pascal_context,small", "nyud,vit_b16", "pascal_context,vit_l16")
 
 
 def total_parameters(variant):
