@@ -46,6 +46,11 @@ def test_warmup_rises_to_the_protocol():
     assert float(plain(100)) == 0.0
 
 
+def test_the_power_bends_the_decay():
+    rate = optimizer.learning_rate(tiny(schedule_power=2.0, learning_rate=0.5))
+    np.testing.assert_allclose(rate(50), 0.125, rtol=1e-6)
+
+
 def test_the_cosine_schedule_is_half_a_wave():
     rate = optimizer.learning_rate(tiny(schedule="cosine", learning_rate=0.5))
     expected = 0.25 * (1 + np.cos(np.pi * np.arange(101) / 100))
