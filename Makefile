@@ -19,9 +19,11 @@ DEMO_CONFIG ?= configs/demo.py
 DEMO_DIR ?= runs/demo
 DEMO_ARGS ?=
 TEST_ARGS ?=
+# Compiling keeps a test on one core: files run beside each other. A process takes about 3 GB.
+TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-smoke test lint lock format clean
+.PHONY: help venv demo demo-smoke test parity-needs parity lint lock format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -67,7 +69,15 @@ demo-smoke:  ## the demo with a few steps: that it runs, not that it learns
 	@$(MAKE) --no-print-directory demo DEMO_CONFIG=configs/demo.py:tiny DEMO_DIR=runs/demo-smoke
 
 test: venv  ## run the tests (TEST_ARGS=... goes to pytest)
-	@$(VENV_PYTHON) -m pytest $(TEST_ARGS)
+	@$(VENV_PYTHON) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile $(TEST_ARGS)
+
+# timm without its own needs: torchvision and the download of weights, which the tests do not use.
+parity-needs: venv
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt -c requirements.lock
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31
+
+parity: parity-needs  ## install PyTorch and timm, and set the backbone beside timm's
+	@$(VENV_PYTHON) -m pytest tests/test_timm_parity.py
 
 lint: venv  ## style and types: ruff, pyright
 	@.venv/bin/ruff check .

@@ -4,15 +4,30 @@ A config is `base("vit_l16")` changed by a benchmark's own file. Every field is 
 `--config.field=value` changes it on the command line.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from ml_collections import ConfigDict
 
-# name -> width C, depth, heads, patch size P, feature width D, gate width.
+_DINOV2 = {"layer_scale": 1e-5, "class_token": True}
+_DINOV2_REGISTERS = {**_DINOV2, "registers": 4}
+
+# name -> width C, depth, heads, patch size P, feature width D, gate width; then fields of `model` that differ.
 # D of ViT-L is set by the published budget (420 M parameters, 622 G multiply-adds); the others have D = C / 2.
 _VARIANTS = {
     "vit_ti16": (192, 12, 3, 16, 96, 48),
     "vit_s16": (384, 12, 6, 16, 192, 96),
     "vit_b16": (768, 12, 12, 16, 384, 192),
     "vit_l16": (1024, 24, 16, 16, 480, 256),
+    # As DINOv2 was trained (arXiv 2304.07193; registers: 2309.16588) and MAE (2111.06377): with their class token.
+    "dinov2_s14": (384, 12, 6, 14, 192, 96, _DINOV2),
+    "dinov2_b14": (768, 12, 12, 14, 384, 192, _DINOV2),
+    "dinov2_l14": (1024, 24, 16, 14, 480, 256, _DINOV2),
+    "dinov2_s14_reg4": (384, 12, 6, 14, 192, 96, _DINOV2_REGISTERS),
+    "dinov2_b14_reg4": (768, 12, 12, 14, 384, 192, _DINOV2_REGISTERS),
+    "dinov2_l14_reg4": (1024, 24, 16, 14, 480, 256, _DINOV2_REGISTERS),
+    "mae_b16": (768, 12, 12, 16, 384, 192, {"class_token": True}),
+    "mae_l16": (1024, 24, 16, 16, 480, 256, {"class_token": True}),
     "tiny": (32, 4, 2, 16, 16, 8),  # for tests: everything there, nothing learned
 }
 VARIANTS = tuple(_VARIANTS)
@@ -84,13 +99,32 @@ def base(variant: str) -> ConfigDict:
     return config
 
 
-def _model(width: int, depth: int, heads: int, patch: int, feature_width: int, gate_width: int) -> ConfigDict:
+def whole_patches(config: ConfigDict, height: int, width: int) -> tuple[int, int]:
+    """The size with its sides rounded up to whole patches of the config's backbone: 14 makes 448x588 of 448x576."""
+    patch = config.model.patch_size
+    return -(-height // patch) * patch, -(-width // patch) * patch
+
+
+def _model(
+    width: int,
+    depth: int,
+    heads: int,
+    patch: int,
+    feature_width: int,
+    gate_width: int,
+    different: Mapping[str, object] = MappingProxyType({}),
+) -> ConfigDict:
     model = ConfigDict()
     model.width = width  # C
     model.depth = depth  # transformer blocks
     model.heads = heads  # of attention; divides width
     model.mlp_ratio = 4  # MLP width over C
     model.patch_size = patch  # P
+    model.layer_scale = 0.0  # LayerScale's initial factor, on what a block adds; 0: none
+    model.class_token = False  # a class token that takes part in the attention; the family drops it
+    model.registers = 0  # further such tokens
+    model.image_mean = (0.485, 0.456, 0.406)  # of red, green and blue in 0..1, taken from the image: ImageNet's
+    model.image_std = (0.229, 0.224, 0.225)  # and what the difference is divided by
     model.pretrained = ""  # the backbone's weights: a file, or a finished run's directory; empty: random ones
     model.pretrained_fresh = ""  # regex of the backbone's parameters that stay random all the same
     model.drop_path = 0.15  # stochastic depth of the last block; rises linearly from 0
@@ -112,6 +146,8 @@ def _model(width: int, depth: int, heads: int, patch: int, feature_width: int, g
     model.memory.read = "conv1x1"  # how the memory becomes expert K+1: conv1x1, conv3x3, identity; none: no memory
     model.memory.write = "residual"  # residual, gated or replace
     model.head_upsample = 4  # of the memory before the head's 3x3 convolution
+    model.attention = "xla"  # xla: on any device; cudnn: NVIDIA's fused kernel, in bfloat16 on its GPUs
     model.remat = False  # recompute blocks in the backward pass: less memory, about a third more compute
     model.unroll = "auto"  # write the scans out: yes, no, auto (on CPUs, where loops run on one core)
+    model.update(different)
     return model

@@ -28,7 +28,8 @@ def get_config(variant: str = "vit_b16") -> ConfigDict:
     config.dataset.labels = config.get_ref("tasks")  # label folders to read: those of the tasks, always
     config.dataset.semseg_classes = ()  # names of the classes, in the order of their numbers in the label maps
     config.dataset.zero_is_void = ()  # tasks in whose label maps 0 is unlabelled and the classes count from 1
-    config.dataset.image_size = (448, 576)  # multiples of 16; larger images are reduced until they fit
+    # Whole patches; larger images are reduced until they fit.
+    config.dataset.image_size = defaults.whole_patches(config, 448, 576)
     config.dataset.downscale = 1.0  # reduces every image first
     config.dataset.cache = False  # keep decoded examples: 4 MB for 640x480 with classes, depth, normals
     config.dataset.threads = 0  # of the input pipeline; 0: chosen by tf.data

@@ -25,7 +25,7 @@ def get_config(variant: str = "vit_l16") -> ConfigDict:
     config.dataset.train_split = "train"
     config.dataset.eval_split = "val"
     config.dataset.semseg_classes = class_names.VOC
-    config.dataset.image_size = (512, 512)  # of training and evaluation
+    config.dataset.image_size = defaults.whole_patches(config, 512, 512)  # of training and evaluation
     config.dataset.downscale = 1.0  # reduces every image first
     # Decoded examples kept in memory are 2.3 MB each, 23 GB for both splits: only for hosts that have so much to spare.
     config.dataset.cache = False

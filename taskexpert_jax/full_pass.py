@@ -80,7 +80,7 @@ def model_forward(model: TaskExpert, infer: Inference) -> Forward:
         image, window = batch["image"], batch["window"]
         if gates is None:
             return infer(variables, image, window), None
-        picture = inputs.normalise(image, window)
+        picture = inputs.normalise(image, window, model.normalisation)
         answer: Any = model.apply(variables, picture, train=False, return_gates=True)
         predictions, weights = answer
         size = (image.shape[1], image.shape[2])
@@ -147,13 +147,13 @@ def run_forward(
     on_host, to_send = itertools.tee(batches)
     shown = None if jax.process_index() == 0 else True  # None: on a terminal
     with (
-        contextlib.closing(_Examples(config, tasks)) as examples,
+        contextlib.closing(_Examples(config, tasks, mesh)) as examples,
         tqdm.tqdm(unit=" examples", mininterval=1.0, leave=False, disable=shown) as bar,
     ):
         before = None
         for batch, on_devices in zip(on_host, sharding.to_devices(to_send, mesh), strict=True):
             totals, outputs = step(variables, totals, on_devices)
-            bar.update(jax.process_count() * len(batch["mask"]))
+            bar.update(processes.global_size(mesh, len(batch["mask"])))
             if before is not None:
                 examples.add(*before)  # fetched one step late, when the devices have the next one to work on
             before = batch, outputs
@@ -180,8 +180,9 @@ class _Example(NamedTuple):
 class _Examples:
     """What the examples of this process have given so far, on the host."""
 
-    def __init__(self, config: Any, tasks: tuple[Task, ...]):
+    def __init__(self, config: Any, tasks: tuple[Task, ...], mesh: Mesh):
         self._tasks = tasks
+        self._mesh = mesh
         self._counted = 0
         self._batches = 0
         self._sample = LabelSample(tasks)
@@ -192,9 +193,11 @@ class _Examples:
 
     def add(self, batch: HostBatch, outputs: Outputs) -> None:
         """Takes in the examples of a batch, as this process has it and as the device has answered."""
+        size = processes.global_size(self._mesh, len(batch["mask"]))
+        rows = processes.batch_rows(self._mesh, size)
+        batch = {**batch, "mask": batch["mask"] * rows.counted}
         self._sample.add(batch)
-        size = len(batch["mask"])
-        first = (self._batches * jax.process_count() + jax.process_index()) * size
+        places = self._batches * size + rows.own
         self._batches += 1
         states: Any = jax.tree.map(processes.local_rows, outputs.states)
         strengths = {name: processes.local_rows(outputs.strengths[name]) for name in self._runs}
@@ -206,7 +209,7 @@ class _Examples:
                 label = batch[task.name][inside]
                 if (label == task.ignore).all():
                     continue
-                example = _Example(task, first + row, str(batch["id"][row]), batch["image"][inside], label)
+                example = _Example(task, int(places[row]), str(batch["id"][row]), batch["image"][inside], label)
                 if task.name in self._runs:
                     truth = batch.get(task.benchmark_label, batch[task.name])[inside]
                     self._count_boundaries(example, truth[..., 0], strengths[task.name][inside])

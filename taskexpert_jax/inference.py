@@ -73,12 +73,13 @@ def make_inference(model: TaskExpert, config: Any) -> Inference:
     padding have no meaning.
 
     Raises:
-      UserError: see `views`.
+      UserError: see `views` and `inputs.normalisation`.
     """
     asked = views(config)
+    by = inputs.normalisation(config)
 
     def infer(variables: Any, image: jax.Array, window: jax.Array) -> Maps:
-        picture = inputs.normalise(image, window)
+        picture = inputs.normalise(image, window, by)
         if is_single(asked, _size(picture)):
             predictions: Any = model.apply(variables, picture, train=False)
             return predictions

@@ -1,15 +1,40 @@
 """From a batch's uint8 picture to what the backbone sees; runs inside the jitted step."""
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from taskexpert_jax.errors import UserError
 
-# ImageNet statistics: the family's choice for all backbones.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+
+class Normalisation(NamedTuple):
+    """Of colours in 0..1, red, green, blue: what is taken from them, and what they are divided by then."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+# ImageNet's statistics: the family's choice for all backbones.
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def normalisation(config: Any) -> Normalisation:
+    """That of `config.model.image_mean` and `config.model.image_std`.
+
+    Raises:
+      UserError: not three numbers each, or a deviation that is not positive.
+    """
+    found = Normalisation(tuple(config.model.image_mean), tuple(config.model.image_std))
+    for name, values in found._asdict().items():
+        known = len(values) == 3 and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+        if not known or (name == "std" and min(values) <= 0):
+            raise UserError(
+                f"config.model.image_{name}={values}: give three {'positive ' * (name == 'std')}numbers, for red, "
+                "green and blue in 0..1"
+            )
+    return found
 
 
 def frame_size(config: Any) -> tuple[int, int]:
@@ -30,17 +55,18 @@ def frame_size(config: Any) -> tuple[int, int]:
     return size
 
 
-def normalise(image: jax.Array, window: jax.Array) -> jax.Array:
+def normalise(image: jax.Array, window: jax.Array, by: Normalisation = IMAGENET) -> jax.Array:
     """Normalised picture, exactly 0 in the padding.
 
     Args:
       image: (B, H, W, 3) uint8.
       window: (B, 4) int32: top, left, height, width of the real picture.
+      by: the model's own normalisation, `TaskExpert.normalisation`.
 
     Returns:
       (B, H, W, 3) float32.
     """
-    scaled = (image.astype(jnp.float32) / 255.0 - jnp.asarray(MEAN)) / jnp.asarray(STD)
+    scaled = (image.astype(jnp.float32) / 255.0 - jnp.asarray(by.mean)) / jnp.asarray(by.std)
     return scaled * inside(window, *image.shape[1:3])[..., None]
 
 

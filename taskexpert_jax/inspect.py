@@ -114,7 +114,8 @@ def make_step(model: TaskExpert) -> Callable[[Any, Mapping[str, Any]], tuple[dic
 
     def step(variables: Any, batch: Mapping[str, Any]) -> tuple[dict[str, jax.Array], jax.Array, GateStatistics]:
         image, window = batch["image"], batch["window"]
-        answer: Any = model.apply(variables, inputs.normalise(image, window, model.normalisation), train=False, return_gates=True)
+        picture = inputs.normalise(image, window, model.normalisation)
+        answer: Any = model.apply(variables, picture, train=False, return_gates=True)
         predictions, gates = answer
         mask = jax.numpy.ones(len(image), jax.numpy.float32)
         size = (image.shape[1], image.shape[2])

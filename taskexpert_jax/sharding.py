@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import itertools
 import math
-import os
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +17,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from taskexpert_jax import processes
 from taskexpert_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -34,21 +34,6 @@ RULES = (
     ("layers", None),
     ("stages", None),
 )
-
-
-def start_distributed() -> None:
-    """Joins this process to its group where the environment says that there is one.
-
-    Reads JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and JAX_PROCESS_ID), Slurm's variables, or a TPU pod's list of
-    workers.
-    """
-    env = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in env:
-        jax.distributed.initialize(
-            env["JAX_COORDINATOR_ADDRESS"], int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
-        )
-    elif int(env.get("SLURM_NTASKS", "1")) > 1 or "," in env.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
 
 
 def make_mesh(sizes: Mapping[str, int], batch_sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
@@ -118,17 +103,34 @@ def shardings_of(boxed: Any, mesh: Mesh) -> Any:
     """
     specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), RULES)
 
-    def fit(spec: PartitionSpec, leaf: Any) -> NamedSharding:
-        padded = tuple(spec) + (None,) * (len(leaf.shape) - len(spec))
-        sized = zip(padded, leaf.shape, strict=True)
-        kept = [axis if axis and size % _extent(mesh, axis) == 0 else None for axis, size in sized]
-        return NamedSharding(mesh, PartitionSpec(*kept))
+    def place(spec: PartitionSpec, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, _fit(spec, leaf.shape, mesh.shape))
 
-    return jax.tree.map(fit, specs, unbox(boxed), is_leaf=lambda x: isinstance(x, PartitionSpec))
+    return jax.tree.map(place, specs, unbox(boxed), is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
-def _extent(mesh: Mesh, axis: str | tuple[str, ...]) -> int:
-    return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
+def constrain(array: jax.Array, *names: str | None) -> jax.Array:
+    """The array, laid out over the current mesh as the logical names of its axes say; without a mesh, as it is.
+
+    Where Flax's own constraint would pad a dimension that its mesh axis does not divide, that axis is left out, as for
+    parameters: so three heads over two devices are computed by both.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return array
+    spec = _fit(nn.logical_to_mesh_axes(names, RULES), array.shape, mesh.shape)
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+
+
+def _fit(spec: Sequence[Any], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+    """The spec, without the mesh axes that do not divide their dimension."""
+
+    def extent(axis: str | tuple[str, ...]) -> int:
+        return math.prod(mesh_shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
+
+    padded = tuple(spec) + (None,) * (len(shape) - len(spec))
+    sized = zip(padded, shape, strict=True)
+    return PartitionSpec(*(axis if axis and size % extent(axis) == 0 else None for axis, size in sized))
 
 
 def to_devices(
@@ -136,13 +138,23 @@ def to_devices(
 ) -> Iterator[dict[str, jax.Array]]:
     """Global arrays from this process's rows of each batch, `ahead` transfers started before they are asked for.
 
-    Strings (ids) stay on the host and are left out.
+    The rows are those of `processes.batch_rows`. Strings (ids) stay on the host and are left out.
     """
     sharding = batch_sharding(mesh)
 
+    def put_array(local: np.ndarray) -> jax.Array:
+        size = processes.global_size(mesh, len(local))
+        own = processes.batch_rows(mesh, size).own
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            rows = index[0]
+            first, end = np.searchsorted(own, [rows.start or 0, size if rows.stop is None else rows.stop])
+            return local[first:end]
+
+        return jax.make_array_from_callback((size, *local.shape[1:]), sharding, part)
+
     def put(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        arrays = {key: value for key, value in batch.items() if value.dtype.kind not in "USO"}
-        return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in arrays.items()}
+        return {key: put_array(value) for key, value in batch.items() if value.dtype.kind not in "USO"}
 
     source = iter(batches)
     queue = collections.deque(put(batch) for batch in itertools.islice(source, ahead))

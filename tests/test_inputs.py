@@ -2,11 +2,26 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from taskexpert_jax import inputs, progress, writers
+from configs import nyud
+from taskexpert_jax import (
+    full_pass,
+    inference,
+    inputs,
+    optimizer,
+    progress,
+    sharding,
+    train,
+    train_state,
+    writers,
+)
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import taskexpert
+from taskexpert_jax.tasks import from_config
 
 
 def test_normalisation_is_the_familys_and_padding_is_exactly_zero():
@@ -19,6 +34,60 @@ def test_normalisation_is_the_familys_and_padding_is_exactly_zero():
     inside[1] = True
     np.testing.assert_allclose(ours[inside], expected[inside], rtol=1e-5, atol=1e-6)
     assert (ours[~inside] == 0).all()
+
+
+def test_normalisation_is_that_of_the_config():
+    config = nyud.get_config("tiny")
+    assert inputs.normalisation(config) == inputs.IMAGENET
+    config.model.image_mean, config.model.image_std = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
+    image = np.array([[[[255, 0, 51]]]], np.uint8)
+    found = inputs.normalise(jnp.asarray(image), jnp.array([[0, 0, 1, 1]]), inputs.normalisation(config))
+    np.testing.assert_allclose(found[0, 0, 0], [1.0, -1.0, 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("mean", (0.5, 0.5)), ("std", (0.5, 0.5, 0.0)), ("mean", ("a", 0.0, 0.0)), ("std", (0.5, float("nan"), 1.0))],
+)
+def test_a_normalisation_of_other_values_is_refused(field, value):
+    config = nyud.get_config("tiny")
+    config.model[f"image_{field}"] = value
+    with pytest.raises(UserError, match=rf"config\.model\.image_{field}=\(.*: give three (positive )?numbers"):
+        inputs.normalisation(config)
+
+
+class Asked(Exception):
+    """Carries the normalisation that was asked for."""
+
+
+@pytest.mark.parametrize("where", ["train", "inference", "gates"])
+def test_training_and_inference_normalise_as_the_config_says(where, monkeypatch):
+    def ask(image, window, by=inputs.IMAGENET):
+        raise Asked(by)
+
+    monkeypatch.setattr(inputs, "normalise", ask)
+    config = nyud.get_config("tiny")
+    config.model.image_mean, config.model.image_std = (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)
+    model = taskexpert.from_config(config, from_config(config))
+    image, window = jnp.zeros((8, 64, 80, 3), jnp.uint8), jnp.zeros((8, 4), jnp.int32)
+    infer = inference.make_inference(model, config)
+
+    def train_step():
+        mesh = sharding.make_mesh(config.mesh, {})
+        tx = optimizer.build(config)
+        with sharding.use(mesh):
+            _, state, places = train_state.abstract_and_shardings(model, tx, mesh, 0)
+            step = train.make_train_step(model, tx, config, mesh, places)
+            jax.eval_shape(step, state, train.zero_sums(model.tasks), {"image": image, "window": window})
+
+    def gates():
+        totals = full_pass.empty_totals(model, single=True)
+        full_pass.model_forward(model, infer)(None, totals.gates, {"image": image, "window": window})
+
+    program = {"train": train_step, "inference": lambda: infer(None, image, window), "gates": gates}[where]
+    with pytest.raises(Asked) as asked:
+        program()
+    assert asked.value.args == (inputs.Normalisation((0.5, 0.4, 0.3), (0.5, 0.6, 0.7)),)
 
 
 def test_a_resumed_run_writes_no_line_twice(tmp_path):

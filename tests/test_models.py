@@ -198,6 +198,9 @@ SWITCHES = {
     "memory_replace": {"memory.write": "replace"},
     "head_upsample": {"head_upsample": 2},
     "mlp_ratio": {"mlp_ratio": 2},
+    "layer_scale": {"layer_scale": 1.0},
+    "class_token": {"class_token": True},
+    "registers": {"registers": 2},
 }
 
 

@@ -71,7 +71,8 @@ def count_multiply_adds(model: TaskExpert) -> dict[str, int]:
     backbone, tokens = model.backbone, math.prod(model.grid)
     width, depth, patch = backbone.width, model.width, backbone.patch_size  # C, D, P
     tasks, taps = len(model.tasks), model.taps
-    block = (4 + 2 * backbone.mlp_ratio) * width**2 * tokens + 2 * tokens**2 * width
+    seen = tokens + backbone.extra_tokens
+    block = (4 + 2 * backbone.mlp_ratio) * width**2 * seen + 2 * seen**2 * width
     experts = model.experts.count * tokens * (width * depth + model.experts.kernel**2 * depth**2)
     reads = model.memory.read != "none"
     choices = model.experts.count + reads

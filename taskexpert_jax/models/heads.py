@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from taskexpert_jax import sharding
 from taskexpert_jax.models.mmoe import Norm, NormKind, spatial_conv
 from taskexpert_jax.models.vit import Dtype, logical
 
@@ -29,7 +30,7 @@ class Head(nn.Module):
     def __call__(self, memory: jax.Array, train: bool) -> jax.Array:
         _, height, width, depth = memory.shape
         maps = resize_bilinear(memory, self.upsample * height, self.upsample * width)
-        maps = nn.with_logical_constraint(maps, ("batch", None, None, None))
+        maps = sharding.constrain(maps, "batch", None, None, None)
         maps = spatial_conv(depth, 3, self.dtype, "mix", use_bias=False)(maps)
         maps = nn.relu(Norm(self.norm, self.dtype, name="norm")(maps, train))
         logits = nn.Dense(

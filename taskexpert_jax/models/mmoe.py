@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from taskexpert_jax import sharding
 from taskexpert_jax.models import vit
 from taskexpert_jax.models.vit import Dtype, logical
 
@@ -100,7 +101,7 @@ def _gathered_conv(inputs: jax.Array, kernel: jax.Array, *args: Any, **kwargs: A
     Left alone, XLA's partitioner gets the gradient of the input wrong where the kernel is sharded over input features
     and over output features, and the batch over the former's mesh axis too.
     """
-    kernel = nn.with_logical_constraint(kernel, (None, None, None, "feature_out"))
+    kernel = sharding.constrain(kernel, None, None, None, "feature_out")
     return jax.lax.conv_general_dilated(inputs, kernel, *args, **kwargs)
 
 
@@ -143,6 +144,7 @@ class Experts(nn.Module):
         count, width = self.spec.count, self.width
         # All K 1x1 convolutions as one matmul; the norm that follows has the bias.
         hidden = dense(count * width, self.dtype, "reduce", use_bias=False)(features)
+        hidden = sharding.constrain(hidden, "batch", None, None, "feature_out")
         hidden = nn.gelu(Norm(self.spec.norm, self.dtype, name="norm")(hidden, train), approximate=False)
         parts = jnp.split(hidden, count, axis=-1)
         return jnp.stack(
@@ -237,7 +239,7 @@ class MemorialMixture(nn.Module):
         gates = self._gates(features, len(experts) + (read is not None), train)  # (T, B, N, K+1)
         features = assemble(gates, experts, read).reshape(memory.shape)
         memory = self._write(memory, features)
-        return nn.with_logical_constraint(memory, ("tasks", "batch", None, None, None)), gates
+        return sharding.constrain(memory, "tasks", "batch", None, None, None), gates
 
     def _gates(self, features: jax.Array, choices: int, train: bool) -> jax.Array:
         """Gate weights (T, B, N, choices), float32."""
@@ -252,6 +254,7 @@ class MemorialMixture(nn.Module):
             metadata_params={nn.PARTITION_NAME: "tasks"},
         )
         logits = per_task(self.gate, choices, self.dtype, name="gates")(features, features.mean(axis=1))
+        logits = sharding.constrain(logits, "tasks", "batch", None, None)
         logits = logits.astype(jnp.float32) / self.gate.temperature
         if train and self.gate.noise:
             # As coarse as the weights themselves: one draw a token, an image, or for the whole batch.

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from taskexpert_jax import inputs
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import heads, mmoe, vit
 from taskexpert_jax.models.vit import Dtype, logical
@@ -48,7 +49,7 @@ class Stage(nn.Module):
         )
         tokens, _ = blocks(self.backbone, self.dtype, name="blocks")(tokens, drop_rates, train)
         tap = mmoe.MemorialMixture(self.tasks, self.experts, self.gate, self.memory, self.dtype, name="mixture")
-        memory, gates = tap(tokens, memory, train)
+        memory, gates = tap(tokens[:, self.backbone.extra_tokens :], memory, train)
         return (tokens, memory), gates
 
 
@@ -68,6 +69,7 @@ class TaskExpert(nn.Module):
       remat: recompute each block's activations in the backward pass.
       unroll: write out the scans (same parameters); larger programs, sometimes faster ones.
       dtype: of the computation; parameters, norms' statistics, softmax and outputs are float32.
+      normalisation: of the images that it is given; see `inputs.normalise`.
     """
 
     tasks: tuple[Task, ...]
@@ -84,6 +86,7 @@ class TaskExpert(nn.Module):
     remat: bool
     unroll: bool
     dtype: Dtype
+    normalisation: inputs.Normalisation
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool, return_gates: bool = False) -> Any:
@@ -163,6 +166,17 @@ def _positive(config: Any, field: str) -> float:
     return value
 
 
+def _backbone(model: Any) -> vit.Backbone:
+    """The ViT of `config.model`."""
+    if model.layer_scale < 0 or model.registers < 0:
+        raise UserError(
+            f"config.model.layer_scale={model.layer_scale}, registers={model.registers}: neither may be less than 0"
+        )
+    shape = (model.width, model.depth, model.heads, model.mlp_ratio, model.patch_size)
+    attention = _choice(model, "attention", vit.AttentionKind)
+    return vit.Backbone(*shape, model.layer_scale, model.class_token, model.registers, attention)
+
+
 def from_config(config: Any, tasks: tuple[Task, ...]) -> TaskExpert:
     """The model of a config (`config.model`, `config.dataset.image_size`, `config.dtype`).
 
@@ -182,11 +196,16 @@ def from_config(config: Any, tasks: tuple[Task, ...]) -> TaskExpert:
         raise UserError(f"config.model.heads={model.heads} must divide config.model.width={model.width}")
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r}: must be float32 or bfloat16")
+    if model.attention == "cudnn" and (config.dtype != "bfloat16" or jax.default_backend() != "gpu"):
+        raise UserError(
+            f"config.model.attention='cudnn' needs an NVIDIA GPU and config.dtype=bfloat16, but this is "
+            f"{jax.default_backend()} with {config.dtype}; use xla"
+        )
     norm = _choice(model, "norm", mmoe.NormKind)
     unroll = _choice(model, "unroll", Unroll)
     return TaskExpert(
         tasks=tasks,
-        backbone=vit.Backbone(model.width, model.depth, model.heads, model.mlp_ratio, patch),
+        backbone=_backbone(model),
         grid=(height // patch, width // patch),
         taps=model.taps,
         width=model.feature_width,
@@ -210,4 +229,5 @@ def from_config(config: Any, tasks: tuple[Task, ...]) -> TaskExpert:
         remat=model.remat,
         unroll=jax.default_backend() == "cpu" if unroll == "auto" else unroll == "yes",
         dtype=jnp.dtype(config.dtype),
+        normalisation=inputs.normalisation(config),
     )

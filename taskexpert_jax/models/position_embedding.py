@@ -1,0 +1,39 @@
+"""Position embeddings on another grid of tokens, resized as the benchmark's family does it.
+
+That is PyTorch's `interpolate(mode="bicubic", align_corners=False)`: Keys' kernel with a = -0.75, half-pixel centres,
+clamped borders, no low-pass filter when the grid shrinks. JAX's "cubic" has a = -0.5, so it differs.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_A = -0.75
+
+
+def _kernel(distance: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel at a distance in source samples."""
+    x = np.abs(distance)
+    near = (_A + 2) * x**3 - (_A + 3) * x**2 + 1
+    far = _A * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def weights(source: int, target: int) -> np.ndarray:
+    """What each of `source` samples counts in each of `target` samples along one axis, (target, source) float64."""
+    centre = (np.arange(target) + 0.5) * source / target - 0.5
+    first = np.floor(centre).astype(int) - 1
+    matrix = np.zeros((target, source))
+    for offset in range(4):
+        sample = first + offset
+        np.add.at(matrix, (np.arange(target), np.clip(sample, 0, source - 1)), _kernel(centre - sample))
+    return matrix
+
+
+def resize(positions: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """(h, w, C) -> (*grid, C), float32; the same array where the grid is the same."""
+    height, width = positions.shape[:2]
+    if (height, width) == tuple(grid):
+        return positions
+    rows, columns = (jnp.asarray(weights(*of), jnp.float32) for of in ((height, grid[0]), (width, grid[1])))
+    return jnp.einsum("Hh,Ww,hwc->HWc", rows, columns, positions, precision="highest")
