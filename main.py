@@ -3,31 +3,40 @@
 python main.py --config=configs/nyud.py:vit_l16 --workdir=DIR                            # train, or go on
 python main.py --mode=evaluate --config=configs/nyud.py:vit_l16 --workdir=DIR            # a checkpoint's metrics
 python main.py --mode=predict --config=... --workdir=DIR --images=FILE_OR_DIR --output=DIR
+python main.py --mode=compile --config=... --topology=v5e:4x4       # memory and traffic there, without the hardware
 """
 
 from collections.abc import Sequence
-import functools
 import pathlib
 
 from absl import app, flags
-import jax
 from ml_collections import config_flags
 
-from taskexpert_jax import command_line, sharding
+from taskexpert_jax import command_line, distributed, processes, sharding
 from taskexpert_jax import workdir as workdirs
 from taskexpert_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and variant: configs/nyud.py:vit_b16.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "compile"], "What to do.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "For evaluate and predict: best, latest or a step.")
 _IMAGES = flags.DEFINE_string("images", None, "For predict: an image or a folder of images.")
 _OUTPUT = flags.DEFINE_string("output", None, "For predict: where to write; default WORKDIR/predictions.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "For compile: v5e:4x4, h200:8, ...; default: this machine's devices.")
+_REPORT = flags.DEFINE_string("report", None, "For compile: a JSON file to write the report to.")
 
 
 def _run() -> None:
     """Dispatches on the mode."""
-    config, workdir = _CONFIG.value, pathlib.Path(str(_WORKDIR.value))
+    config = _CONFIG.value
+    if _MODE.value == "compile":
+        from taskexpert_jax import compilation
+
+        compilation.run(config, _TOPOLOGY.value, pathlib.Path(_REPORT.value) if _REPORT.value else None)
+        return
+    if _WORKDIR.value is None:
+        raise UserError("flag --workdir=None: Flag --workdir must have a value other than None.")
+    workdir = pathlib.Path(_WORKDIR.value)
     if _MODE.value == "predict":
         from taskexpert_jax.predict import predict
 
@@ -39,11 +48,17 @@ def _run() -> None:
     from input_pipeline import pipeline  # hides accelerators from TensorFlow
     from taskexpert_jax.tasks import from_config
 
+    distributed.refuse_unshared(workdir)
     pipeline.record_fingerprint(config)
     tasks = from_config(config)
-    place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batch_size = config.eval.batch_size
-    eval_batches = functools.partial(pipeline.eval_batches, config, tasks, batch_size=batch_size, **place)
+
+    def rows(batch_size: int):  # of the global batch that this process reads
+        return processes.batch_rows(sharding.make_mesh(config.mesh, {}), batch_size)
+
+    def eval_batches():
+        size = config.eval.batch_size
+        return pipeline.eval_batches(config, tasks, batch_size=size, rows=rows(size).own)
+
     if _MODE.value == "evaluate":
         from taskexpert_jax.evaluate import evaluate
 
@@ -57,7 +72,7 @@ def _run() -> None:
             pipeline.open_source(config.dataset, tasks, split)  # missing data is said before a workdir is made
 
         def train_batches(start_step: int):
-            return pipeline.train_batches(config, tasks, start_step=start_step, **place)
+            return pipeline.train_batches(config, tasks, start_step=start_step, rows=rows(config.batch_size).own)
 
         train(config, workdir, train_batches, eval_batches)
 
@@ -68,12 +83,12 @@ def main(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}: flags start with --")
         command_line.quieten()
-        sharding.start_distributed()
-        _run()
+        with distributed.joined(_MODE.value):
+            _run()
     except UserError as error:
         command_line.fail(str(error))
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=command_line.parse_flags)

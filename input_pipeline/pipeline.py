@@ -139,12 +139,6 @@ def record_fingerprint(config: Any) -> None:
     dataset.fingerprint = found
 
 
-def _rows_of_process(batch_size: int, process_count: int) -> int:
-    if batch_size % process_count:
-        raise UserError(f"a batch of {batch_size} cannot be split over {process_count} processes; make it a multiple")
-    return batch_size // process_count
-
-
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The indices of an epoch's examples: every epoch is a permutation of its own, whatever came before."""
@@ -268,27 +262,29 @@ def _batches(
 
 
 def train_batches(
-    config: Any, tasks: Sequence[Task], *, start_step: int = 0, process_index: int = 0, process_count: int = 1
+    config: Any, tasks: Sequence[Task], *, start_step: int = 0, rows: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[Batch]:
     """The training batches from `start_step` on, without end: this process's rows of each global batch.
 
+    Args:
+      rows: their places in the global batch, see `processes.batch_rows`; all if None.
+
     Returns:
-      image (b,H,W,3) uint8, each task's label (b,H,W,c), window (b,4) int32, mask (b,) float32 of ones;
-      b = config.batch_size / process_count.
+      image (b,H,W,3) uint8, each task's label (b,H,W,c), window (b,4) int32, mask (b,) float32 of ones; b = len(rows).
 
     Raises:
-      UserError: the batch cannot be split over the processes; the data set is missing or lacks a task's labels.
+      UserError: the data set is missing or lacks a task's labels.
     """
-    rows = _rows_of_process(config.batch_size, process_count)
+    own = range(config.batch_size) if rows is None else rows
     source = open_source(config.dataset, tasks, config.dataset.train_split)
 
     def load(row: int) -> Example:
-        position = (row // rows) * config.batch_size + process_index * rows + row % rows
+        position = (row // len(own)) * config.batch_size + int(own[row % len(own)])
         return _train_example(source, config, tasks, position)
 
-    positions = tf.data.Dataset.range(start_step * rows, np.iinfo(np.int64).max)
+    positions = tf.data.Dataset.range(start_step * len(own), np.iinfo(np.int64).max)
     spec = _spec(tasks, tuple(config.dataset.image_size), with_id=False)
-    return _batches(load, spec, positions, rows, config.dataset.threads)
+    return _batches(load, spec, positions, len(own), config.dataset.threads)
 
 
 def eval_batches(
@@ -296,8 +292,7 @@ def eval_batches(
     tasks: Sequence[Task],
     *,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
     split: str | None = None,
 ) -> Iterator[Batch]:
     """Every example of the split once and in order, or the first `config.eval.max_examples` of them (0: all).
@@ -306,7 +301,8 @@ def eval_batches(
     `config.eval.image_size`, or `config.dataset.image_size` where that is empty.
 
     Args:
-      batch_size: the global one; a process gets its rows of it.
+      batch_size: the global one.
+      rows: as of `train_batches`.
       split: config.dataset.eval_split if None.
 
     Returns:
@@ -315,7 +311,7 @@ def eval_batches(
     Raises:
       UserError: as `train_batches`; an eval.image_size that does not fit; while iterating, an image larger than that.
     """
-    rows = _rows_of_process(batch_size, process_count)
+    own = range(batch_size) if rows is None else rows
     size = inputs.frame_size(config)
     dataset = config.dataset.copy_and_resolve_references()
     dataset.image_size = size  # or a data set that reduces images would reduce them to the model's own size
@@ -324,8 +320,8 @@ def eval_batches(
     count = min(len(source), config.eval.max_examples or len(source))
 
     def load(row: int) -> Example:
-        position = (row // rows) * batch_size + process_index * rows + row % rows
+        position = (row // len(own)) * batch_size + int(own[row % len(own)])
         return _eval_example(source, size, labelled, count, position)
 
-    positions = tf.data.Dataset.range(-(-count // batch_size) * rows)
-    return _batches(load, _spec(labelled, size, with_id=True), positions, rows, config.dataset.threads)
+    positions = tf.data.Dataset.range(-(-count // batch_size) * len(own))
+    return _batches(load, _spec(labelled, size, with_id=True), positions, len(own), config.dataset.threads)

@@ -12,7 +12,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
-from taskexpert_jax import evaluate, gate_statistics, inference, inputs, optimizer, pretrained, sharding, train_state
+from taskexpert_jax import (
+    evaluate,
+    gate_statistics,
+    inference,
+    inputs,
+    optimizer,
+    pretrained,
+    processes,
+    sharding,
+    train_state,
+)
 from taskexpert_jax import workdir as workdirs
 from taskexpert_jax.checkpoint import Checkpoints, saved_steps
 from taskexpert_jax.errors import UserError
@@ -48,7 +58,7 @@ def make_train_step(
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         (predictions, gates), updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            inputs.normalise(batch["image"], batch["window"]),
+            inputs.normalise(batch["image"], batch["window"], model.normalisation),
             train=True,
             return_gates=True,
             rngs={"drop_path": key, "gate_noise": jax.random.fold_in(key, 0)},
@@ -114,6 +124,19 @@ def split_batch(batch: Batch, count: int) -> Batch:
     return jax.tree.map(split, dict(batch))
 
 
+def batch_sizes(config: Any) -> dict[str, int]:
+    """Config field -> number of examples, of everything that is split over the devices.
+
+    Raises:
+      UserError: micro-batches that do not add up to the batch.
+    """
+    micro_batch, rest = divmod(config.batch_size, config.accumulate_steps)
+    if rest:
+        raise UserError(f"config.accumulate_steps={config.accumulate_steps} must divide batch_size={config.batch_size}")
+    sizes = {"batch_size": config.batch_size, "eval.batch_size": config.eval.batch_size}
+    return sizes if config.accumulate_steps == 1 else {**sizes, "batch_size / accumulate_steps": micro_batch}
+
+
 def train(
     config: Any,
     workdir: pathlib.Path,
@@ -135,13 +158,7 @@ def train(
       UserError: a config that does not fit itself, the devices or the workdir; or a loss that is not finite.
     """
     # Everything that can be refused is refused before anything is written.
-    micro_batch, rest = divmod(config.batch_size, config.accumulate_steps)
-    if rest:
-        raise UserError(f"config.accumulate_steps={config.accumulate_steps} must divide batch_size={config.batch_size}")
-    sizes = {"batch_size": config.batch_size, "eval.batch_size": config.eval.batch_size}
-    if config.accumulate_steps > 1:
-        sizes["batch_size / accumulate_steps"] = micro_batch
-    mesh = sharding.make_mesh(config.mesh, sizes)
+    mesh = sharding.make_mesh(config.mesh, batch_sizes(config))
     tasks = from_config(config)
     best = evaluate.best_task(config, tasks)
     model = taskexpert.from_config(config, tasks)
@@ -185,10 +202,14 @@ def train(
 
         # --- the loop: nothing in it waits for the device but the reports ---
         with contextlib.closing(RunWriter(workdir, first, active=jax.process_index() == 0)) as writer:
-            sums, pending = zero_sums(tasks), None
+            # Placed as the step gives them back, or the step would be compiled once for these and once for those.
+            fresh_sums = jax.jit(lambda: zero_sums(tasks), out_shardings=sharding.replicated(mesh))
+            sums, pending = fresh_sums(), None
             batches = sharding.to_devices(train_batches(first), mesh) if first < config.num_steps else iter(())
             for step in range(first + 1, config.num_steps + 1):
-                state, sums = train_step(state, sums, next(batches))
+                batch = next(batches)
+                with jax.transfer_guard("disallow"):  # a step takes what is on the devices, and nothing from the host
+                    state, sums = train_step(state, sums, batch)
                 if pending is not None:  # fetched one step late, when the device has the next step to work on
                     report(writer, progress, *pending, rate=rate)
                     pending = None
@@ -197,9 +218,9 @@ def train(
                 saving = last or step % config.checkpoint.every_steps == 0
                 if evaluating or saving:  # at once: a loss that is not finite must not reach a checkpoint
                     report(writer, progress, step, sums, rate=rate)
-                    sums = zero_sums(tasks)
+                    sums = fresh_sums()
                 elif step % config.log.every_steps == 0:
-                    pending, sums = (step, sums), zero_sums(tasks)
+                    pending, sums = (step, sums), fresh_sums()
                 results = evaluated(step, state, writer) if evaluating else None
                 if saving:
                     checkpoints.save(state, plain_config, results)
@@ -237,14 +258,21 @@ def draw_examples(
     count: int,
     mesh: Mesh,
 ) -> dict[str, np.ndarray]:
-    """Prediction above ground truth for the first `count` evaluation examples: title -> (H, W, 3) uint8."""
-    if not count or jax.process_count() > 1:  # other hosts' rows of the predictions would have to be gathered
+    """Prediction above ground truth for the first `count` evaluation examples: title -> (H, W, 3) uint8.
+
+    Of several processes, the first draws those that it has read; the others take part and get nothing.
+    """
+    if not count:
         return {}
     from taskexpert_jax import visualize  # matplotlib is slow to import, and only needed here
 
     batch = next(iter(eval_batches()))
     (on_devices,) = sharding.to_devices([batch], mesh)
-    values = jax.device_get(predict_step(state.variables(), on_devices))
+    predicted = predict_step(state.variables(), on_devices)
+    if jax.process_index():
+        return {}
+    own = processes.batch_rows(mesh, len(on_devices["mask"])).own  # predictions are those of all processes
+    values = {name: of[own] for name, of in jax.device_get(predicted).items()}
     pictures = {}
     for i in range(min(count, int(batch["mask"].sum()))):
         top, left, height, width = batch["window"][i]

@@ -1,0 +1,238 @@
+"""Training and evaluation steps on this machine's accelerator: time, model FLOP utilisation, memory, parts, PyTorch.
+
+  python benchmarks/device.py --output=device.json
+
+ViT-L and ViT-B on both benchmarks' sizes and random data, one accelerator, no TensorFlow; PyTorch is measured beside
+ours where it is installed. Each variant runs in a process of its own, the most important first, so that one that fails
+or does not fit loses nothing else; each result is written as soon as it is there, and what the time did not suffice for
+is listed. What is measured and how to read it: benchmarks/README.md.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks import device_variants
+from benchmarks.device_variants import Variant
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MIB = 2**20
+LONGEST = 150.0  # seconds of one variant, compiling included
+SHORTEST = 15.0  # less is not worth a start
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("device.json"), help="JSON of all figures")
+    parser.add_argument("--minutes", type=float, default=8.5, help="in all; what is not reached is listed")
+    parser.add_argument("--device", default="", help="JAX's platform: cpu, cuda or tpu; default: JAX's own choice")
+    parser.add_argument("--size", default="", help="one size of configs/defaults.py in place of ViT-L and ViT-B")
+    parser.add_argument("--benchmark", choices=tuple(device_variants.IMAGES), default="pascal_context")
+    parser.add_argument("--image", type=_image, help="HEIGHTxWIDTH with --size; default: the benchmark's")
+    parser.add_argument("--batch", type=int, default=8, help="with --size")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="with --size")
+    parser.add_argument(
+        "--unroll", choices=("auto", "yes", "no"), default="auto", help="with --size: config.model.unroll"
+    )
+    parser.add_argument("--only", default="", help="regular expression: variants whose names have it, and the ceilings")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of measuring for each program, after compiling")
+    parser.add_argument("--quick", action="store_true", help="five steps of each program: that it runs, not how fast")
+    parser.add_argument("--commit", default="", help="where the folder is no git checkout")
+    parser.add_argument("--list", action="store_true", help="print the variants in their order, measure nothing")
+    return parser.parse_args(arguments)
+
+
+def _image(text: str) -> tuple[int, int]:
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+def plan(args: argparse.Namespace) -> list[Variant]:
+    """The variants that the command line asks for, in order."""
+    if args.size:
+        image = args.image or device_variants.IMAGES[args.benchmark]
+        ours = Variant(
+            "ours", args.benchmark, args.size, image, args.batch, args.dtype, unroll=args.unroll, evaluated=True
+        )
+        found = device_variants.plan_of(ours)
+    else:
+        found = device_variants.full_plan()
+    return [variant for variant in found if variant.kind == "ceilings" or re.search(args.only, variant.name)]
+
+
+def commit(given: str) -> str:
+    """The commit that is measured, with a + where files differ from it."""
+    if given:
+        return given
+    try:
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def measure(variant: Variant, seconds: float, limit: float, device: str) -> dict[str, Any]:
+    """The variant's record, from a process that is stopped after `limit` seconds."""
+    record: dict[str, Any] = {"name": variant.name, **dataclasses.asdict(variant)}
+    environment = dict(os.environ)
+    if device:
+        environment["JAX_PLATFORMS"] = device
+    if variant.kind in ("torch", "equality"):
+        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or JAX would take what PyTorch needs
+    else:
+        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answered = pathlib.Path(folder, "variant.json"), pathlib.Path(folder, "result.json")
+        asked.write_text(json.dumps({"variant": dataclasses.asdict(variant), "seconds": seconds}))
+        command = [sys.executable, str(ROOT / "benchmarks" / "device_measure.py"), str(asked), str(answered)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=limit, env=environment, cwd=ROOT, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return {**record, "status": "stopped", "reason": f"not done after {limit:.0f} s"}
+        if answered.exists():
+            return json.loads(answered.read_text())
+        return {**record, "status": "failed", "reason": f"exit status {done.returncode}: {done.stderr[-1500:]}"}
+
+
+def add_rates(record: dict[str, Any], ceilings: Mapping[str, float]) -> None:
+    """Adds images/s and the model FLOP utilisation to every timed step of a record.
+
+    mfu: model FLOPs a second over those of this device's bfloat16 matrix product, for float32 too.
+    """
+    steps = [record[key] for key in ("training", "evaluation") if key in record]
+    steps += list(record.get("parts", {}).values())
+    for step in steps:
+        if step["median_s"] > 0:
+            rate = step["model_flops"] / step["median_s"]
+            step["model_flops_per_s"] = rate
+            step["mfu"] = rate / ceilings["matmul_bfloat16"] if ceilings else None
+    for key in ("training", "evaluation"):
+        if key in record:
+            record[key]["images_per_s"] = record["batch"] / record[key]["median_s"]
+
+
+def compare_with_torch(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For every training step of PyTorch: ours of the same work, as shipped, and the best of ours, over PyTorch's."""
+    measured = [record for record in results if "training" in record and "images_per_s" in record["training"]]
+    workload = lambda record: [record[key] for key in ("benchmark", "size", "image", "batch", "dtype")]  # noqa: E731
+    found = []
+    for torch in (record for record in measured if record["kind"] == "torch"):
+        same = [r for r in measured if r["kind"] == "ours" and workload(r) == workload(torch)]
+        if same:
+            best = max(same, key=lambda record: record["training"]["images_per_s"])
+            rate = torch["training"]["images_per_s"]
+            found.append(
+                {
+                    "torch": torch["name"],
+                    "ours": same[0]["name"],
+                    "ratio": same[0]["training"]["images_per_s"] / rate,
+                    "best_of_ours": best["name"],
+                    "best_ratio": best["training"]["images_per_s"] / rate,
+                }
+            )
+    return found
+
+
+def line(record: Mapping[str, Any]) -> str:
+    """One line for people."""
+    if record["status"] != "measured":
+        reason = record.get("reason", "").strip().splitlines()
+        return f"{record['name']}: {record['status']} ({reason[-1][:160] if reason else ''})"
+    words = []
+    if "ceilings" in record:
+        of = record["ceilings"]
+        rates = f"{of['matmul_bfloat16'] / 1e12:.2f} / {of['matmul_float32'] / 1e12:.2f} TFLOP/s"
+        words.append(f"bfloat16 / float32 products {rates}, copy {of['copy'] / 1e9:.1f} GB/s")
+    for key in ("training", "evaluation"):
+        if key in record:
+            step = record[key]
+            utilisation = "" if step["mfu"] is None else f", MFU {100 * step['mfu']:.1f} %"
+            spread = f"{1e3 * step['min_s']:.1f} to {1e3 * step['max_s']:.1f}"
+            words.append(
+                f"{key} {1e3 * step['median_s']:.1f} ms ({spread}), {step['images_per_s']:.2f} images/s{utilisation}, "
+                f"compiled in {step['compile_s']:.1f} s"
+            )
+    peak = record.get("peak_memory_bytes") or record.get("training", {}).get("peak_memory_bytes")
+    words += [f"peak memory {peak / MIB:.0f} MiB"] if peak else []
+    words += [f"{name} {1e3 * part['median_s']:.1f} ms" for name, part in record.get("parts", {}).items()]
+    words += [f"{pair}: {max(of.values()):.1e}" for pair, of in record.get("distances", {}).items()]
+    return f"{record['name']}: " + "; ".join(words)
+
+
+def write(path: pathlib.Path, report: Mapping[str, Any]) -> None:
+    """Replaces the file at once: whoever stops the program finds the last complete one."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(report, indent=1) + "\n")
+    partial.replace(path)
+
+
+def start(args: argparse.Namespace, variants: Sequence[Variant], seconds: float) -> dict[str, Any]:
+    """The report before anything is measured."""
+    return {
+        "commit": commit(args.commit),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "minutes": args.minutes,
+        "seconds_a_program": seconds,
+        "versions": {},
+        "ceilings": {},
+        "results": [],
+        "versus_torch": [],
+        "not_measured": [variant.name for variant in variants],
+    }
+
+
+def add(report: dict[str, Any], record: dict[str, Any]) -> None:
+    """Puts a variant's record into the report, with what follows from it."""
+    environment = record.pop("environment", {})
+    report["versions"] |= environment.get("versions", {})
+    report |= {key: environment[key] for key in ("device", "platform", "platform_version") if environment}
+    report["ceilings"] = record.get("ceilings", report["ceilings"])
+    add_rates(record, report["ceilings"])
+    report["results"].append(record)
+    report["not_measured"].remove(record["name"])
+    report["versus_torch"] = compare_with_torch(report["results"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures what the command line asks for; see the module's text."""
+    args = parse(arguments)
+    variants = plan(args)
+    if args.list:
+        print("\n".join(variant.name for variant in variants))
+        return
+    ends = time.monotonic() + 60 * args.minutes
+    seconds = 0.0 if args.quick else args.seconds
+    report = start(args, variants, seconds)
+    write(args.output, report)
+    for variant in variants:
+        left = ends - time.monotonic()
+        if left < SHORTEST:
+            break
+        record = measure(variant, seconds, min(left, LONGEST), args.device)
+        add(report, record)
+        write(args.output, report)
+        print(line(record), flush=True)
+    for pair in report["versus_torch"]:
+        best = f"best {pair['best_ratio']:.2f}: {pair['best_of_ours']}"
+        print(f"{pair['ours']}: {pair['ratio']:.2f} times {pair['torch']} ({best})")
+    if report["not_measured"]:
+        print(f"not measured, for the time was over: {'; '.join(report['not_measured'])}")
+    print(f"written: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

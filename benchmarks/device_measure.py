@@ -1,0 +1,222 @@
+"""Measures one variant of benchmarks/device.py, in a process of its own.
+
+python device_measure.py VARIANT.json RESULT.json
+
+The result is written whatever happens: what does not fit the device's memory, or is refused, is a result too.
+"""
+
+import dataclasses
+import json
+import pathlib
+import platform
+import sys
+import time
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import flax
+import jax
+import numpy as np
+import optax
+
+from benchmarks import device_parts, device_timing, random_batch
+from benchmarks.device_variants import Variant
+from configs import nyud, pascal_context
+from taskexpert_jax import evaluate, inference, optimizer, sharding, train, train_state
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import budget, taskexpert
+from taskexpert_jax.tasks import from_config
+
+BENCHMARKS = {"nyud": nyud, "pascal_context": pascal_context}
+# Multiply-adds are two operations; a backward pass multiplies twice as much as the forward pass, for the gradients of
+# inputs and of weights. What remat computes again is work of the machine, not of the model, and is not counted.
+TRAIN_FLOPS, EVAL_FLOPS = 6, 2
+NO_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
+
+
+def config_of(variant: Variant) -> Any:
+    """The shipped config with the variant's fields."""
+    config = BENCHMARKS[variant.benchmark].get_config(variant.size)
+    config.dataset.image_size = variant.image
+    config.batch_size = config.eval.batch_size = variant.batch
+    config.dtype = variant.dtype
+    config.model.remat, config.model.unroll = variant.remat, variant.unroll
+    config.model.attention = variant.attention
+    return config
+
+
+class Ours:
+    """Model, state and batches of a variant on the device; everything is as in a training run."""
+
+    def __init__(self, variant: Variant):
+        self.config = config_of(variant)
+        self.tasks = from_config(self.config)
+        sizes = {"batch_size": variant.batch}
+        self.mesh = sharding.make_mesh(self.config.mesh, sizes, devices=jax.devices()[:1])
+        self.model = taskexpert.from_config(self.config, self.tasks)
+        self.tx = optimizer.build(self.config)
+        self.flops = budget.count(self.model).total_multiply_adds * variant.batch
+        initialise, _, self.shardings = train_state.abstract_and_shardings(
+            self.model, self.tx, self.mesh, self.config.seed
+        )
+        self.state = jax.jit(initialise, out_shardings=self.shardings)()
+        batches = [random_batch.make(self.config, self.tasks, variant.batch, seed=seed) for seed in range(2)]
+        self.batches = list(sharding.to_devices(batches, self.mesh))
+
+
+def compiled(jitted: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """The program for these arguments, and what compiling said: seconds (tracing apart), bytes of memory."""
+    started = time.perf_counter()
+    lowered = jitted.lower(*arguments)
+    traced = time.perf_counter()
+    program = lowered.compile()
+    done = time.perf_counter()
+    memory = program.memory_analysis()
+    planned = None
+    if memory is not None:
+        planned = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        planned -= memory.alias_size_in_bytes
+    return program, {"trace_s": traced - started, "compile_s": done - traced, "planned_memory_bytes": planned}
+
+
+def measure_ours(variant: Variant, seconds: float) -> dict[str, Any]:
+    """The training step and, where asked for, the evaluation step, of a variant."""
+    ours = Ours(variant)
+    result: dict[str, Any] = {"scanned": not ours.model.unroll}
+    with sharding.use(ours.mesh):
+        if variant.evaluated:
+            result["evaluation"] = evaluation(ours, seconds)
+        result["training"] = training(ours, seconds)
+    return result
+
+
+def training(ours: Ours, seconds: float) -> dict[str, Any]:
+    """Times the training step of `train.make_train_step`; the state goes from step to step."""
+    step = train.make_train_step(ours.model, ours.tx, ours.config, ours.mesh, ours.shardings)
+    following = device_timing.in_turn(ours.batches)
+    carried: tuple[Any, Any] = (ours.state, train.zero_sums(ours.tasks))
+    program, facts = compiled(step, *carried, following())
+
+    def run() -> Any:
+        nonlocal carried
+        carried = program(*carried, following())
+        return carried[1]
+
+    times = device_timing.steady(run, jax.block_until_ready, seconds=seconds)
+    ours.state = carried[0]
+    loss = float(carried[1]["loss"])
+    return {**facts, **times, "model_flops": TRAIN_FLOPS * ours.flops, "loss_is_finite": bool(np.isfinite(loss))}
+
+
+def evaluation(ours: Ours, seconds: float) -> dict[str, Any]:
+    """Times the step of `evaluate.make_eval_step`: one forward pass and the sums of all metrics."""
+    step = evaluate.make_eval_step(ours.tasks, inference.make_inference(ours.model, ours.config), ours.mesh)
+    following = device_timing.in_turn(ours.batches)
+    variables = ours.state.variables()
+    states = jax.device_put(evaluate.empty_states(ours.tasks), sharding.replicated(ours.mesh))
+    program, facts = compiled(step, variables, states, following())
+
+    def run() -> Any:
+        nonlocal states
+        states = program(variables, states, following())
+        return states
+
+    times = device_timing.steady(run, jax.block_until_ready, seconds=seconds)
+    return {**facts, **times, "model_flops": EVAL_FLOPS * ours.flops}
+
+
+def measure_parts(variant: Variant, seconds: float) -> dict[str, Any]:
+    """What each part adds to the training step, from programs that leave the later parts out."""
+    ours = Ours(variant)
+    with sharding.use(ours.mesh):
+        rungs = {}
+        for name in device_parts.RUNGS:
+            program, facts = compiled(device_parts.program(name, ours.model), ours.state, ours.batches[0])
+            following = device_timing.in_turn(ours.batches)
+            run = lambda program=program, following=following: program(ours.state, following())  # noqa: E731
+            rungs[name] = {**facts, **device_timing.steady(run, jax.block_until_ready, seconds=seconds)}
+        rungs["optimiser"] = training(ours, seconds)
+    return {"parts": device_parts.differences(rungs, ours.model, variant.batch), "programs": rungs}
+
+
+def measure_ceilings(variant: Variant, seconds: float) -> dict[str, Any]:
+    """The device's ceilings."""
+    del variant
+    return {"ceilings": device_timing.ceilings(seconds=min(seconds, 2.0), quick=seconds < 1.0)}
+
+
+def measure_torch(variant: Variant, seconds: float) -> dict[str, Any]:
+    """PyTorch's training step of the same model, losses and optimiser."""
+    from benchmarks import device_torch
+
+    config = config_of(variant)
+    tasks = from_config(config)
+    flops = budget.count(taskexpert.from_config(config, tasks)).total_multiply_adds * variant.batch
+    found = device_torch.training(variant, config, tasks, seconds)
+    return {"training": {**found, "model_flops": TRAIN_FLOPS * flops}}
+
+
+def measure_equality(variant: Variant, seconds: float) -> dict[str, Any]:
+    """How far our predictions and PyTorch's differ on the same weights."""
+    from benchmarks import device_torch
+
+    del seconds
+    return {"distances": device_torch.distances(config_of(variant))}
+
+
+MEASURES = {
+    "ceilings": measure_ceilings,
+    "ours": measure_ours,
+    "torch": measure_torch,
+    "parts": measure_parts,
+    "equality": measure_equality,
+}
+
+
+def environment() -> dict[str, Any]:
+    """The device and the versions of what runs on it."""
+    device = jax.devices()[0]
+    versions = {module.__name__: module.__version__ for module in (jax, flax, optax, np)}
+    if "torch" in sys.modules:
+        versions["torch"] = sys.modules["torch"].__version__
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "platform_version": str(device.client.platform_version),
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def attempt(variant: Variant, seconds: float) -> dict[str, Any]:
+    """The result of a variant with its status: measured, does not fit, refused, PyTorch is not installed, or failed."""
+    try:
+        result = {"status": "measured", **MEASURES[variant.kind](variant, seconds)}
+    except UserError as error:
+        return {"status": "refused", "reason": str(error)}
+    except ModuleNotFoundError as error:
+        return {"status": "not installed", "reason": str(error)}
+    except Exception as error:  # whatever a device, its compiler or PyTorch may raise: the other variants go on
+        text = f"{type(error).__name__}: {error}"
+        status = "does not fit" if any(sign in text for sign in NO_MEMORY) else "failed"
+        return {"status": status, "reason": text[:2000]}
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if variant.kind in ("ours", "parts") and "peak_bytes_in_use" in statistics:
+        result["peak_memory_bytes"] = statistics["peak_bytes_in_use"]
+    return result
+
+
+def main() -> None:
+    """Measures the variant of the file given first and writes the result to the one given second."""
+    asked = json.loads(pathlib.Path(sys.argv[1]).read_text())
+    asked["variant"]["image"] = tuple(asked["variant"]["image"])
+    variant = Variant(**asked["variant"])
+    if asked["seconds"]:  # what is kept from another run was not compiled in this one
+        jax.config.update("jax_enable_compilation_cache", False)
+    result = attempt(variant, asked["seconds"])
+    record = {"name": variant.name, **dataclasses.asdict(variant), **result, "environment": environment()}
+    pathlib.Path(sys.argv[2]).write_text(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What each part of the model costs in a training step: gradient programs that leave the later parts out.
+
+Each program of `RUNGS` computes a loss and the gradient's norm with the parts up to its name; a part's time is the
+difference between its program and the one before. A part that is left out is replaced by a mean or a sum, which costs
+next to nothing and keeps everything before it alive.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from taskexpert_jax import inputs
+from taskexpert_jax.models import budget, heads, mmoe
+from taskexpert_jax.models.taskexpert import TaskExpert
+
+# Reading the memory belongs to "experts and gates": it is one expert more. After these comes the whole training step.
+RUNGS = ("backbone", "experts and gates", "memory writes", "heads", "upsampling and losses")
+
+
+def program(rung: str, model: TaskExpert) -> Any:
+    """A jitted (state, batch) -> (loss, norm of the gradient), with the parts up to `rung` of `RUNGS`."""
+    index = RUNGS.index(rung)
+
+    def loss_fn(params: Any, batch_stats: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        kept: list[jax.Array] = []
+        with nn.intercept_methods(_left_out(index, kept)):
+            predictions, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                inputs.normalise(batch["image"], batch["window"], model.normalisation),
+                train=True,
+                rngs={"drop_path": key, "gate_noise": key},
+                mutable=["batch_stats"],
+            )
+        if rung == RUNGS[-1]:
+            losses = (t.loss_weight * t.loss(predictions[t.name], batch[t.name], batch["mask"]) for t in model.tasks)
+            return sum(losses, start=jnp.zeros(())), updates
+        return sum((jnp.square(maps).mean() for maps in kept), start=jnp.zeros(())), updates
+
+    def run(state: Any, batch: Any) -> Any:
+        key = jax.random.wrap_key_data(state.rng)
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, updates), grads = grad_fn(state.params, state.batch_stats, batch, key)
+        return loss, optax.tree.norm(grads), updates
+
+    return jax.jit(run)
+
+
+def _left_out(index: int, kept: list[jax.Array]) -> Callable[..., Any]:
+    """A Flax interceptor that leaves out the parts after `RUNGS[index]`; what the heads get or give goes to `kept`."""
+
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        module, method = context.module, context.method_name
+        if isinstance(module, mmoe.MemorialMixture):
+            if method == "__call__" and index < RUNGS.index("experts and gates"):
+                tokens, memory = args[0], args[1]
+                seen = tokens.mean(axis=-1).reshape(1, *memory.shape[1:4], 1)
+                return memory + seen.astype(memory.dtype), jnp.zeros(())
+            if method == "_write" and index < RUNGS.index("memory writes"):
+                return args[0] + args[1]
+        if isinstance(module, heads.Head) and method == "__call__":
+            if index < RUNGS.index("heads"):
+                kept.append(args[0].astype(jnp.float32))
+                return args[0].mean(axis=-1, keepdims=True).astype(jnp.float32)  # resized, and never used
+            kept.append(call(*args, **kwargs))
+            return kept[-1]
+        return call(*args, **kwargs)
+
+    return intercept
+
+
+def differences(programs: dict[str, Any], model: TaskExpert, batch: int) -> dict[str, Any]:
+    """Part -> median_s that it adds (it may be less than 0 where it is lost in the noise), and its model FLOPs.
+
+    programs: the times of `RUNGS` and of the whole step, the last, in this order.
+    """
+    operations = _operations(model, batch)
+    parts, before = {}, 0.0
+    for name, times in programs.items():
+        parts[name] = {"median_s": times["median_s"] - before, "model_flops": operations.get(name, 0)}
+        before = times["median_s"]
+    return parts
+
+
+def _operations(model: TaskExpert, batch: int) -> dict[str, int]:
+    """Model FLOPs of a training step by part, as `budget` counts them."""
+    counts = budget.count_multiply_adds(model)
+    tokens = math.prod(model.grid)
+    writes = model.taps * len(model.tasks) * tokens * 9 * model.width**2
+    split = {
+        "backbone": counts["backbone"],
+        "experts and gates": counts["experts"] + counts["gates"] + counts["memory"] - writes,
+        "memory writes": writes,
+        "heads": counts["heads"],
+    }
+    return {name: 6 * batch * count for name, count in split.items()}

@@ -1,0 +1,91 @@
+"""PyTorch's side of benchmarks/device.py: the training step of `torch_reference`, and its distance from ours."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from benchmarks import device_timing, random_batch, torch_reference, torch_weights
+from benchmarks.device_variants import Variant
+from taskexpert_jax import inputs, sharding
+from taskexpert_jax.models import taskexpert
+from taskexpert_jax.tasks import from_config
+
+
+def place() -> str:
+    """Where PyTorch runs: on the GPU unless JAX was told to stay on the CPU."""
+    return "cuda" if torch.cuda.is_available() and jax.default_backend() != "cpu" else "cpu"
+
+
+def training(variant: Variant, config: Any, tasks: Any, seconds: float) -> dict[str, Any]:
+    """Times PyTorch's training step; compile_s is the first call's time, with whatever is compiled or tuned in it.
+
+    float32 products use TF32 where the GPU has it, as ours do by default.
+    """
+    device = place()
+    if device == "cuda":
+        torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(0)
+    net = torch_reference.TaskExpert(config, tasks).to(device, memory_format=torch.channels_last).train()
+    batches = [random_batch.make(config, tasks, variant.batch, seed=seed) for seed in range(2)]
+    following = device_timing.in_turn([random_batch.as_tensors(batch, device) for batch in batches])
+    step = torch_reference.make_train_step(
+        net, config, tasks, bfloat16=variant.dtype == "bfloat16", compiled=variant.compiled
+    )
+    started = time.perf_counter()
+    step(following()).item()
+    first = time.perf_counter() - started
+    times = device_timing.steady(lambda: step(following()), lambda loss: loss.item(), seconds=seconds)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    return {"compile_s": first, **times, "peak_memory_bytes": peak, "torch_device": device}
+
+
+def distances(config: Any) -> dict[str, Any]:
+    """How far predictions differ on the same weights: ||ours - reference|| / ||reference||, by task.
+
+    float32: both in full float32. bfloat16: both in bfloat16; beside it how far each is from its own float32, which is
+    what rounding does. The weights are those that a training starts with.
+    """
+    device = place()
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    config.model.drop_path = 0.0
+    tasks = from_config(config)
+    batch = random_batch.make(config, tasks, config.batch_size, seed=0)
+    found = {}
+    variables: Any = None
+    for dtype in ("float32", "bfloat16"):
+        config.dtype = dtype
+        model = taskexpert.from_config(config, tasks)
+        picture = inputs.normalise(jnp.asarray(batch["image"]), jnp.asarray(batch["window"]), model.normalisation)
+        if variables is None:
+            boxed = jax.jit(lambda m=model, x=picture: m.init(jax.random.key(0), x, train=False))()
+            variables = sharding.unbox(boxed)
+        with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+            ours = jax.jit(lambda v, x, m=model: m.apply(v, x, train=False))(variables, picture)
+        found[f"ours {dtype}"] = {name: np.asarray(maps) for name, maps in ours.items()}
+    net = torch_reference.TaskExpert(config, tasks)
+    host = jax.device_get(variables)
+    names = [task.name for task in tasks]
+    net.load_state_dict(torch_weights.state_dict(host["params"], host["batch_stats"], names))
+    net = net.to(device, memory_format=torch.channels_last).eval()
+    image = torch.from_numpy(np.array(picture)).permute(0, 3, 1, 2).to(device)
+    for dtype in ("float32", "bfloat16"):
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            maps = net(image)
+        found[f"torch {dtype}"] = {name: of.float().permute(0, 2, 3, 1).cpu().numpy() for name, of in maps.items()}
+    pairs = {
+        "float32": ("ours float32", "torch float32"),
+        "bfloat16": ("ours bfloat16", "torch bfloat16"),
+        "ours, bfloat16 from float32": ("ours bfloat16", "ours float32"),
+        "torch, bfloat16 from float32": ("torch bfloat16", "torch float32"),
+    }
+    return {name: {task: _distance(found[a][task], found[b][task]) for task in names} for name, (a, b) in pairs.items()}
+
+
+def _distance(ours: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))

@@ -1,0 +1,106 @@
+"""What benchmarks/device.py measures, the most important first."""
+
+from collections.abc import Iterator
+import dataclasses
+from typing import Any, Literal
+
+Kind = Literal["ceilings", "ours", "torch", "parts", "equality"]
+
+IMAGES = {"pascal_context": (512, 512), "nyud": (448, 576)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One thing to measure, in a process of its own.
+
+    Attributes:
+      kind: ceilings (matrix products and copies of the device), ours (training and evaluation step), torch (the same
+        in PyTorch), parts (what each part of our training step adds), equality (both on the same weights).
+      benchmark: whose tasks and classes.
+      size: of the backbone, a variant of configs/defaults.py.
+      image: height and width in pixels.
+      batch: images a step.
+      dtype: bfloat16 or float32.
+      remat, unroll, attention: fields of `config.model`.
+      evaluated: whether the evaluation step is timed too.
+      compiled: torch alone: through torch.compile.
+    """
+
+    kind: Kind
+    benchmark: str = "pascal_context"
+    size: str = "vit_l16"
+    image: tuple[int, int] = IMAGES["pascal_context"]
+    batch: int = 8
+    dtype: str = "bfloat16"
+    remat: bool = False
+    unroll: str = "auto"
+    attention: str = "xla"
+    evaluated: bool = False
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        """For people; no two variants of a plan have the same."""
+        if self.kind == "ceilings":
+            return "ceilings of the device"
+        words = [self.kind, self.size, f"{self.image[0]}x{self.image[1]}", f"batch {self.batch}", self.dtype]
+        if self.kind == "torch":
+            words.append("torch.compile" if self.compiled else "eager")
+        words += ["remat"] * self.remat + [f"unroll={self.unroll}"] * (self.unroll != "auto")
+        words += [f"attention={self.attention}"] * (self.attention != "xla")
+        return ", ".join((" ".join(words[:2]), *words[2:]))
+
+    @property
+    def workload(self) -> tuple[Any, ...]:
+        """What two variants share whose speeds may be compared."""
+        return self.benchmark, self.size, self.image, self.batch, self.dtype
+
+
+def full_plan() -> list[Variant]:
+    """ViT-L and ViT-B on both benchmarks."""
+    large = Variant("ours", evaluated=True)
+    base = dataclasses.replace(large, size="vit_b16", batch=16)
+    plan = [Variant("ceilings"), *_first(large), *_first(base)]
+    plan += [Variant("equality", size="vit_ti16", batch=2)]
+    plan += [dataclasses.replace(large, benchmark="nyud", image=IMAGES["nyud"])]
+    plan += _others(large, (16, 4, 32))
+    plan += [dataclasses.replace(base, benchmark="nyud", image=IMAGES["nyud"])]
+    plan += _others(base, (32, 8, 64))
+    for of in (large, base):
+        plan += [_torch(of, compiled=False)]
+        plan += [_torch(dataclasses.replace(of, benchmark="nyud", image=IMAGES["nyud"]), compiled=True)]
+    return plan
+
+
+def plan_of(ours: Variant) -> list[Variant]:
+    """A variant of ours, and what can be varied there."""
+    plan = [Variant("ceilings"), *_first(ours), _torch(ours, compiled=False)]
+    equality = Variant("equality", ours.benchmark, ours.size, ours.image, batch=2)
+    return [*plan, equality, *_others(ours, (2 * ours.batch,))]
+
+
+def _first(ours: Variant) -> Iterator[Variant]:
+    """The training step as shipped, PyTorch's, the fused attention, and the parts."""
+    yield ours
+    yield _torch(ours, compiled=True)
+    if ours.dtype == "bfloat16":
+        yield dataclasses.replace(ours, attention="cudnn")
+    yield dataclasses.replace(ours, kind="parts", evaluated=False)
+
+
+def _others(ours: Variant, batches: tuple[int, ...]) -> Iterator[Variant]:
+    """One choice changed at a time: remat, the batch, the scans, the dtype."""
+    train = dataclasses.replace(ours, evaluated=False)
+    yield dataclasses.replace(train, remat=True)
+    for batch in batches:
+        yield dataclasses.replace(train, batch=batch)
+    yield dataclasses.replace(train, batch=batches[-1], remat=True)
+    for unroll in ("yes", "no"):  # what `auto` chose is measured twice: so far do two measurements of the same differ
+        if unroll != train.unroll:
+            yield dataclasses.replace(train, unroll=unroll)
+    other = "float32" if ours.dtype == "bfloat16" else "bfloat16"
+    yield dataclasses.replace(train, dtype=other)
+
+
+def _torch(ours: Variant, *, compiled: bool) -> Variant:
+    return dataclasses.replace(ours, kind="torch", evaluated=False, compiled=compiled)

@@ -1,0 +1,140 @@
+"""The matrix products and convolutions of a traced training step, by part and dtype: what there is to compute.
+
+  python benchmarks/traced_products.py --size=vit_l16 --benchmark=pascal_context
+
+Nothing is compiled or run, so it needs no accelerator. Loops are counted as often as they run, which XLA's own cost
+analysis does not; `budget` counts the same model by formulas.
+"""
+
+import argparse
+from collections.abc import Iterator
+import dataclasses
+import math
+import os
+import pathlib
+import sys
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
+
+import jax
+
+from benchmarks import random_batch
+from configs import nyud, pascal_context
+from taskexpert_jax import optimizer, sharding, train, train_state
+from taskexpert_jax.models import taskexpert
+from taskexpert_jax.tasks import from_config
+
+# The first that has one of its names among the modules of a product's path, in this order.
+PARTS = {
+    "attention of tokens": ("vmap(BTNH,BSNH->BNTS)", "vmap(BNTS,BSNH->BTNH)"),
+    "backbone, the rest": ("patches", "blocks"),
+    "experts": ("experts",),
+    "memory": ("vmap(read)", "read", "write"),
+    "gates, assembling": ("mixture",),
+    "heads": ("mix", "logits"),
+    "heads, x4 upsampling": ("head",),
+    "upsampling to image size": ("",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """One `dot_general` or `conv_general_dilated` of a program.
+
+    path: names of the modules it was written in. dtypes: of its two operands. highest: whether float32 operands must be
+      multiplied as such, where an accelerator would else take TF32 or bfloat16.
+    flops: two for each multiply-add, over all times that the loops around it run.
+    """
+
+    path: str
+    primitive: str
+    dtypes: tuple[str, str]
+    highest: bool
+    flops: int
+
+    @property
+    def part(self) -> str:
+        """One of `PARTS`."""
+        names = {word.split("_")[0] if word.startswith(("head_", "write_", "read_")) else word for word in self._words}
+        return next((part for part, known in PARTS.items() if names & set(known)), list(PARTS)[-1])
+
+    @property
+    def _words(self) -> list[str]:
+        return self.path.split("/")
+
+    @property
+    def kind(self) -> str:
+        """The operands' dtypes, and the precision where it is asked for: for people."""
+        words = " x ".join(dict.fromkeys(self.dtypes))
+        return f"{words}, highest precision" if self.highest and "float32" in self.dtypes else words
+
+
+def products(jaxpr: Any, path: str = "", times: int = 1) -> Iterator[Product]:
+    """All products of a jaxpr and of those inside it; of the branches of a conditional, every one."""
+    for eqn in jaxpr.eqns:
+        here = f"{path}/{eqn.source_info.name_stack}"
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            dtypes = tuple(str(var.aval.dtype) for var in eqn.invars)
+            yield Product(
+                here, eqn.primitive.name, dtypes, "HIGHEST" in str(eqn.params["precision"]), times * _flops(eqn)
+            )
+        inner = times * eqn.params["length"] if eqn.primitive.name == "scan" else times
+        for value in eqn.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                part = getattr(part, "jaxpr", part)
+                if hasattr(part, "eqns"):
+                    yield from products(part, here, inner)
+
+
+def _flops(eqn: Any) -> int:
+    left, right = (var.aval.shape for var in eqn.invars)
+    size = math.prod(eqn.outvars[0].aval.shape)
+    if eqn.primitive.name == "dot_general":
+        ((contracted, _), _) = eqn.params["dimension_numbers"]
+        return 2 * size * math.prod(left[axis] for axis in contracted)
+    _, in_features, *window = eqn.params["dimension_numbers"].rhs_spec
+    return 2 * size * math.prod(right[axis] for axis in (in_features, *window))
+
+
+def trace_train_step(config: Any) -> Any:
+    """The jaxpr of the training step of `train.make_train_step` for a config, on one device."""
+    tasks = from_config(config)
+    model, tx = taskexpert.from_config(config, tasks), optimizer.build(config)
+    mesh = sharding.make_mesh(config.mesh, {}, devices=jax.devices()[:1])
+    _, abstract, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
+    batch = random_batch.make(config, tasks, config.batch_size, seed=0)
+    shapes = {key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in batch.items()}
+    with sharding.use(mesh):
+        step = train.make_train_step(model, tx, config, mesh, shardings)
+        sums = jax.eval_shape(lambda: train.zero_sums(tasks))
+        return step.trace(abstract, sums, shapes).jaxpr.jaxpr
+
+
+def table(found: list[Product], batch_size: int) -> str:
+    """Markdown: GFLOP of an image's training step by part and by the operands' dtypes, and their share."""
+    rows: dict[tuple[str, str], int] = {}
+    for product in found:
+        key = (product.part, product.kind)
+        rows[key] = rows.get(key, 0) + product.flops
+    total = sum(rows.values())
+    lines = ["| part | operands | GFLOP an image | share |", "|---|---|---|---|"]
+    for (part, kind), flops in sorted(rows.items(), key=lambda row: (list(PARTS).index(row[0][0]), row[0][1])):
+        lines.append(f"| {part} | {kind} | {flops / batch_size / 1e9:.2f} | {100 * flops / total:.2f} % |")
+    return "\n".join([*lines, f"| all | | {total / batch_size / 1e9:.1f} | 100 % |"])
+
+
+def main() -> None:
+    """Prints the table of a size on a benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="vit_l16", help="of configs/defaults.py")
+    parser.add_argument("--benchmark", choices=("nyud", "pascal_context"), default="pascal_context")
+    args = parser.parse_args()
+    config = {"nyud": nyud, "pascal_context": pascal_context}[args.benchmark].get_config(args.size)
+    config.model.unroll = "no"
+    print(table(list(products(trace_train_step(config))), config.batch_size))
+
+
+if __name__ == "__main__":
+    main()

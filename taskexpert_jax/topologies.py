@@ -1,0 +1,130 @@
+"""Accelerators by name: what the compiler can be asked to build for without having them.
+
+A TPU topology needs the package `libtpu` (requirements-tpu.txt), a GPU one JAX's CUDA plugin (requirements-cuda.txt);
+neither needs the hardware.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import difflib
+import importlib.util
+import os
+from typing import Any, Literal
+
+import jax
+
+from taskexpert_jax.errors import UserError
+
+GIB = 2**30
+
+_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+_HOSTS = ("1", "2", "4", "8", "16", "32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """One kind of device.
+
+    Attributes:
+      platform: tpu or cuda.
+      gibibytes: of memory, a device, as its maker gives it; programs get a little less.
+      shapes: the topologies that it can be asked for as: chips along the axes of the network, or a number of GPUs.
+      device_kind: how its name begins where JAX finds such a device.
+    """
+
+    platform: Literal["tpu", "cuda"]
+    gibibytes: int
+    shapes: tuple[str, ...]
+    device_kind: str
+
+
+ACCELERATORS = {
+    "v4": Accelerator("tpu", 32, _CUBES, "TPU v4"),
+    "v5e": Accelerator("tpu", 16, _FLAT, "TPU v5 lite"),
+    "v5p": Accelerator("tpu", 95, _CUBES, "TPU v5"),
+    "v6e": Accelerator("tpu", 32, _FLAT, "TPU v6 lite"),
+    "h100": Accelerator("cuda", 80, _HOSTS, "NVIDIA H100"),
+    "h200": Accelerator("cuda", 141, _HOSTS, "NVIDIA H200"),
+}
+NAMES = tuple(f"{name}:{shape}" for name, of in ACCELERATORS.items() for shape in of.shapes)
+
+_GPUS_PER_HOST = 8
+
+# What XLA wants to know of a GPU that is not there: NVIDIA's data sheets and CUDA's device attributes of Hopper.
+_HOPPER = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 l2_cache_size: 52428800
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  memory_bandwidth: {bandwidth} device_memory_size: {memory}
+  cuda_compute_capability {{ major: 9 }}
+  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0" dnn_version: "9.10.0"
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{kind}"
+"""
+_BANDWIDTH = {"h100": 3_350_000_000_000, "h200": 4_800_000_000_000}  # bytes a second
+
+
+def devices(name: str) -> Sequence[Any]:
+    """The devices of a topology of `NAMES`: descriptions that a mesh can be made over, and compiled for.
+
+    From then on this process uses its CPU alone, so call it before JAX has been asked for devices.
+
+    Raises:
+      UserError: an unknown name, or the compiler's package is not installed.
+    """
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        known = "; ".join(f"{kind}:{', '.join(of.shapes)}" for kind, of in ACCELERATORS.items())
+        raise UserError(f"--topology={name}: {hint}known are {known}")
+    kind, shape = name.split(":")
+    accelerator = ACCELERATORS[kind]
+    package, needs = {
+        "tpu": ("libtpu", "requirements-tpu.txt"),
+        "cuda": ("jax_cuda13_plugin", "requirements-cuda.txt"),
+    }[accelerator.platform]
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"--topology={name} needs the package {package}, not the hardware: "
+            f"pip install -r {needs} -c requirements.lock"
+        )
+    jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    if accelerator.platform == "cuda":
+        return topologies.get_topology_desc(platform="cuda", topology_name=name, **_gpus(kind, int(shape))).devices
+    # libtpu otherwise asks the cloud's metadata server where it runs, and lets one process at a time load it.
+    for key, value in {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    }.items():
+        os.environ.setdefault(key, value)
+    options = {"chip_config_name": "megacore"} if shape in _CUBES else {}  # both cores of a chip as one device
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+
+
+def _gpus(kind: str, count: int) -> dict[str, str]:
+    hosts, each = (count // _GPUS_PER_HOST, _GPUS_PER_HOST) if count > _GPUS_PER_HOST else (1, count)
+    accelerator = ACCELERATORS[kind]
+    target = _HOPPER.format(
+        bandwidth=_BANDWIDTH[kind], memory=accelerator.gibibytes * GIB, kind=accelerator.device_kind
+    )
+    return {"target_config": target, "topology": f"1x{hosts}x{each}"}
+
+
+def memory_of(device: Any) -> int | None:
+    """Bytes of memory of a device, present or described; None where they are not known, as of a CPU."""
+    longest_first = sorted(ACCELERATORS.values(), key=lambda of: -len(of.device_kind))
+    for accelerator in longest_first:
+        if device.device_kind.startswith(accelerator.device_kind):
+            return accelerator.gibibytes * GIB
+    return (device.memory_stats() or {}).get("bytes_limit")

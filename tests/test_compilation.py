@@ -1,0 +1,325 @@
+"""The compile mode: what it reports of a program, its parser of collectives, topologies by name, and what it refuses."""
+
+import importlib.util
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import pytest
+
+from configs import nyud
+from taskexpert_jax import collectives, compilation, optimizer, sharding, topologies, train_state
+from taskexpert_jax.collectives import Traffic
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import budget, taskexpert
+from taskexpert_jax.tasks import from_config
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MIB = 2**20
+
+
+def small_config(*, data: int = -1, fsdp: int = 1):
+    """The smallest model that has every part, an image a device."""
+    config = nyud.get_config("tiny")
+    config.tasks = ("depth",)
+    config.checkpoint.best_task = "depth"
+    config.dataset.image_size = (32, 32)
+    config.model.depth = config.model.taps = 2
+    config.model.experts = 2
+    config.mesh.data, config.mesh.fsdp = data, fsdp
+    config.batch_size = config.eval.batch_size = (8 if data == -1 else data) * (1 if data == -1 else fsdp)
+    return config
+
+
+@pytest.fixture(scope="module")
+def reports():
+    """Train step reports over 8 devices with fsdp 1 (evaluation too) and 8, and over two devices."""
+    return {
+        "data=8": compilation.compile_steps(small_config()),
+        "fsdp=8": compilation.compile_steps(small_config(data=1, fsdp=8), steps=("train",)),
+        "data=2": compilation.compile_steps(small_config(data=2), steps=("train",), devices=jax.devices()[:2]),
+    }
+
+
+def bytes_on_a_device(tree) -> int:
+    """What one device holds of a tree of abstract arrays with shardings."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def abstract_arguments(config):
+    mesh = sharding.make_mesh(config.mesh, {})
+    tasks = from_config(config)
+    model = taskexpert.from_config(config, tasks)
+    _, state, _ = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, 0)
+    return state, compilation.abstract_batch(tasks, config.batch_size, config.dataset.image_size, mesh)
+
+
+@pytest.mark.multidevice
+def test_the_report_tells_the_model_the_machine_and_the_steps(reports):
+    report, config = reports["data=8"], small_config()
+    model = taskexpert.from_config(config, from_config(config))
+    counted = budget.count(model)
+    assert (report.parameters, report.multiply_adds) == (counted.total_parameters, counted.total_multiply_adds)
+    assert report.train_flops == 6 * 8 * counted.total_multiply_adds
+    assert (report.devices, report.mesh, report.topology) == (8, {"data": 8, "fsdp": 1, "tensor": 1}, "local")
+    assert list(report.programs) == ["train", "eval"]
+    assert report.memory is None and report.programs["train"].fits is None  # a CPU's memory is the host's
+    train, evaluation = report.programs["train"], report.programs["eval"]
+    assert train.arguments > evaluation.arguments  # the optimiser's state
+    assert train.compile_seconds > 0 and train.uncounted_loops == 0
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("name", ["data=8", "fsdp=8"])
+def test_arguments_are_the_shards_of_state_and_batch(reports, name):
+    config = small_config() if name == "data=8" else small_config(data=1, fsdp=8)
+    state, batch = abstract_arguments(config)
+    sums = 4 * 4  # of the losses
+    assert reports[name].programs["train"].arguments == pytest.approx(
+        bytes_on_a_device(state) + bytes_on_a_device(batch) + sums, abs=64
+    )
+
+
+@pytest.mark.multidevice
+def test_memory_falls_with_fsdp_to_little_more_than_its_share(reports):
+    whole, sharded = (reports[name].programs["train"].arguments for name in ("data=8", "fsdp=8"))
+    _, batch = abstract_arguments(small_config())
+    inputs_bytes = bytes_on_a_device(batch)
+    assert (sharded - inputs_bytes) / (whole - inputs_bytes) < 0.25  # norms and biases of this tiny model stay whole
+
+
+@pytest.mark.multidevice
+def test_traffic_a_device_does_not_grow_with_data_parallelism(reports):
+    few, many = (reports[name].programs["train"].collectives for name in ("data=2", "data=8"))
+    assert few.keys() == many.keys() == {"all-reduce"}
+    assert many["all-reduce"].bytes <= few["all-reduce"].bytes * 1.01
+    ring = (7 / 8) / (1 / 2)
+    assert many["all-reduce"].sent <= few["all-reduce"].sent * ring * 1.01
+    # Every gradient is reduced once, in float32.
+    assert few["all-reduce"].bytes == pytest.approx(4 * reports["data=2"].parameters, rel=0.1)
+
+
+@pytest.mark.multidevice
+def test_an_abstract_batch_is_what_the_pipeline_makes():
+    from input_pipeline import pipeline
+
+    config = nyud.get_config("tiny")
+    config.tasks = ("semseg", "depth", "normals", "edge", "human_parts", "sal")
+    config.loss_weights = dict.fromkeys(config.tasks, 1.0)
+    tasks = from_config(config)
+    mesh = sharding.make_mesh(config.mesh, {})
+    found = compilation.abstract_batch(tasks, 8, (64, 80), mesh)
+    made = pipeline._spec(tasks, (64, 80), with_id=False)
+    assert {key: (leaf.shape, leaf.dtype.name) for key, leaf in found.items()} == {
+        key: ((8, *spec.shape), spec.dtype.name) for key, spec in made.items()
+    }
+    assert {leaf.sharding for leaf in found.values()} == {sharding.batch_sharding(mesh)}
+
+
+PROGRAM = """
+HloModule step, entry_computation_layout={(f32[8])->f32[8]}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inner_body (p: (s32[], f32[256])) -> (s32[], f32[256]) {
+  %p = (s32[], f32[256]{0}) parameter(0)
+  %step = s32[] constant(2)
+  %i = s32[] get-tuple-element(%p), index=0
+  %next = s32[] add(%i, %step)
+  %x = f32[256]{0:T(256)} get-tuple-element(%p), index=1
+  %cps = (f32[256]{0}, f32[256]{0}, u32[], u32[]) collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %cpd = f32[256]{0:T(256)} collective-permute-done(%cps)
+  ROOT %t = (s32[], f32[256]{0}) tuple(%next, %cpd)
+}
+
+%inner_condition (p: (s32[], f32[256])) -> pred[] {
+  %p = (s32[], f32[256]{0}) parameter(0)
+  %limit = s32[] constant(7)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%outer_body (p: (s32[], f32[256])) -> (s32[], f32[256]) {
+  %p = (s32[], f32[256]{0}) parameter(0)
+  %one = s32[] constant(1)
+  %x = f32[256]{0} get-tuple-element(%p), index=1
+  %start = (s32[], f32[256]{0}) tuple(%one, %x)
+  ROOT %w = (s32[], f32[256]{0}) while(%start), condition=%inner_condition, body=%inner_body
+}
+
+%outer_condition (p: (s32[], f32[256])) -> pred[] {
+  %p = (s32[], f32[256]{0}) parameter(0)
+  ROOT %x = pred[] custom-call(%p), custom_call_target="who knows"
+}
+
+%first_piece (q: bf16[8,16]) -> bf16[64,16] {
+  %q = bf16[8,16]{1,0} parameter(0)
+  ROOT %ag.1 = bf16[64,16]{1,0:T(8,128)(2,1)} all-gather(%q), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+%last_piece (q: bf16[8,16]) -> bf16[64,16] {
+  %q = bf16[8,16]{1,0} parameter(0)
+  ROOT %ag.2 = bf16[64,16]{1,0:T(8,128)(2,1)} all-gather(%q), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+%all-reduce-scatter.3 (q: f32[64]) -> f32[8] {
+  %q = f32[64]{0} parameter(0)
+  %ar.s = f32[64]{0} all-reduce(%q), channel_id=6, replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %cut = f32[8]{0} slice(%ar.s), slice={[0:8]}
+}
+
+ENTRY %main (x: f32[256], y: bf16[8,16]) -> f32[256] {
+  %x = f32[256]{0} parameter(0)
+  %y = bf16[8,16]{1,0} parameter(1)
+  %f1 = bf16[64,16]{1,0} fusion(%y), kind=kCustom, calls=%first_piece
+  %f2 = bf16[64,16]{1,0} fusion(%y), kind=kCustom, calls=%last_piece
+  %f3 = f32[8]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
+  %ar = (f32[10]{0}, /*index=1*/s32[]) all-reduce(%a, %b), channel_id=7, replica_groups=mesh['x'=2,'y'=4] {'y'}, to_apply=%add
+  %rs = f32[32]{0} reduce-scatter(%x), channel_id=8, replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}, to_apply=%add
+  %tuple = (s32[], f32[256]{0}) tuple(%zero, %x)
+  %w = (s32[], f32[256]{0}) while(%tuple), condition=%outer_condition, body=%outer_body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %out = f32[256]{0} get-tuple-element(%w), index=1
+}
+"""  # noqa: E501
+
+
+def test_collectives_of_a_program_are_counted_with_their_loops_and_groups():
+    found = collectives.count(PROGRAM, devices=8)
+    assert found.traffic == {
+        "all-gather": Traffic(1, 64 * 16 * 2, 64 * 16 * 2 * 7 // 8),  # one channel in two fusions
+        "all-reduce": Traffic(1, 44, 66),  # groups of four: 2 * 3/4
+        "collective-permute": Traffic(15, 15 * 1024, 15 * 1024),  # 5 turns of 1, 3, 5 below 7
+        "reduce-scatter": Traffic(2, 64 * 4 + 2 * 32 * 4, 64 * 4 * 7 // 8 + 32 * 4),
+    }
+    assert found.uncounted_loops == 0
+
+
+def test_a_loop_of_unknown_length_counts_once_and_is_told():
+    found = collectives.count(PROGRAM.replace("known_trip_count", "other"), devices=8)
+    assert found.traffic["collective-permute"].count == 3
+    assert found.uncounted_loops == 1
+
+
+@pytest.mark.multidevice
+def test_a_real_sum_over_devices_in_a_scan_is_counted():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+
+    def summed(values):
+        def turn(carry, _):
+            return jax.lax.psum(carry, "x") / 8, None
+
+        return jax.lax.scan(turn, values, length=6)[0]
+
+    mapped = jax.shard_map(
+        summed, mesh=mesh, in_specs=PartitionSpec("x"), out_specs=PartitionSpec("x"), check_vma=False
+    )
+    values = jax.ShapeDtypeStruct((80, 3), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("x")))
+    compiled = jax.jit(mapped).lower(values).compile()
+    size = 6 * 10 * 3 * 4
+    assert collectives.count(compiled.as_text(), 8).traffic == {"all-reduce": Traffic(6, size, size * 7 // 4)}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("f32[8,16]{1,0:T(8,128)S(1)}", 512),
+        ("(bf16[3], /*index=1*/pred[2,2], u32[])", 6 + 4 + 4),
+        ("s4[5]", 3),
+        ("f8e4m3fn[7]", 7),
+    ],
+)
+def test_bytes_of_a_type(text, size):
+    assert collectives.bytes_of(text) == size
+
+
+@pytest.mark.parametrize(("name", "near"), [("v5e:4x5", "did you mean v5e:4x4?"), ("dgx", "known are v4:2x2x1")])
+def test_an_unknown_topology_is_refused_with_the_known_ones(name, near):
+    with pytest.raises(UserError, match=rf"^--topology={name}: .*v5e:2x2, 2x4, 4x4.*h200:1, 2, 4, 8") as error:
+        topologies.devices(name)
+    assert near in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_topology_whose_compiler_is_not_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"libtpu, not the hardware: pip install -r requirements-tpu\.txt"):
+        topologies.devices("v5e:2x4")
+    with pytest.raises(UserError, match=r"jax_cuda13_plugin, .*requirements-cuda\.txt"):
+        topologies.devices("h200:8")
+
+
+def test_too_large_a_program_is_a_verdict_with_advice():
+    error = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. "
+        "Exceeded hbm capacity by 4.75G."
+    )
+    needed = compilation.memory_needed(error)
+    assert needed == int(20.5 * 2**30)
+    assert compilation.memory_needed("INTERNAL: Used 20.50G of 15.75G hbm") is None
+    config = small_config()
+    config.batch_size = 32
+    advice = compilation.advice(config, sharding.make_mesh(config.mesh, {}))
+    program = compilation.Program(1.0, None, None, None, None, {}, 0, needed, fits=False)
+    assert compilation.verdict(program, 16 * 2**30, advice) == (
+        "does not fit: needs 20.50 GiB of 16; try --config.model.remat=True or --config.mesh.fsdp=8 or "
+        "a smaller batch or --config.accumulate_steps (now 4 images a device)"
+    )
+
+
+def test_verdict_of_a_program_that_fits():
+    program = compilation.Program(1.0, 2**30, 0, 0, 0, {}, 0, 2**30, fits=True)
+    assert compilation.verdict(program, 16 * 2**30, ()) == "fits (1.00 of 16 GiB)"
+    unknown = compilation.Program(1.0, 2**30, 0, 0, 0, {}, 0, 2**30, fits=None)
+    assert compilation.verdict(unknown, None, ()) == "needs 1.00 GiB a device; how much there is, is not known"
+
+
+def test_training_still_asks_for_its_workdir_and_compiling_does_not():
+    def run(*arguments):
+        command = [sys.executable, "main.py", "--config=configs/nyud.py:tiny", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    done = run()
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: flag --workdir=None: Flag --workdir must have a value other than None.\n",
+    )
+    done = run("--mode=compile", "--topology=v5e:1x3")
+    assert done.returncode == 2 and done.stderr.startswith("error: --topology=v5e:1x3: did you mean v5e:")
+
+
+@pytest.mark.multidevice
+def test_the_mode_writes_its_report_and_needs_no_tensorflow(reports, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(compilation, "compile_steps", lambda config, topology: reports["data=8"])
+    compilation.run(None, None, tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text())
+    sent = reports["data=8"].programs["train"].collectives["all-reduce"].sent
+    assert written["programs"]["train"]["collectives"]["all-reduce"]["sent"] == sent
+    printed = capsys.readouterr().out
+    assert "8 x cpu, data=8 x fsdp=1 x tensor=1" in printed and "eval step, global batch 8: needs" in printed
+    with pytest.raises(UserError, match=r"--report=.*: there is no folder"):
+        compilation.run(None, None, tmp_path / "nowhere" / "report.json")
+    code = "import sys; import main; from taskexpert_jax import compilation; print('tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: requirements-tpu.txt")
+def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
+    config = small_config(data=1, fsdp=8)
+    report = compilation.compile_steps(config, "v5e:2x4", steps=("train",))
+    program = report.programs["train"]
+    assert (report.device_kind, report.memory, program.fits) == ("TPU v5 lite", 16 * 2**30, True)
+    state, batch = abstract_arguments(config)
+    assert program.arguments >= bytes_on_a_device(state) + bytes_on_a_device(batch)  # tiles of 8 x 128 need more
+    assert {"all-gather", "all-reduce"} <= program.collectives.keys()
+    assert program.uncounted_loops == 0

@@ -1,0 +1,97 @@
+"""What of the bfloat16 training step is not bfloat16, and that its products are those that the budget counts.
+
+The step is traced, not compiled: these are the operands that a compiler gets to see.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import traced_products
+from configs import pascal_context
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import budget, taskexpert, vit
+from taskexpert_jax.tasks import from_config
+
+# (part, operands) -> why it may be so. Everything else multiplies bfloat16 by bfloat16.
+ALLOWED = {
+    ("gates, assembling", "float32"): "the gates' logits: softmax is sensitive to rounding, and they are 0.01 % of all",
+    ("upsampling to image size", "float32, highest precision"): "outputs are float32 by contract; under 0.5 % of all",
+    ("attention of tokens", "float32 x bfloat16"): (
+        "jax.nn.dot_product_attention keeps the scores' gradient in float32; attention=cudnn has no such products"
+    ),
+}
+
+
+def tiny_config():
+    config = pascal_context.get_config("tiny")
+    config.dtype = "bfloat16"
+    return config
+
+
+@pytest.fixture(scope="module")
+def products():
+    return list(traced_products.products(traced_products.trace_train_step(tiny_config())))
+
+
+def test_all_products_are_bfloat16_but_the_allowed_ones(products):
+    others = {(product.part, product.kind) for product in products if set(product.dtypes) != {"bfloat16"}}
+    assert others == set(ALLOWED)
+
+
+def test_each_allowed_exception_is_one_place(products):
+    """Not a whole part: the products of a part that are not bfloat16 are those that the reason speaks of."""
+    paths = {
+        part: {path.split("/", 2)[-1] for path in (p.path for p in products if p.part == part and p.kind == kind)}
+        for part, kind in ALLOWED
+    }
+    assert all(path.endswith("vmap(gates)/logits") for path in paths["gates, assembling"])
+    backward = [p for p in products if p.kind == "float32 x bfloat16"]
+    assert len(backward) == 2 and all("transpose" in product.path for product in backward)  # of query and of key
+
+
+def test_products_are_what_the_budget_counts(products):
+    """Model FLOPs of a training step are six for each multiply-add of the forward pass, part by part."""
+    config = tiny_config()
+    tasks = from_config(config)
+    model = taskexpert.from_config(config, tasks)
+    counted = budget.count_multiply_adds(model)
+    traced: dict[str, int] = {}
+    for product in products:
+        traced[product.part] = traced.get(product.part, 0) + product.flops
+    images = config.batch_size
+    patches = 3 * 16**2 * model.backbone.width * math.prod(model.grid)  # the image needs no gradient
+    backbone = traced["attention of tokens"] + traced["backbone, the rest"]
+    assert backbone == images * (6 * counted["backbone"] - 2 * patches)
+    assert traced["experts"] == images * 6 * counted["experts"]
+    assert traced["memory"] == images * 6 * counted["memory"]
+    assert traced["heads"] == images * 6 * counted["heads"]
+    assert traced["gates, assembling"] == pytest.approx(images * 6 * counted["gates"], rel=0.25)
+
+
+def test_attention_is_computed_as_the_config_says(monkeypatch):
+    seen = []
+    plain = jax.nn.dot_product_attention
+
+    def recorded(*args, implementation=None, **kwargs):
+        seen.append(implementation)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    tokens = jnp.zeros((1, 4, 32))
+    for kind in ("xla", "cudnn"):
+        block = vit.Block(vit.Backbone(32, 4, 2, 4, 16, attention=kind), jnp.dtype("float32"))
+        jax.eval_shape(lambda block=block: block.init(jax.random.key(0), tokens, jnp.zeros(()), False))
+    assert seen == ["xla", "cudnn"]
+
+
+def test_fused_attention_is_refused_where_there_is_none():
+    config = tiny_config()
+    config.model.attention = "cudnn"
+    with pytest.raises(UserError, match=r"config.model.attention='cudnn' needs an NVIDIA GPU.*this is cpu.*use xla"):
+        taskexpert.from_config(config, from_config(config))
+    config.model.attention = "flash"
+    with pytest.raises(UserError, match=r"config.model.attention='flash': must be one of xla, cudnn"):
+        taskexpert.from_config(config, from_config(config))
