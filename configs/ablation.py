@@ -44,6 +44,7 @@ CHANGES: Mapping[str, Mapping[str, object]] = {
     "gate_image": {"model.gate.granularity": "image"},
     "gate_local": {"model.gate.input": "local"},
     "gate_context": {"model.gate.input": "context"},
+    "gate_even": {"model.gate.init": "even"},
     "gate_top_2": {"model.gate.top_k": 2},
     "gate_noise": {"model.gate.noise": 1.0},
     "gate_balance": {"model.gate.balance": 0.1},

@@ -138,6 +138,7 @@ def _model(
     model.gate.granularity = "token"  # weights by token, by image, static (learned, input-blind), uniform (no gate)
     model.gate.width = gate_width  # hidden units
     model.gate.top_k = 0  # 0: softmax over all experts; k: over the k largest
+    model.gate.init = "random"  # random, or even: at first every choice has the same weight everywhere
     model.gate.temperature = 1.0  # the logits are divided by it
     model.gate.noise = 0.0  # standard deviation of the noise that training adds to the logits
     model.gate.balance = 0.0  # weight of the loss that evens out how much the choices are used over a batch

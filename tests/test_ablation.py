@@ -116,6 +116,13 @@ def test_the_table_has_means_deviations_and_delta_m(evaluated, capsys, monkeypat
     assert row == "| full | 2 | 48.30 ± 2.97 | 0.4500 ± 0.0707 | +12.50 ± 3.54 |"
 
 
+def test_reading_takes_what_is_there(evaluated, capsys, monkeypatch):
+    arguments = ["static", "dynamic_gates", "--seeds", "0", "1", "2", "--read", f"--output={evaluated}"]
+    monkeypatch.setattr("sys.argv", ["ablation.py", *arguments])
+    assert program.main() == 0
+    assert "| static | 2 | 44.10 ± 2.97 | 0.5250 ± 0.0354 |" in capsys.readouterr().out
+
+
 def test_a_run_that_fails_is_said_and_leaves_the_others(evaluated, capsys, monkeypatch):
     arguments = ["static", "dynamic_gates", "--seeds", "0", f"--output={evaluated}", "--", "--config.no_such_field=1"]
     monkeypatch.setattr("sys.argv", ["ablation.py", *arguments])

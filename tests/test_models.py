@@ -259,6 +259,16 @@ def test_gate_noise_is_of_training_alone_and_as_coarse_as_the_gates(granularity,
         assert varies == (axis not in same_over)
 
 
+def test_even_gates_start_with_the_same_weight_for_every_choice():
+    def gates(fields):
+        built = build(**fields)
+        variables = sharding.unbox(built.init(jax.random.key(0), IMAGE, train=False))
+        return np.asarray(built.apply(variables, IMAGE, train=False, return_gates=True)[1])
+
+    np.testing.assert_allclose(gates({"gate.init": "even"}), 1 / 6, rtol=1e-6)
+    assert np.ptp(gates({})) > 0.05
+
+
 def test_the_balance_loss_is_the_squared_coefficient_of_variation_of_the_mean_weights():
     gates = np.random.default_rng(0).dirichlet([0.5, 1, 2], size=(2, 3, 4, 5)).astype(np.float32)  # (S, T, B, N, 3)
     share = np.array([[1, 2, 0, 1, 3]] * 3 + [[0] * 5], np.float32)  # the last example is padding

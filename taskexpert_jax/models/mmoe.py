@@ -20,6 +20,7 @@ from taskexpert_jax.models.vit import Dtype, logical
 NormKind = Literal["batch", "layer"]
 GateInput = Literal["local", "context", "both"]
 Granularity = Literal["token", "image", "static", "uniform"]
+GateInit = Literal["random", "even"]
 MemoryInit = Literal["learned", "zeros"]
 MemoryRead = Literal["conv1x1", "conv3x3", "identity", "none"]
 MemoryWrite = Literal["residual", "gated", "replace"]
@@ -45,6 +46,7 @@ class GateSpec:
     top_k: 0 keeps the full softmax; k > 0 keeps the k largest weights and renormalises them.
     temperature: the logits are divided by it: below 1 choices are sharper, above 1 more even.
     noise: standard deviation of the normal noise that training adds to the logits; 0: none.
+    init: random, the weights first differ by token; even: all choices first have the same weight.
     """
 
     input: GateInput
@@ -53,6 +55,7 @@ class GateSpec:
     top_k: int
     temperature: float = 1.0
     noise: float = 0.0
+    init: GateInit = "random"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +123,14 @@ def spatial_conv(features: int, kernel: int, dtype: Dtype, name: str, *, use_bia
     )
 
 
-def dense(features: int, dtype: Dtype, name: str, *, use_bias: bool = True) -> nn.Dense:
-    """A 1x1 convolution, as a dense layer over the last axis."""
+def dense(features: int, dtype: Dtype, name: str, *, use_bias: bool = True, zeros: bool = False) -> nn.Dense:
+    """A 1x1 convolution, as a dense layer over the last axis; its kernel starts at zero where asked."""
+    init = nn.initializers.zeros if zeros else nn.initializers.xavier_uniform()
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
-        kernel_init=logical(nn.initializers.xavier_uniform(), "feature_in", "feature_out"),
+        kernel_init=logical(init, "feature_in", "feature_out"),
         bias_init=logical(nn.initializers.zeros, "feature_out"),
         name=name,
     )
@@ -171,7 +175,7 @@ class Gate(nn.Module):
         if self.spec.input in ("context", "both"):
             hidden = hidden + dense(self.spec.width, self.dtype, "context")(context)[:, None]
         hidden = nn.gelu(hidden, approximate=False)
-        logits = dense(self.choices, jnp.float32, "logits")(hidden)
+        logits = dense(self.choices, jnp.float32, "logits", zeros=self.spec.init == "even")(hidden)
         if self.spec.granularity == "image":
             logits = logits.mean(axis=1, keepdims=True)
         return jnp.broadcast_to(logits, (batch, tokens, self.choices))

@@ -218,6 +218,7 @@ def from_config(config: Any, tasks: tuple[Task, ...]) -> TaskExpert:
             top_k=model.gate.top_k,
             temperature=_positive(model, "gate.temperature"),
             noise=model.gate.noise,
+            init=_choice(model, "gate.init", mmoe.GateInit),
         ),
         memory=mmoe.MemorySpec(
             init=_choice(model, "memory.init", mmoe.MemoryInit),
