@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from benchmarks.device_variants import Variant
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MIB = 2**20
-LONGEST = 150.0  # seconds of one variant, compiling included
+LONGEST = 150.0  # seconds of one variant, compiling included; a quarter of the whole time where that is more
 SHORTEST = 15.0  # less is not worth a start
 
 
@@ -47,6 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--unroll", choices=("auto", "yes", "no"), default="auto", help="with --size: config.model.unroll"
     )
     parser.add_argument("--only", default="", help="regular expression: variants whose names have it, and the ceilings")
+    parser.add_argument("--after", type=pathlib.Path, help="an earlier run's JSON: what it has is not measured again")
     parser.add_argument("--seconds", type=float, default=3.0, help="of measuring for each program, after compiling")
     parser.add_argument("--quick", action="store_true", help="five steps of each program: that it runs, not how fast")
     parser.add_argument("--commit", default="", help="where the folder is no git checkout")
@@ -69,7 +71,10 @@ def plan(args: argparse.Namespace) -> list[Variant]:
         found = device_variants.plan_of(ours)
     else:
         found = device_variants.full_plan()
-    return [variant for variant in found if variant.kind == "ceilings" or re.search(args.only, variant.name)]
+    there = json.loads(args.after.read_text())["results"] if args.after else []
+    done = {record["name"] for record in there if record["status"] in ("measured", "does not fit", "refused")}
+    asked = [variant for variant in found if re.search(args.only, variant.name) and variant.name not in done]
+    return [found[0], *(variant for variant in asked if variant is not found[0])]  # the ceilings always: MFU needs them
 
 
 def commit(given: str) -> str:
@@ -93,19 +98,31 @@ def measure(variant: Variant, seconds: float, limit: float, device: str) -> dict
         environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or JAX would take what PyTorch needs
     else:
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
-    with tempfile.TemporaryDirectory() as folder:
-        asked, answered = pathlib.Path(folder, "variant.json"), pathlib.Path(folder, "result.json")
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        asked, answered = folder / "variant.json", folder / "result.json"
         asked.write_text(json.dumps({"variant": dataclasses.asdict(variant), "seconds": seconds}))
         command = [sys.executable, str(ROOT / "benchmarks" / "device_measure.py"), str(asked), str(answered)]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=limit, env=environment, cwd=ROOT, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return {**record, "status": "stopped", "reason": f"not done after {limit:.0f} s"}
+        errors = (folder / "stderr.txt").open("w+")
+        with (
+            errors,
+            subprocess.Popen(
+                command, stdout=errors, stderr=errors, env=environment, cwd=ROOT, start_new_session=True
+            ) as process,
+        ):
+            try:
+                process.wait(limit)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # with the compilers that PyTorch starts
+                return {**record, "status": "stopped", "reason": f"not done after {limit:.0f} s"}
+            except KeyboardInterrupt:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+            errors.seek(0)
+            text = errors.read()[-1500:]
         if answered.exists():
             return json.loads(answered.read_text())
-        return {**record, "status": "failed", "reason": f"exit status {done.returncode}: {done.stderr[-1500:]}"}
+        return {**record, "status": "failed", "reason": f"exit status {process.returncode}: {text}"}
 
 
 def add_rates(record: dict[str, Any], ceilings: Mapping[str, float]) -> None:
@@ -169,6 +186,7 @@ def line(record: Mapping[str, Any]) -> str:
     peak = record.get("peak_memory_bytes") or record.get("training", {}).get("peak_memory_bytes")
     words += [f"peak memory {peak / MIB:.0f} MiB"] if peak else []
     words += [f"{name} {1e3 * part['median_s']:.1f} ms" for name, part in record.get("parts", {}).items()]
+    words += ["equal" if record["equal"] else "NOT EQUAL"] if "equal" in record else []
     words += [f"{pair}: {max(of.values()):.1e}" for pair, of in record.get("distances", {}).items()]
     return f"{record['name']}: " + "; ".join(words)
 
@@ -222,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         left = ends - time.monotonic()
         if left < SHORTEST:
             break
-        record = measure(variant, seconds, min(left, LONGEST), args.device)
+        record = measure(variant, seconds, min(left, max(LONGEST, 15 * args.minutes)), args.device)
         add(report, record)
         write(args.output, report)
         print(line(record), flush=True)

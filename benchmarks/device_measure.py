@@ -162,7 +162,8 @@ def measure_equality(variant: Variant, seconds: float) -> dict[str, Any]:
     from benchmarks import device_torch
 
     del seconds
-    return {"distances": device_torch.distances(config_of(variant))}
+    found = device_torch.distances(config_of(variant))
+    return {"distances": found, "equal": device_torch.are_equal(found)}
 
 
 MEASURES = {

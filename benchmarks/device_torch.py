@@ -1,5 +1,6 @@
 """PyTorch's side of benchmarks/device.py: the training step of `torch_reference`, and its distance from ours."""
 
+from collections.abc import Mapping
 import time
 from typing import Any
 
@@ -85,6 +86,13 @@ def distances(config: Any) -> dict[str, Any]:
         "torch, bfloat16 from float32": ("torch bfloat16", "torch float32"),
     }
     return {name: {task: _distance(found[a][task], found[b][task]) for task in names} for name, (a, b) in pairs.items()}
+
+
+def are_equal(found: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether both compute the same: in float32, and in bfloat16 at most twice as far apart as rounding moves each."""
+    rounding = [found[f"{side}, bfloat16 from float32"] for side in ("ours", "torch")]
+    half = all(distance <= 2 * max(of[task] for of in rounding) for task, distance in found["bfloat16"].items())
+    return half and max(found["float32"].values()) < 1e-4
 
 
 def _distance(ours: np.ndarray, reference: np.ndarray) -> float:

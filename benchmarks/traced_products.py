@@ -23,8 +23,19 @@ import jax
 from benchmarks import random_batch
 from configs import nyud, pascal_context
 from taskexpert_jax import optimizer, sharding, train, train_state
-from taskexpert_jax.models import taskexpert
+from taskexpert_jax.models import budget, taskexpert
 from taskexpert_jax.tasks import from_config
+
+# bfloat16 FLOP/s (dense) and bytes/s of memory, by the makers' data sheets; no device was asked.
+DATA_SHEETS = {
+    "H100 SXM": (989e12, 3.35e12),
+    "H200": (989e12, 4.8e12),
+    "TPU v5e": (197e12, 0.819e12),
+    "TPU v6e": (918e12, 1.64e12),
+}
+# Of each parameter, by Adam with clipping: the gradient is read for its norm; then gradient, moments and parameter are
+# read, and the last three written; all float32.
+OPTIMISER_BYTES = 4 * (1 + 4 + 3)
 
 # The first that has one of its names among the modules of a product's path, in this order.
 PARTS = {
@@ -45,7 +56,8 @@ class Product:
 
     path: names of the modules it was written in. dtypes: of its two operands. highest: whether float32 operands must be
       multiplied as such, where an accelerator would else take TF32 or bfloat16.
-    flops: two for each multiply-add, over all times that the loops around it run.
+    flops: two for each multiply-add. bytes: of both operands and the result, each once. Both over all times that the
+      loops around it run.
     """
 
     path: str
@@ -53,6 +65,7 @@ class Product:
     dtypes: tuple[str, str]
     highest: bool
     flops: int
+    bytes: int
 
     @property
     def part(self) -> str:
@@ -77,9 +90,9 @@ def products(jaxpr: Any, path: str = "", times: int = 1) -> Iterator[Product]:
         here = f"{path}/{eqn.source_info.name_stack}"
         if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
             dtypes = tuple(str(var.aval.dtype) for var in eqn.invars)
-            yield Product(
-                here, eqn.primitive.name, dtypes, "HIGHEST" in str(eqn.params["precision"]), times * _flops(eqn)
-            )
+            highest = "HIGHEST" in str(eqn.params["precision"])
+            counts = times * _flops(eqn), times * sum(_bytes(var.aval) for var in (*eqn.invars, *eqn.outvars))
+            yield Product(here, eqn.primitive.name, dtypes, highest, *counts)
         inner = times * eqn.params["length"] if eqn.primitive.name == "scan" else times
         for value in eqn.params.values():
             for part in value if isinstance(value, tuple | list) else (value,):
@@ -96,6 +109,10 @@ def _flops(eqn: Any) -> int:
         return 2 * size * math.prod(left[axis] for axis in contracted)
     _, in_features, *window = eqn.params["dimension_numbers"].rhs_spec
     return 2 * size * math.prod(right[axis] for axis in (in_features, *window))
+
+
+def _bytes(array: Any) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize
 
 
 def trace_train_step(config: Any) -> Any:
@@ -125,15 +142,43 @@ def table(found: list[Product], batch_size: int) -> str:
     return "\n".join([*lines, f"| all | | {total / batch_size / 1e9:.1f} | 100 % |"])
 
 
+def floors(found: list[Product], parameters: int) -> str:
+    """Markdown: TFLOP and GB of a step by part, and the shortest time that the data sheets allow, in ms.
+
+    A product takes the longer of its arithmetic at the bfloat16 rate and its bytes at the memory's rate; whatever else
+    a step does is taken to cost nothing. It bounds programs that write every product's result to memory, as ours does
+    unless the attention is fused; it predicts no time.
+    """
+    lines = [f"| part | TFLOP | GB | {' | '.join(DATA_SHEETS)} |", "|---" * (3 + len(DATA_SHEETS)) + "|"]
+    totals = [0.0] * (2 + len(DATA_SHEETS))
+    for part in (*PARTS, "optimiser"):
+        own = [(p.flops, p.bytes) for p in found if p.part == part]
+        own = [(0, OPTIMISER_BYTES * parameters)] if part == "optimiser" else own
+        row = [sum(flops for flops, _ in own) / 1e12, sum(size for _, size in own) / 1e9]
+        for rate, bandwidth in DATA_SHEETS.values():
+            row.append(1e3 * sum(max(flops / rate, size / bandwidth) for flops, size in own))
+        totals = [total + value for total, value in zip(totals, row, strict=True)]
+        lines.append(_row(part, row))
+    return "\n".join([*lines, _row("all", totals)])
+
+
+def _row(part: str, values: list[float]) -> str:
+    return f"| {part} | {values[0]:.2f} | " + " | ".join(f"{value:.1f}" for value in values[1:]) + " |"
+
+
 def main() -> None:
-    """Prints the table of a size on a benchmark."""
+    """Prints the tables of a size on a benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="vit_l16", help="of configs/defaults.py")
     parser.add_argument("--benchmark", choices=("nyud", "pascal_context"), default="pascal_context")
+    parser.add_argument("--batch", type=int, default=8, help="images a step")
     args = parser.parse_args()
     config = {"nyud": nyud, "pascal_context": pascal_context}[args.benchmark].get_config(args.size)
-    config.model.unroll = "no"
-    print(table(list(products(trace_train_step(config))), config.batch_size))
+    config.batch_size, config.model.unroll = args.batch, "no"
+    found = list(products(trace_train_step(config)))
+    model = taskexpert.from_config(config, from_config(config))
+    parameters = sum(budget.count_parameters(model).values())
+    print(f"{table(found, args.batch)}\n\n{floors(found, parameters)}")
 
 
 if __name__ == "__main__":

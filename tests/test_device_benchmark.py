@@ -156,7 +156,24 @@ def test_what_the_time_does_not_suffice_for_is_listed(tmp_path, capsys):
     assert len(json.loads(output.read_text())["not_measured"]) > 5
 
 
+def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, capsys):
+    first = tmp_path / "first.json"
+    names = [variant.name for variant in full_plan()]
+    statuses = ["measured", "does not fit", "refused", "failed", "stopped"]
+    results = [{"name": name, "status": status} for name, status in zip(names[1:], statuses, strict=False)]
+    first.write_text(json.dumps({"results": results}))
+    device.main(["--list", f"--after={first}"])
+    assert capsys.readouterr().out.splitlines() == [names[0], *names[4:]]
+
+
 def test_a_variant_that_breaks_is_a_result():
     broken = Variant("ours", size="tiny", image=(64, 80), batch=2, attention="cudnn")
     record = device.measure(broken, 0.0, 60.0, "cpu")
     assert record["status"] == "refused" and "needs an NVIDIA GPU" in record["reason"]
+
+
+def test_a_variant_that_takes_too_long_is_stopped_and_one_that_dies_says_why():
+    slow = Variant("ours", size="tiny", image=(64, 80), batch=2)
+    assert device.measure(slow, 0.0, 0.2, "cpu")["status"] == "stopped"
+    record = device.measure(slow, 0.0, 60.0, "no_such_platform")
+    assert record["status"] == "failed" and "no_such_platform" in record["reason"]
