@@ -4,7 +4,7 @@
   python benchmarks/scaling.py --only 'nyud vit_l16 v5e'   # compiles those that match a regular expression and lack
 
 Each row is written to benchmarks/results/scaling.json as soon as it is compiled, so an interrupted table goes on where
-it was; `--table` only prints it. A row takes minutes of one core and about 3 GB. TPU rows need libtpu
+it was; `--table` only prints it. A row takes two to five minutes of one core and about 3 GB. TPU rows need libtpu
 (requirements-tpu.txt), GPU rows JAX's CUDA plugin (requirements-cuda.txt), neither the hardware.
 """
 
@@ -102,9 +102,9 @@ def table(found: Mapping[str, Any], rows: Sequence[Row]) -> str:
             parameters, products = first["parameters"] / 1e6, first["multiply_adds"] / 1e9
             lines += [
                 f"\n### {title}, {size}: {parameters:.1f} M parameters, {products:.1f} G multiply-adds an image\n",
-                "| devices | fsdp | remat | peak MiB (of) | arguments MiB | TFLOP a device "
+                "| devices | fsdp | remat | reserved MiB (of) | peak MiB | arguments MiB | TFLOP a device "
                 "| all-reduce | all-gather | reduce-scatter | other | sent MiB | compile s |",
-                "|---|---|---|---|---|---|---|---|---|---|---|---|",
+                "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
                 *(_line(row, found[row.key]) for row in of),
             ]
     missing = [row.key for row in rows if row.key not in found]
@@ -117,10 +117,15 @@ def _line(row: Row, report: Mapping[str, Any]) -> str:
     start = [f"{row.topology} ({report['devices']})", str(row.fsdp), "yes" if row.remat else "no"]
     memory = mebibytes(report["memory"])
     if program["peak"] is None:
-        start += [f"**{mebibytes(program['needed'])}** ({memory}): does not fit", "", ""]
+        start += [f"{mebibytes(program['needed'])} ({memory}): does not fit", "", "", ""]
         return f"| {' | '.join(start)} | | | | | | {program['compile_seconds']:.0f} |"
-    fits = f"{mebibytes(program['peak'])} ({memory})" + ("" if program["fits"] else ": does not fit")
-    start += [fits, mebibytes(program["arguments"]), f"{report['train_flops'] / report['devices'] / 1e12:.2f}"]
+    fits = f"{mebibytes(program['reserved'])} ({memory})" + ("" if program["fits"] else ": does not fit")
+    start += [
+        fits,
+        mebibytes(program["peak"]),
+        mebibytes(program["arguments"]),
+        f"{report['train_flops'] / report['devices'] / 1e12:.2f}",
+    ]
     named = ("all-reduce", "all-gather", "reduce-scatter")
     traffic = program["collectives"]
     kinds = [_cell([traffic[kind]] if kind in traffic else []) for kind in named]

@@ -35,17 +35,19 @@ class Program:
 
     Attributes:
       compile_seconds: of XLA alone, without tracing.
-      peak: the most memory at any moment: arguments, results and all that lives in between.
-      arguments: state and batch; their memory is used again for the results.
-      outputs, temporaries: results, and what is neither; they do not add up to `peak`, as they do not all live at once.
+      peak: the most that is in use at any moment, by XLA's count. On CPUs it leaves the temporaries out.
+      reserved: what the device sets aside for the whole step: arguments, results that do not take the place of
+        arguments, and one block for everything else, gaps included.
+      arguments, outputs, temporaries: state and batch, results, and that block.
       collectives: kind -> its traffic, see `collectives.Traffic`.
       uncounted_loops: loops with collectives whose number of turns is unknown, counted as one.
-      needed: bytes that the step needs, the peak or what the compiler said that it would be.
+      needed: bytes that the step needs: the larger of `peak` and `reserved`, or what the compiler said that it lacks.
       fits: whether that is within the device's memory; None where that is not known.
     """
 
     compile_seconds: float
     peak: int | None
+    reserved: int | None
     arguments: int | None
     outputs: int | None
     temporaries: int | None
@@ -177,30 +179,37 @@ def _compile(lower: Callable[[], Any], mesh: Mesh, memory: int | None, options: 
             if needed is None:
                 raise
             seconds = round(time.monotonic() - started, 1)
-            return Program(seconds, None, None, None, None, {}, 0, needed, fits=False)
+            return Program(seconds, None, None, None, None, None, {}, 0, needed, fits=False)
     seconds = round(time.monotonic() - started, 1)
     sizes = compiled.memory_analysis()
     found = collectives.count(compiled.as_text(), mesh.size)
     peak = sizes.peak_memory_in_bytes
+    own_outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    reserved = sizes.argument_size_in_bytes + own_outputs + sizes.temp_size_in_bytes
+    needed = max(peak, reserved)
     return Program(
         compile_seconds=seconds,
         peak=peak,
+        reserved=reserved,
         arguments=sizes.argument_size_in_bytes,
         outputs=sizes.output_size_in_bytes,
         temporaries=sizes.temp_size_in_bytes,
         collectives=found.traffic,
         uncounted_loops=found.uncounted_loops,
-        needed=peak,
-        fits=None if memory is None else peak <= memory,
+        needed=needed,
+        fits=None if memory is None else needed <= memory,
     )
 
 
 def memory_needed(error: str) -> int | None:
     """Bytes that a compiler's error asks for, where it is the error of a program that is too large for its device."""
-    used = re.search(r"Used ([\d.]+)([KMGT])(?:i?B)? of [\d.]+[KMGT](?:i?B)? hbm", error)
-    if "RESOURCE_EXHAUSTED" not in error or used is None:
+    # XLA's TPU compiler says it in two ways: before it has laid out the memory, and after.
+    before = re.search(r"total memory required for HLO temporaries \(([\d.]+)([KMGT])\)", error)
+    after = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", error)
+    said = before or after
+    if "RESOURCE_EXHAUSTED" not in error or said is None:
         return None
-    return math.ceil(float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1))
+    return math.ceil(float(said[1]) * 1024 ** ("KMGT".index(said[2]) + 1))
 
 
 def advice(config: Any, mesh: Mesh) -> tuple[str, ...]:
@@ -239,7 +248,7 @@ def text(report: Report) -> str:
         lines.append(f"  compiled in {program.compile_seconds:.1f} s")
         if program.peak is None:
             continue
-        parts = ("peak", "arguments", "outputs", "temporaries")
+        parts = ("peak", "reserved", "arguments", "outputs", "temporaries")
         sizes = ", ".join(f"{part} {getattr(program, part) / 2**20:.1f}" for part in parts)
         lines.append(f"  MiB a device: {sizes}")
         for kind, of_kind in program.collectives.items():
@@ -258,8 +267,12 @@ def run(config: Any, topology: str | None, report_file: pathlib.Path | None) -> 
     """
     if report_file is not None and not report_file.parent.is_dir():  # before minutes of compiling
         raise UserError(f"--report={report_file}: there is no folder {report_file.parent}")
+    kept = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]: made at run time
     jax.config.update("jax_enable_compilation_cache", False)  # or a kept program would count as compiled in no time
-    report = compile_steps(config, topology)
+    try:
+        report = compile_steps(config, topology)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
     print(text(report))
     if report_file is not None:
         report_file.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
