@@ -27,7 +27,7 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of several process
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of several processes: which one this is, from 0.")
 
 _SECONDS_TO_SEE_A_FILE = 10  # of another host: network file systems answer late
-_SECONDS_TO_HEAR = 10  # process 0, which carries the messages, stays so long for the others to read them
+_SECONDS_TO_HEAR = 10  # a failed process stays at most so long for the others to read why
 _SECONDS_BETWEEN_LOOKS = 0.5
 _FAILED, _HEARD = "taskexpert/failed/", "taskexpert/heard/"  # keys of messages, each with a process's index
 
@@ -132,7 +132,7 @@ def joined(mode: str) -> Iterator[None]:
     messages = _Messages()
     with contextlib.ExitStack() as stack:
         if jax.process_index():
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))  # noqa: SIM115
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         stack.enter_context(contextlib.closing(messages))
         try:
             yield
@@ -141,8 +141,9 @@ def joined(mode: str) -> Iterator[None]:
         except UserError as error:
             messages.fail(2, str(error))
         except BaseException as error:
-            traceback.print_exc()
-            messages.fail(1, f"{type(error).__name__}: {error}")
+            # What breaks here may be no more than the connection to a process that has failed: it has the first word.
+            time.sleep(2 * _SECONDS_BETWEEN_LOOKS)
+            messages.fail(1, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 class _Messages:
@@ -157,9 +158,10 @@ class _Messages:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def fail(self, status: int, text: str) -> NoReturn:
-        """Tells all others that this process has failed, and ends it."""
+    def fail(self, status: int, text: str, details: str = "") -> NoReturn:
+        """Tells all others that this process has failed, and ends it; `details` are printed here alone."""
         self._ending.acquire()  # never given back: the process says one thing and ends
+        sys.stderr.write(details)
         where = f"process {jax.process_index()} on {socket.gethostname()}"
         message = json.dumps({"status": status, "text": " ".join(text.split()), "where": where})
         with contextlib.suppress(RuntimeError):  # the process that carries the messages is gone
@@ -182,16 +184,16 @@ class _Messages:
                 self._end(message["status"], f"{message['text']} ({message['where']})")
 
     def _end(self, status: int, text: str) -> NoReturn:
-        """Ends the process at once: an orderly end would wait for processes that wait for this one."""
+        """Ends the process when all have heard; an orderly end would wait for processes that wait for this one."""
         print(f"error: {text}", file=sys.stderr, flush=True)
         own = jax.process_index()
         with contextlib.suppress(RuntimeError):
             self._client.key_value_set(f"{_HEARD}{own}", "")
             deadline = time.monotonic() + _SECONDS_TO_HEAR
-            while own == 0 and time.monotonic() < deadline:
-                if len(self._client.key_value_dir_get(_HEARD)) == jax.process_count():
-                    break
+            while time.monotonic() < deadline and len(self._client.key_value_dir_get(_HEARD)) < jax.process_count():
                 time.sleep(0.1)
+            if own == 0:  # it carries the messages: the others go first
+                time.sleep(2 * _SECONDS_BETWEEN_LOOKS)
         sys.stdout.flush()
         os._exit(status)
 
@@ -224,8 +226,8 @@ def refuse_unshared(workdir: pathlib.Path) -> None:
     blind = [f"{index} on {host}" for index, (host, sees) in enumerate(seen) if not sees]
     if problem is None and blind:
         problem = (
-            f"--workdir={workdir} is not shared: what process 0 writes there is not seen by process {', '.join(blind)}; "
-            "give a directory on a file system that all hosts mount at the same place"
+            f"--workdir={workdir} is not shared: what process 0 writes there is not seen by process "
+            f"{', '.join(blind)}; give a directory on a file system that all hosts mount at the same place"
         )
     if problem is not None:
         raise UserError(problem)

@@ -118,11 +118,11 @@ def constrain(array: jax.Array, *names: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return array
-    spec = _fit(nn.logical_to_mesh_axes(names, RULES), array.shape, mesh.shape)
+    spec = _fit(nn.logical_to_mesh_axes(names, RULES) or (), array.shape, mesh.shape)
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
 
-def _fit(spec: Sequence[Any], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+def _fit(spec: Iterable[Any], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
     """The spec, without the mesh axes that do not divide their dimension."""
 
     def extent(axis: str | tuple[str, ...]) -> int:
@@ -146,7 +146,7 @@ def to_devices(
         size = processes.global_size(mesh, len(local))
         own = processes.batch_rows(mesh, size).own
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:  # a slice for each axis of the global array
             rows = index[0]
             first, end = np.searchsorted(own, [rows.start or 0, size if rows.stop is None else rows.stop])
             return local[first:end]

@@ -1,0 +1,75 @@
+"""The launchers print what they would run; the commands reach the program as the user wrote them."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+
+import pytest
+
+SCRIPTS = pathlib.Path(__file__).resolve().parent.parent / "scripts"
+FLAGS = ["--config=configs/nyud.py:vit_b16", "--workdir=a folder/run", "--config.tasks=('semseg','depth')"]
+PROGRAM = [".venv/bin/python", "main.py", *FLAGS]
+
+
+def dry(script, *arguments, **env):
+    """The commands that a script prints, each split as a shell would."""
+    done = subprocess.run(
+        [SCRIPTS / script, *arguments],
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], **env},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def test_all_scripts_have_a_test():
+    assert {path.name for path in SCRIPTS.iterdir()} == {"tpu_pod.sh", "slurm.sbatch", "multi_gpu.sh"}
+
+
+@pytest.mark.parametrize("how", [{"first": ["--dry-run"]}, {"env": {"DRY_RUN": "1"}}], ids=["flag", "variable"])
+def test_a_pod_slice_runs_the_command_on_every_worker(how):
+    ((*launch, command),) = dry(
+        "tpu_pod.sh",
+        *how.get("first", []),
+        *FLAGS,
+        TPU="pod",
+        ZONE="zone-a",
+        FOLDER="my checkout",
+        **how.get("env", {}),
+    )
+    assert launch == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod", "--zone=zone-a", "--worker=all"]
+    assert shlex.split(command.removeprefix("--command=")) == ["cd", "my checkout", "&&", *PROGRAM]
+
+
+def test_a_pod_slice_must_be_named():
+    done = subprocess.run([SCRIPTS / "tpu_pod.sh", *FLAGS], capture_output=True, text=True, env={}, check=False)
+    assert done.returncode != 0 and "TPU=NAME ZONE=ZONE" in done.stderr
+
+
+def test_slurm_starts_one_task_for_each_gpu():
+    assert dry("slurm.sbatch", "--dry-run", *FLAGS) == [["srun", "--kill-on-bad-exit=1", *PROGRAM]]
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", (SCRIPTS / "slurm.sbatch").read_text(), re.MULTILINE))
+    assert options["ntasks-per-node"] == options["gpus-per-node"]
+
+
+def test_one_process_drives_all_gpus_of_a_machine():
+    assert dry("multi_gpu.sh", *FLAGS, DRY_RUN="1") == [PROGRAM]
+
+
+def test_several_processes_have_gpus_of_their_own():
+    commands = dry("multi_gpu.sh", "--dry-run", *FLAGS, PROCESSES="2", GPUS="4", PORT="1234")
+    group = ["--coordinator=127.0.0.1:1234", "--num_processes=2"]
+    assert commands == [
+        ["env", f"CUDA_VISIBLE_DEVICES={gpus}", *PROGRAM, *group, f"--process_id={index}"]
+        for index, gpus in enumerate(("0,1", "2,3"))
+    ]
+
+
+def test_processes_must_divide_the_gpus():
+    env = {"PATH": os.environ["PATH"], "PROCESSES": "3", "GPUS": "8", "DRY_RUN": "1"}
+    done = subprocess.run([SCRIPTS / "multi_gpu.sh"], capture_output=True, text=True, env=env, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: PROCESSES=3 must divide the number of GPUs, 8\n")
