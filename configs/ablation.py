@@ -9,6 +9,7 @@ default: a little ViT on frames of 96x128 that two CPU cores train in minutes (d
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -60,7 +61,7 @@ TAPS_ALL = "taps_all"  # a tap after every block
 SINGLE = "single_"  # single_TASK: static decoding of one task, what delta-m is taken against
 
 
-def rungs(config: ConfigDict) -> tuple[str, ...]:
+def rungs(config: Any) -> tuple[str, ...]:
     """The names that `get_config` takes for a benchmark's config."""
     return (*LADDER, *CHANGES, TAPS_ALL, *(f"{SINGLE}{task}" for task in config.tasks))
 

@@ -128,7 +128,8 @@ def _fit(spec: Iterable[Any], shape: Sequence[int], mesh_shape: Mapping[str, int
     def extent(axis: str | tuple[str, ...]) -> int:
         return math.prod(mesh_shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
 
-    padded = tuple(spec) + (None,) * (len(shape) - len(spec))
+    axes = tuple(spec)
+    padded = axes + (None,) * (len(shape) - len(axes))
     sized = zip(padded, shape, strict=True)
     return PartitionSpec(*(axis if axis and size % extent(axis) == 0 else None for axis, size in sized))
 

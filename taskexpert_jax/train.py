@@ -67,7 +67,7 @@ def make_train_step(
         losses = {task.name: task.loss(predictions[task.name], batch[task.name], batch["mask"]) for task in tasks}
         total = sum((task.loss_weight * losses[task.name] for task in tasks), start=jnp.zeros(()))
         if balance:
-            image_size = batch["image"].shape[1:3]
+            image_size = (batch["image"].shape[1], batch["image"].shape[2])
             pixels = gate_statistics.token_pixels(batch["window"], batch["mask"], image_size, model.backbone.patch_size)
             total = total + balance * mmoe.balance_loss(gates, pixels)
         return total, (losses, updates.get("batch_stats", {}))
