@@ -26,7 +26,7 @@ SHIPPED = {
 }
 
 # Compiled in half the time; what is computed stays the same.
-FAST = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": "true"}
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def small(name):
