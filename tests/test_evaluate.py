@@ -40,6 +40,10 @@ def tiny():
     return config
 
 
+def one_device():
+    return sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.devices()[:1])
+
+
 def batches_of(config):
     return pipeline.eval_batches(config, from_config(config), batch_size=config.eval.batch_size)
 
@@ -94,7 +98,7 @@ def direct(run):
     config = run.config
     batches = list(batches_of(config))
     batch = {name: np.concatenate([of[name] for of in batches])[:EXAMPLES] for name in batches[0]}
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.devices()[:1])
+    mesh = one_device()
     with sharding.use(mesh):
         model, variables, _ = evaluate.load(config, run.workdir, "latest", mesh)
         forward = jax.jit(lambda *of: model.apply(of[0], inputs.normalise(*of[1:]), train=False, return_gates=True))
@@ -113,7 +117,7 @@ def inside(run, direct, task):
 
 def test_the_full_pass_gives_the_metrics_of_the_cheap_one_for_any_batch_size_and_mesh(run):
     config = run.config
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.devices()[:1])
+    mesh = one_device()
     with sharding.use(mesh):
         model, variables, _ = evaluate.load(config, run.workdir, "latest", mesh)
         step = evaluate.make_eval_step(model.tasks, inference.make_inference(model, config), mesh)
@@ -284,7 +288,7 @@ def test_a_boundary_config_that_does_not_fit_is_refused(run, field, value, line)
     config = tiny()
     config.eval.boundary[field] = value
     with pytest.raises(UserError, match=line):
-        full_pass._Examples(config, run.tasks)
+        full_pass._Examples(config, run.tasks, one_device())
 
 
 def test_a_label_of_its_own_for_the_benchmark_is_used_and_unknown_pixels_are_left_out(run):
@@ -296,7 +300,7 @@ def test_a_label_of_its_own_for_the_benchmark_is_used_and_unknown_pixels_are_lef
     edge = next(task for task in run.tasks if task.name == "edge")
     strengths = jax.device_put(np.where(own[..., 0] == 1, 200, 0).astype(np.uint8) + 50)
     values = jax.numpy.zeros(strengths.shape)
-    with contextlib.closing(full_pass._Examples(run.config, (edge,))) as examples:
+    with contextlib.closing(full_pass._Examples(run.config, (edge,), one_device())) as examples:
         examples.add(batch, full_pass.Outputs({}, {"edge": values}, {"edge": strengths}))
         counts = examples._runs["edge"].counts()
     expected = [
