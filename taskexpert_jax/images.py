@@ -1,5 +1,6 @@
 """Pictures that a user brings: finding the files, and reading them whatever their mode."""
 
+from collections.abc import Iterator, Sequence
 import pathlib
 import struct
 
@@ -55,6 +56,21 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
         raise UserError(f"{path}: no such picture") from None
     except UNREADABLE as error:
         raise UserError(f"{path}: not a readable picture ({_first_line(error)}); replace or remove it") from error
+
+
+def read_each(paths: Sequence[pathlib.Path], failures: list[UserError]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, picture) of each file that can be read; for every other one, why, is added to `failures`.
+
+    A name is for a folder of results: the file's without its suffix, or the whole where two would be the same.
+    """
+    whole = len({path.stem for path in paths}) < len(paths)
+    for path in paths:
+        try:
+            picture = read_image(path)
+        except UserError as error:
+            failures.append(error)
+        else:
+            yield path.name if whole else path.stem, picture
 
 
 def _first_line(error: BaseException) -> str:

@@ -153,13 +153,7 @@ def inspect(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
         _make_folder(output)
         started = time.monotonic()
         step = make_step(model)
-        for path in paths:
-            try:
-                image = images.read_image(path)
-            except UserError as error:
-                failures.append(error)
-                continue
-            name = path.name if len({p.stem for p in paths}) < len(paths) else path.stem
+        for name, image in images.read_each(paths, failures):
             frame, window = predict.fit(image, config.dataset.image_size, config.dataset.image_size)
             batch = jax.device_put({"image": frame[None], "window": window[None]}, sharding.replicated(mesh))
             values, gates, statistics = step(variables, batch)

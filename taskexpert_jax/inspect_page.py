@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Sequence
 import io
-import json
 import math
 import pathlib
 
@@ -13,7 +12,7 @@ from PIL import Image
 from taskexpert_jax import gate_findings, gate_maps
 from taskexpert_jax.gate_findings import Inspection
 from taskexpert_jax.gate_statistics import MEMORY, GateSummary
-from taskexpert_jax.markup import Element, element, page
+from taskexpert_jax.markup import Element, element, footer, page, sentence
 from taskexpert_jax.tasks import Task
 
 MOST_IMAGES = 24  # that are shown on the page: each takes up to 0.8 MB, as measured with noise at 425x560, four tasks
@@ -73,7 +72,7 @@ def html(found: Inspection, sections: Sequence[Element], folder: str) -> str:
             "body",
             element("header", element("h1", title), _facts(found), _warnings(found), _links(found, len(sections))),
             element("main", _means(found), _reading(), *sections, element("p", note, class_="faint") if note else None),
-            _footer(found),
+            footer(found.facts, "What was inspected, and how"),
         ),
         lang="en",
     )
@@ -129,7 +128,7 @@ def _means(found: Inspection) -> Element:
     even = 1 / len(choices)
     bodies = []
     for task, of_task, of_entropy, of_spread in zip(found.tasks, weights, entropy, spread, strict=True):
-        lines = [element("tr", element("th", _sentence(task.title), scope="rowgroup", colspan=len(choices) + 3))]
+        lines = [element("tr", element("th", sentence(task.title), scope="rowgroup", colspan=len(choices) + 3))]
         for tap, of_tap in enumerate(of_task):
             cells = [
                 _weight_cell(weight, f"{task.title}, tap {tap + 1}, {name}: {weight:.4f}; even weights: {even:.4f}")
@@ -272,7 +271,7 @@ def _winners(
 
 def _task_rows(task: Task, cells: Sequence[Element]) -> Element:
     """A task's name above its pictures: beside them it would take the room on a phone."""
-    name = element("th", _sentence(task.title), scope="rowgroup", colspan=len(cells))
+    name = element("th", sentence(task.title), scope="rowgroup", colspan=len(cells))
     return element("tbody", element("tr", name), element("tr", *cells))
 
 
@@ -297,7 +296,7 @@ def _task_details(task: Task, maps: Sequence[Sequence[str]], gates: GateSummary,
         cells = (_map_cell(uri, task, tap, choice, mean, name) for uri, choice, mean in shown)
         rows.append(element("tr", element("th", str(tap + 1), scope="row"), *cells))
     table = _table(["tap", *gates.choices], [element("tbody", *rows)])
-    return _details(f"{_sentence(task.title)}: every weight", table)
+    return _details(f"{sentence(task.title)}: every weight", table)
 
 
 def _details(summary: str, table: Element) -> Element:
@@ -350,20 +349,3 @@ def _uri(picture: Image.Image, kind: str, **options: int | bool) -> str:
 
 def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _footer(found: Inspection) -> Element:
-    versions = ", ".join(f"{name} {version}" for name, version in found.facts["versions"].items())
-    return element(
-        "footer",
-        element("p", f"TaskExpert-JAX; {versions}."),
-        element(
-            "details",
-            element("summary", "What was inspected, and how"),
-            element("pre", json.dumps(found.facts, indent=2)),
-        ),
-    )

@@ -1,5 +1,8 @@
 """HTML and SVG as trees of elements: texts are escaped and tags closed by the library, not by care."""
 
+from collections.abc import Mapping
+import json
+from typing import Any
 from xml.etree import ElementTree
 
 Element = ElementTree.Element
@@ -23,6 +26,18 @@ def element(tag: str, *content: Element | str | None, **attributes: str | float 
         elif part is not None:
             made.append(part)
     return made
+
+
+def sentence(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def footer(facts: Mapping[str, Any], title: str) -> Element:
+    """The end of a page: the versions in `facts`, and all facts as JSON under `title`."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    told = element("details", element("summary", title), element("pre", json.dumps(facts, indent=2)))
+    return element("footer", element("p", f"TaskExpert-JAX; {versions}."), told)
 
 
 def page(root: Element) -> str:

@@ -81,23 +81,17 @@ def predict(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
     paths = images.list_images(source)
     size, largest = tuple(config.dataset.image_size), inputs.frame_size(config)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.local_devices()[:1])
-    failures = []
+    failures: list[UserError] = []
     with sharding.use(mesh):
         model, variables, step = evaluate.load(config, workdir, which, mesh)
         predict_step = evaluate.make_predict_step(model.tasks, inference.make_inference(model, config), mesh)
         print(f"predicting {len(paths)} image(s) with {workdir} at step {step} ({which})")
-        for path in paths:
-            try:
-                image = images.read_image(path)
-            except UserError as error:
-                failures.append(error)
-                continue
+        for name, image in images.read_each(paths, failures):
             frame, window = fit(image, size, largest)
             batch = {"image": frame[None], "window": window[None]}
             values = jax.device_get(predict_step(variables, jax.device_put(batch, sharding.replicated(mesh))))
             top, left, rows, columns = window
-            inside = {name: v[0, top : top + rows, left : left + columns] for name, v in values.items()}
-            name = path.name if len({p.stem for p in paths}) < len(paths) else path.stem
+            inside = {task: v[0, top : top + rows, left : left + columns] for task, v in values.items()}
             write(output / name, image, model.tasks, inside)
             print(f"written: {output / name / 'montage.png'}", flush=True)
     if failures:

@@ -1,6 +1,5 @@
 """The evaluation as a page: one HTML file with everything in it, for screens light and dark, phones and paper."""
 
-import json
 import math
 import pathlib
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from taskexpert_jax import charts, gate_statistics, results
 from taskexpert_jax.extremes import Entry
-from taskexpert_jax.markup import Element, element, page
+from taskexpert_jax.markup import Element, element, footer, page, sentence
 from taskexpert_jax.metrics.boundary_scores import THRESHOLDS, BoundaryCounts, curve
 from taskexpert_jax.results import ClassScore, Evaluation
 from taskexpert_jax.tasks import Task
@@ -42,7 +41,7 @@ def html(found: Evaluation) -> str:
             "body",
             element("header", element("h1", f"Evaluation of {title}"), _facts(found), _overview(found)),
             element("main", *sections),
-            _footer(found),
+            footer(found.facts, "What was evaluated, and how"),
         ),
         lang="en",
     )
@@ -92,7 +91,7 @@ def _metrics(found: Evaluation) -> Element:
     bodies = []
     for task in found.tasks:
         lines = [
-            element("tr", element("th", _sentence(task.title), scope="rowgroup", colspan=len(columns), class_="name"))
+            element("tr", element("th", sentence(task.title), scope="rowgroup", colspan=len(columns), class_="name"))
         ]
         for row in rows:
             if row.task is task:
@@ -122,16 +121,12 @@ def _task(found: Evaluation, task: Task) -> Element:
     constant = found.best_constant.get(name)
     compared = "" if constant is None else f"; the best constant has {_number(constant)}"
     value = element("strong", f"{published.title} {_number(found.metrics[name])}")
-    parts: list[Element] = [element("h2", _sentence(task.title)), element("p", value, f", {direction}{compared}.")]
+    parts: list[Element] = [element("h2", sentence(task.title)), element("p", value, f", {direction}{compared}.")]
     if task.name in found.per_class:
         parts += _classes(task, found.per_class[task.name])
     if task.name in found.boundaries:
         parts += _curve(found.boundaries[task.name])
     return element("section", *parts, *_extremes(found, task), id=task.name)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _classes(task: Task, scores: tuple[ClassScore, ...]) -> list[Element]:
@@ -253,17 +248,4 @@ def _gate_table(
         spread_text = "–" if math.isnan(spread) else f"{spread:.2f}"
         lines.append(element("tr", element("th", str(tap), scope="row"), *cells, element("td", spread_text)))
     body = element("tbody", *lines)
-    return element("table", element("caption", _sentence(task.title)), head, body)
-
-
-def _footer(found: Evaluation) -> Element:
-    versions = ", ".join(f"{name} {version}" for name, version in found.facts["versions"].items())
-    return element(
-        "footer",
-        element("p", f"TaskExpert-JAX; {versions}."),
-        element(
-            "details",
-            element("summary", "What was evaluated, and how"),
-            element("pre", json.dumps(found.facts, indent=2)),
-        ),
-    )
+    return element("table", element("caption", sentence(task.title)), head, body)

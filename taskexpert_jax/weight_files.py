@@ -144,6 +144,7 @@ class _TensorUnpickler(pickle.Unpickler):
         self._archive, self._folder = archive, folder
 
     def find_class(self, module: str, name: str) -> Any:
+        """What stands in for a name that the pickle asks for; raises Refused for all but tensors' own."""
         known = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
