@@ -132,7 +132,7 @@ def joined(mode: str) -> Iterator[None]:
     messages = _Messages()
     with contextlib.ExitStack() as stack:
         if jax.process_index():
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            stack.enter_context(_silent())
         stack.enter_context(contextlib.closing(messages))
         try:
             yield
@@ -144,6 +144,21 @@ def joined(mode: str) -> Iterator[None]:
             # What breaks here may be no more than the connection to a process that has failed: it has the first word.
             time.sleep(2 * _SECONDS_BETWEEN_LOOKS)
             messages.fail(1, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing that its body prints reaches stdout, of Python or of the libraries below it: JAX's transport prints too."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 class _Messages:
