@@ -148,7 +148,7 @@ def joined(mode: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing that its body prints reaches stdout, of Python or of the libraries below it: JAX's transport prints too."""
+    """Whatever its body prints goes nowhere, of Python or of the libraries below: JAX's transport prints as well."""
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

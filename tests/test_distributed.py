@@ -297,7 +297,7 @@ def test_one_process_that_fails_ends_the_others(tmp_path):
     assert codes == [2, 2]
     assert re.fullmatch(r"error: frame 7 is broken \(process 1 on .*\)", errors[0])
     assert errors[1] == "error: frame 7 is broken"
-    assert spoken == ["started", ""]
+    assert (spoken[0].splitlines()[0], spoken[1]) == ("started", "")  # JAX's transport prints too
 
 
 @pytest.mark.slow
