@@ -24,6 +24,7 @@ _IMAGES = flags.DEFINE_string("images", None, "For predict: an image or a folder
 _OUTPUT = flags.DEFINE_string("output", None, "For predict: where to write; default WORKDIR/predictions.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "For compile: v5e:4x4, h200:8, ...; default: this machine's devices.")
 _REPORT = flags.DEFINE_string("report", None, "For compile: a JSON file to write the report to.")
+_QUICK = flags.DEFINE_bool("quick", False, "For compile: memory and traffic only, in seconds; for TPUs.")
 
 
 def _run() -> None:
@@ -32,7 +33,8 @@ def _run() -> None:
     if _MODE.value == "compile":
         from taskexpert_jax import compilation
 
-        compilation.run(config, _TOPOLOGY.value, pathlib.Path(_REPORT.value) if _REPORT.value else None)
+        report = pathlib.Path(_REPORT.value) if _REPORT.value else None
+        compilation.run(config, _TOPOLOGY.value, report, quick=_QUICK.value)
         return
     if _WORKDIR.value is None:
         raise UserError("flag --workdir=None: Flag --workdir must have a value other than None.")
@@ -87,6 +89,8 @@ def main(argv: Sequence[str]) -> None:
             _run()
     except UserError as error:
         command_line.fail(str(error))
+    except KeyboardInterrupt:
+        command_line.fail("interrupted; what was saved is kept: the same command goes on from there", status=130)
 
 
 if __name__ == "__main__":

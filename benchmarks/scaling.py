@@ -3,9 +3,10 @@
   python benchmarks/scaling.py --list                      # the rows, and which of them are there
   python benchmarks/scaling.py --only 'nyud vit_l16 v5e'   # compiles those that match a regular expression and lack
 
-Each row is written to benchmarks/results/scaling.json as soon as it is compiled, so an interrupted table goes on where
-it was; `--table` only prints it. A row takes two to five minutes of one core and about 3 GB. TPU rows need libtpu
-(requirements-tpu.txt), GPU rows JAX's CUDA plugin (requirements-cuda.txt), neither the hardware.
+Each row is written to benchmarks/results/scaling.json as soon as it is there, so an interrupted table goes on where it
+was; `--table` only prints it. TPU rows stop before machine code, which changes no number: a quarter of a minute each,
+against two to twenty with `--whole`. GPU rows are always whole. TPU rows need libtpu (requirements-tpu.txt), GPU rows
+JAX's CUDA plugin (requirements-cuda.txt), neither the hardware.
 """
 
 import argparse
@@ -60,20 +61,21 @@ ROWS = tuple(
 )
 
 
-def compile_row(row: Row) -> dict[str, Any]:
-    """The report of a row's train step, as `--mode=compile` makes it."""
+def compile_row(row: Row, *, whole: bool) -> dict[str, Any]:
+    """The report of a row's train step, as `--mode=compile` makes it: with `--quick`, unless whole or for GPUs."""
     from taskexpert_jax import compilation, topologies
 
     config = importlib.import_module(f"configs.{row.benchmark}").get_config(row.size)
     config.batch_size = config.eval.batch_size = len(topologies.devices(row.topology))
     config.mesh.fsdp = row.fsdp
     config.model.remat = row.remat
-    return dataclasses.asdict(compilation.compile_steps(config, row.topology, steps=("train",)))
+    quick = not whole and topologies.platform_of(row.topology) == "tpu"
+    return dataclasses.asdict(compilation.compile_steps(config, row.topology, steps=("train",), quick=quick))
 
 
-def in_own_process(row: Row) -> dict[str, Any] | None:
+def in_own_process(row: Row, *, whole: bool) -> dict[str, Any] | None:
     """The same in a process of its own, which gives all its memory back; None, and its last line, where it fails."""
-    command = [sys.executable, __file__, "--row", row.key]
+    command = [sys.executable, __file__, "--row", row.key, *(["--whole"] if whole else [])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode:
         print(f"{row.key}: failed: {' '.join(done.stderr.strip().splitlines()[-1:])}", flush=True)
@@ -84,6 +86,11 @@ def in_own_process(row: Row) -> dict[str, Any] | None:
 def read() -> dict[str, Any]:
     """Row key -> report, of all rows that are there."""
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def is_there(report: Mapping[str, Any] | None, *, whole: bool) -> bool:
+    """Whether a row's report is there, with the seconds of a whole compilation where these are asked for."""
+    return report is not None and (not whole or report["programs"]["train"]["compile_seconds"] is not None)
 
 
 def mebibytes(size: float) -> str:
@@ -102,13 +109,14 @@ def table(found: Mapping[str, Any], rows: Sequence[Row]) -> str:
             parameters, products = first["parameters"] / 1e6, first["multiply_adds"] / 1e9
             lines += [
                 f"\n### {title}, {size}: {parameters:.1f} M parameters, {products:.1f} G multiply-adds an image\n",
-                "| devices | fsdp | remat | reserved MiB (of) | peak MiB | arguments MiB | TFLOP a device "
+                "| devices | fsdp | remat | reserved MiB (of) | arguments MiB | TFLOP a device "
                 "| all-reduce | all-gather | reduce-scatter | other | sent MiB | compile s |",
-                "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+                "|---|---|---|---|---|---|---|---|---|---|---|---|",
                 *(_line(row, found[row.key]) for row in of),
             ]
     missing = [row.key for row in rows if row.key not in found]
-    lines.append(f"\n{len(rows) - len(missing)} of {len(rows)} rows are compiled; the others are left out.")
+    lines.append(f"\n{len(rows) - len(missing)} of {len(rows)} rows are compiled. Not compiled: ")
+    lines[-1] += "; ".join(missing) + "." if missing else "none."
     return "\n".join(lines).strip()
 
 
@@ -116,13 +124,10 @@ def _line(row: Row, report: Mapping[str, Any]) -> str:
     program = report["programs"]["train"]
     start = [f"{row.topology} ({report['devices']})", str(row.fsdp), "yes" if row.remat else "no"]
     memory = mebibytes(report["memory"])
-    if program["peak"] is None:
-        start += [f"{mebibytes(program['needed'])} ({memory}): does not fit", "", "", ""]
-        return f"| {' | '.join(start)} | | | | | | {program['compile_seconds']:.0f} |"
-    fits = f"{mebibytes(program['reserved'])} ({memory})" + ("" if program["fits"] else ": does not fit")
+    if program["reserved"] is None:
+        return f"| {' | '.join(start)} | {mebibytes(program['needed'])} ({memory}): does not fit | | | | | | | | |"
     start += [
-        fits,
-        mebibytes(program["peak"]),
+        f"{mebibytes(program['reserved'])} ({memory})" + ("" if program["fits"] else ": does not fit"),
         mebibytes(program["arguments"]),
         f"{report['train_flops'] / report['devices'] / 1e12:.2f}",
     ]
@@ -131,7 +136,8 @@ def _line(row: Row, report: Mapping[str, Any]) -> str:
     kinds = [_cell([traffic[kind]] if kind in traffic else []) for kind in named]
     kinds.append(_cell([of for kind, of in traffic.items() if kind not in named]))
     sent = mebibytes(sum(of["sent"] for of in traffic.values()))
-    return f"| {' | '.join(start)} | {' | '.join(kinds)} | {sent} | {program['compile_seconds']:.0f} |"
+    seconds = "" if program["compile_seconds"] is None else f"{program['compile_seconds']:.0f}"
+    return f"| {' | '.join(start)} | {' | '.join(kinds)} | {sent} | {seconds} |"
 
 
 def _cell(traffic: Sequence[Mapping[str, int]]) -> str:
@@ -156,11 +162,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a regular expression; rows that do not match are left as they are")
     parser.add_argument("--list", action="store_true", help="only list the rows")
     parser.add_argument("--table", action="store_true", help="only print the table, and write it to its page")
+    parser.add_argument("--whole", action="store_true", help="make machine code too, of rows that lack that")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     by_key = {row.key: row for row in ROWS}
     if arguments.row:
-        print(json.dumps(compile_row(by_key[arguments.row])))
+        print(json.dumps(compile_row(by_key[arguments.row], whole=arguments.whole)))
         return
     chosen = [row for row in ROWS if re.search(arguments.only, row.key)]
     if arguments.list:
@@ -168,10 +175,10 @@ def main() -> None:
             print(f"{'compiled' if row.key in read() else 'lacks   '}  {row.key}")
         return
     for row in [] if arguments.table else chosen:
-        if row.key in read():
+        if is_there(read().get(row.key), whole=arguments.whole):
             continue
         started = time.monotonic()
-        report = in_own_process(row)
+        report = in_own_process(row, whole=arguments.whole)
         if report is not None:
             write({**read(), row.key: report})
             print(f"{row.key}: {time.monotonic() - started:.0f} s", flush=True)

@@ -7,7 +7,7 @@ analysis does not; `budget` counts the same model by formulas.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import math
 import os
@@ -20,12 +20,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
 
 import jax
 
-from benchmarks import random_batch
 from configs import nyud, pascal_context
-from taskexpert_jax import optimizer, sharding, train, train_state
+from taskexpert_jax import compilation, optimizer, sharding, tally, train_state
 from taskexpert_jax.models import budget, taskexpert
 from taskexpert_jax.tasks import from_config
+from taskexpert_jax.train_step import make_train_step
 
+BENCHMARKS = {"nyud": nyud, "pascal_context": pascal_context}
 # bfloat16 FLOP/s (dense) and bytes/s of memory, by the makers' data sheets; no device was asked.
 DATA_SHEETS = {
     "H100 SXM": (989e12, 3.35e12),
@@ -39,7 +40,7 @@ OPTIMISER_BYTES = 4 * (1 + 4 + 3)
 
 # The first that has one of its names among the modules of a product's path, in this order.
 PARTS = {
-    "attention of tokens": ("vmap(BTNH,BSNH->BNTS)", "vmap(BNTS,BSNH->BTNH)"),
+    "attention of tokens": ("attend",),
     "backbone, the rest": ("patches", "blocks"),
     "experts": ("experts",),
     "memory": ("vmap(read)", "read", "write"),
@@ -70,18 +71,20 @@ class Product:
     @property
     def part(self) -> str:
         """One of `PARTS`."""
-        names = {word.split("_")[0] if word.startswith(("head_", "write_", "read_")) else word for word in self._words}
-        return next((part for part, known in PARTS.items() if names & set(known)), list(PARTS)[-1])
-
-    @property
-    def _words(self) -> list[str]:
-        return self.path.split("/")
+        return part_of(self.path)
 
     @property
     def kind(self) -> str:
         """The operands' dtypes, and the precision where it is asked for: for people."""
         words = " x ".join(dict.fromkeys(self.dtypes))
         return f"{words}, highest precision" if self.highest and "float32" in self.dtypes else words
+
+
+def part_of(path: str) -> str:
+    """The part of `PARTS` that an operation with this path belongs to."""
+    words = path.split("/")
+    names = {word.split("_")[0] if word.startswith(("head_", "write_", "read_")) else word for word in words}
+    return next((part for part, known in PARTS.items() if names & set(known)), list(PARTS)[-1])
 
 
 def products(jaxpr: Any, path: str = "", times: int = 1) -> Iterator[Product]:
@@ -93,12 +96,19 @@ def products(jaxpr: Any, path: str = "", times: int = 1) -> Iterator[Product]:
             highest = "HIGHEST" in str(eqn.params["precision"])
             counts = times * _flops(eqn), times * sum(_bytes(var.aval) for var in (*eqn.invars, *eqn.outvars))
             yield Product(here, eqn.primitive.name, dtypes, highest, *counts)
-        inner = times * eqn.params["length"] if eqn.primitive.name == "scan" else times
+        inner = times * _turns(eqn)
         for value in eqn.params.values():
             for part in value if isinstance(value, tuple | list) else (value,):
                 part = getattr(part, "jaxpr", part)
                 if hasattr(part, "eqns"):
                     yield from products(part, here, inner)
+
+
+def _turns(eqn: Any) -> int:
+    """How often what is inside an operation runs."""
+    if eqn.primitive.name == "pallas_call":
+        return math.prod(eqn.params["grid_mapping"].grid)
+    return eqn.params["length"] if eqn.primitive.name == "scan" else 1
 
 
 def _flops(eqn: Any) -> int:
@@ -115,18 +125,18 @@ def _bytes(array: Any) -> int:
     return math.prod(array.shape) * array.dtype.itemsize
 
 
-def trace_train_step(config: Any) -> Any:
-    """The jaxpr of the training step of `train.make_train_step` for a config, on one device."""
+def trace_train_step(config: Any, devices: Sequence[Any] | None = None) -> Any:
+    """The training step of `make_train_step` for a config, traced: on this process's first device, or on others."""
     tasks = from_config(config)
-    model, tx = taskexpert.from_config(config, tasks), optimizer.build(config)
-    mesh = sharding.make_mesh(config.mesh, {}, devices=jax.devices()[:1])
+    devices = jax.devices()[:1] if devices is None else devices
+    model, tx = taskexpert.from_config(config, tasks, devices[0].platform), optimizer.build(config)
+    mesh = sharding.make_mesh(config.mesh, {}, devices=devices)
     _, abstract, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
-    batch = random_batch.make(config, tasks, config.batch_size, seed=0)
-    shapes = {key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in batch.items()}
+    batch = compilation.abstract_batch(tasks, config.batch_size, tuple(config.dataset.image_size), mesh)
     with sharding.use(mesh):
-        step = train.make_train_step(model, tx, config, mesh, shardings)
-        sums = jax.eval_shape(lambda: train.zero_sums(tasks))
-        return step.trace(abstract, sums, shapes).jaxpr.jaxpr
+        step: Any = make_train_step(model, tx, config, mesh, shardings)
+        seen = jax.eval_shape(lambda: tally.empty(tasks))
+        return step.trace(abstract, seen, batch)
 
 
 def table(found: list[Product], batch_size: int) -> str:
@@ -173,9 +183,9 @@ def main() -> None:
     parser.add_argument("--benchmark", choices=("nyud", "pascal_context"), default="pascal_context")
     parser.add_argument("--batch", type=int, default=8, help="images a step")
     args = parser.parse_args()
-    config = {"nyud": nyud, "pascal_context": pascal_context}[args.benchmark].get_config(args.size)
+    config = BENCHMARKS[args.benchmark].get_config(args.size)
     config.batch_size, config.model.unroll = args.batch, "no"
-    found = list(products(trace_train_step(config)))
+    found = list(products(trace_train_step(config).jaxpr.jaxpr))
     model = taskexpert.from_config(config, from_config(config))
     parameters = sum(budget.count_parameters(model).values())
     print(f"{table(found, args.batch)}\n\n{floors(found, parameters)}")

@@ -93,6 +93,11 @@ def base(variant: str) -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 2_000  # and at the end; the latest and the best are kept
     config.checkpoint.best_task = "semseg"  # the best checkpoint is kept by this task's published metric
+    config.guard = ConfigDict()  # what to do about what goes wrong: docs/resume.md
+    config.guard.skip_steps = 0  # steps with a loss or gradient that is not finite that are left out; one more stops
+    config.guard.skip_examples = 0  # training examples that cannot be read that are replaced; one more stops
+    config.guard.spike_factor = 4.0  # a step's loss above so many times the running mean is noted; 0: none
+    config.guard.stall_seconds = 600.0  # after so long without a step a warning says what it waits for; 0: never
     config.log = ConfigDict()
     config.log.every_steps = 50  # scalars and progress
     config.log.images = 4  # evaluation examples drawn to TensorBoard at each evaluation; 0: none

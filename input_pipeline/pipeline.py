@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from input_pipeline import records, transforms
 from input_pipeline.records import Example, Source
+from input_pipeline.sources import KeptSource, ReducedSource, ReplacingSource
 from taskexpert_jax import inputs
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task
@@ -37,49 +38,13 @@ _ORDER = 0  # stream of random numbers; the others are the transforms'
 _iterating: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 # Decoded examples of the splits opened so far in this process, by what they depend on.
-_kept: dict[str, "KeptSource"] = {}
+_kept: dict[str, KeptSource] = {}
 
 
 @atexit.register
 def _end_iterations() -> None:
     for batches in list(_iterating):
         batches.close()
-
-
-class ReducedSource:
-    """A source whose frames are reduced by `factor`, with a label for each of the given tasks and no other."""
-
-    def __init__(self, source: Source, tasks: Sequence[Task], factor: float):
-        self.labels = tuple(task.name for task in tasks)
-        self._source = source
-        self._tasks = tasks
-        self._factor = factor
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def load(self, index: int) -> Example:
-        """See `Source.load`."""
-        example = transforms.fill_missing(self._source.load(index), self._tasks)
-        return transforms.downscale(example, self._tasks, self._factor)
-
-
-class KeptSource:
-    """A source that decodes every example once and keeps it in memory from then on."""
-
-    def __init__(self, source: Source):
-        self.labels = source.labels
-        self._source = source
-        self._examples: dict[int, Example] = {}
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def load(self, index: int) -> Example:
-        """See `Source.load`."""
-        if index not in self._examples:
-            self._examples[index] = self._source.load(index)
-        return self._examples[index]
 
 
 def with_benchmark_labels(tasks: Sequence[Task], source: Source) -> tuple[Task, ...]:
@@ -188,7 +153,6 @@ def augmented(example: Example, config: Any, tasks: Sequence[Task], position: in
 def _train_example(source: Source, config: Any, tasks: Sequence[Task], position: int) -> Example:
     example = source.load(shuffled_index(position, config.seed, len(source)))
     example = augmented(example, config, tasks, position)
-    del example["id"]
     return {**example, "mask": np.float32(1)}
 
 
@@ -206,15 +170,15 @@ def _eval_example(source: Source, size: tuple[int, int], tasks: Sequence[Task], 
     return {**example, "mask": np.float32(real), "id": example["id"] if real else ""}
 
 
-def _spec(tasks: Sequence[Task], size: tuple[int, int], *, with_id: bool) -> dict[str, tf.TensorSpec]:
+def _spec(tasks: Sequence[Task], size: tuple[int, int]) -> dict[str, tf.TensorSpec]:
     """What a finished example holds."""
     spec = {
         "image": tf.TensorSpec((*size, 3), tf.uint8),
         "window": tf.TensorSpec((4,), tf.int32),
         "mask": tf.TensorSpec((), tf.float32),
+        "id": tf.TensorSpec((), tf.string),
     }
-    spec |= {task.name: tf.TensorSpec((*size, task.label_channels), task.label_dtype) for task in tasks}
-    return {**spec, "id": tf.TensorSpec((), tf.string)} if with_id else spec
+    return spec | {task.name: tf.TensorSpec((*size, task.label_channels), task.label_dtype) for task in tasks}
 
 
 def _batches(
@@ -248,8 +212,7 @@ def _batches(
         try:
             batch: Any
             for batch in dataset.with_options(options).as_numpy_iterator():
-                if "id" in batch:
-                    batch["id"] = np.array([example_id.decode() for example_id in batch["id"]])
+                batch["id"] = np.array([example_id.decode() for example_id in batch["id"]])
                 yield batch
         except tf.errors.OpError:
             if failures:
@@ -270,21 +233,24 @@ def train_batches(
       rows: their places in the global batch, see `processes.batch_rows`; all if None.
 
     Returns:
-      image (b,H,W,3) uint8, each task's label (b,H,W,c), window (b,4) int32, mask (b,) float32 of ones; b = len(rows).
+      image (b,H,W,3) uint8, each task's label (b,H,W,c), window (b,4) int32, mask (b,) float32 of ones, id (b,) str;
+      b = len(rows).
 
     Raises:
-      UserError: the data set is missing or lacks a task's labels.
+      UserError: the data set is missing or lacks a task's labels; while iterating, more examples cannot be read than
+        `config.guard.skip_examples`.
     """
     own = range(config.batch_size) if rows is None else rows
-    source = open_source(config.dataset, tasks, config.dataset.train_split)
+    split = config.dataset.train_split
+    opened = open_source(config.dataset, tasks, split)
+    source = ReplacingSource(opened, f"{split} of {config.dataset.name}", config.guard.skip_examples)
 
     def load(row: int) -> Example:
         position = (row // len(own)) * config.batch_size + int(own[row % len(own)])
         return _train_example(source, config, tasks, position)
 
     positions = tf.data.Dataset.range(start_step * len(own), np.iinfo(np.int64).max)
-    spec = _spec(tasks, tuple(config.dataset.image_size), with_id=False)
-    return _batches(load, spec, positions, len(own), config.dataset.threads)
+    return _batches(load, _spec(tasks, tuple(config.dataset.image_size)), positions, len(own), config.dataset.threads)
 
 
 def eval_batches(
@@ -306,7 +272,7 @@ def eval_batches(
       split: config.dataset.eval_split if None.
 
     Returns:
-      as `train_batches`, and id (b,) str; where the data set has a `Task.benchmark_label`, that too.
+      as `train_batches`; where the data set has a `Task.benchmark_label`, that too.
 
     Raises:
       UserError: as `train_batches`; an eval.image_size that does not fit; while iterating, an image larger than that.
@@ -324,4 +290,4 @@ def eval_batches(
         return _eval_example(source, size, labelled, count, position)
 
     positions = tf.data.Dataset.range(-(-count // batch_size) * len(own))
-    return _batches(load, _spec(labelled, size, with_id=True), positions, len(own), config.dataset.threads)
+    return _batches(load, _spec(labelled, size), positions, len(own), config.dataset.threads)

@@ -1,13 +1,22 @@
-"""Orbax checkpoints of a run: asynchronous, the latest and the best kept, restored strictly.
+"""Orbax checkpoints of a run: asynchronous, the latest two and the best kept, checked, restored strictly.
 
 A checkpoint has the items `params` (parameters, their moving average if any, and batch statistics: all that evaluation
 needs), `train` (optimiser state, step, random key), `data` (position in the data) and `config`.
+
+  python -m taskexpert_jax.checkpoint WORKDIR      # what is there
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
+import errno
+import logging as logging_module
 import math
+import os
 import pathlib
-from typing import Any
+import sys
+import threading
+import time
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -15,16 +24,45 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from taskexpert_jax import checkpoint_files, processes
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task
 from taskexpert_jax.train_state import TrainState, Tree
 
-# Orbax warns at every save that was not evaluated, which is what a checkpoint between two evaluations is.
-logging.get_absl_logger().addFilter(lambda record: "Requested `tracked_metric`" not in record.getMessage())
+_SECONDS_BETWEEN_LOOKS = 0.1  # at whether a save is complete
+_SECONDS_TO_CLEAR = 1.0
+
+# How the errors of a disk that takes nothing more read, in the words of Orbax and TensorStore.
+_REFUSED = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS))
+
+
+def _refusal(error: object) -> str | None:
+    """What the disk said, where the error is that it takes nothing more."""
+    text = " ".join(str(error).split())
+    return next((words for words in _REFUSED if words in text), None)
+
+
+def _worth_logging(record: logging_module.LogRecord) -> bool:
+    """Not so: Orbax's warning at every save without an evaluation, and traces of what `Checkpoints` says in a line."""
+    refused = record.exc_info is not None and _refusal(record.exc_info[1]) is not None
+    return not refused and "Requested `tracked_metric`" not in record.getMessage()
+
+
+logging.get_absl_logger().addFilter(_worth_logging)
+
+
+class Restored(NamedTuple):
+    """What a run goes on from. evaluated: whether the checkpoint has the metrics of an evaluation at its step."""
+
+    state: TrainState
+    step: int
+    evaluated: bool
 
 
 class Checkpoints:
     """The checkpoints of one working directory.
+
+    Each is sealed when it is complete (`checkpoint_files`), by a thread, so that training goes on meanwhile.
 
     Args:
       workdir: the run's directory; checkpoints lie in its `checkpoints/`.
@@ -43,7 +81,7 @@ class Checkpoints:
 
         policy = preservation_policy.AnyPreservationPolicy(
             [
-                preservation_policy.LatestN(1),
+                preservation_policy.LatestN(2),
                 # `max_to_keep` with `best_fn` would delete the newest checkpoint as soon as the metric worsens.
                 preservation_policy.BestN(
                     get_metric_fn=metric,
@@ -65,32 +103,172 @@ class Checkpoints:
             "data": ocp.JsonCheckpointHandler(),
             "config": ocp.JsonCheckpointHandler(),
         }
+        if not read_only and self._first_process:
+            for step in checkpoint_files.remove_unfinished(self.path):
+                print(f"step {step} was being written when the run ended: left out", flush=True)
         self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
+        self._sealing: threading.Thread | None = None
+        self._refused = False  # by the disk
+        self._hooks = threading.excepthook, sys.unraisablehook
+        threading.excepthook, sys.unraisablehook = self._thread_failed, self._unraisable
+
+    @property
+    def _first_process(self) -> bool:
+        return jax.process_index() == 0
 
     def save(self, state: TrainState, config: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
         """Starts saving `state`; returns when it has been copied off the devices.
 
+        A checkpoint of the same step is replaced: that of a run that was told to stop before it could evaluate.
+
         metrics: the evaluation at this very step, or None; only evaluated checkpoints can be the best, and of those the
           ones whose metric is a number (it is none where no label of the task was evaluated).
+
+        Raises:
+          UserError: this checkpoint or the one before it cannot be written.
         """
         step = int(state.step)
         best = math.nan if metrics is None else metrics[self._best_key]
         items = _split(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(items["params"]),
-                train=ocp.args.StandardSave(items["train"]),
-                data=ocp.args.JsonSave({"next_batch": step}),
-                config=ocp.args.JsonSave(dict(config)),
-            ),
-            metrics=None if math.isnan(best) else {self._best_key: best},
-        )
+        with self._writing():
+            self._finish()
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(items["params"]),
+                    train=ocp.args.StandardSave(items["train"]),
+                    data=ocp.args.JsonSave({"next_batch": step, "evaluated": metrics is not None}),
+                    config=ocp.args.JsonSave(dict(config)),
+                ),
+                metrics=None if math.isnan(best) else {self._best_key: best},
+            )
+        if self._first_process:
+            self._sealing = threading.Thread(target=self._seal, args=(step,), name="checkpoint seal", daemon=True)
+            self._sealing.start()
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is complete and sealed; raises UserError where it cannot be written."""
+        with self._writing():
+            self._finish()
+
+    def _finish(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+
+    def _seal(self, step: int) -> None:
+        """Seals a checkpoint as soon as it is complete; one that never is, or goes at once, is left as it is."""
+        while self._manager.is_saving_in_progress():
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        folder = self.path / str(step)
+        if folder.is_dir():
+            with contextlib.suppress(OSError):  # a full disk; or no longer one of the latest
+                checkpoint_files.seal(folder)
+
+    def _thread_failed(self, failed: threading.ExceptHookArgs) -> None:
+        """Prints no trace of what `_writing` says in one line."""
+        if _refusal(failed.exc_value) is None:
+            self._hooks[0](failed)
+
+    def _unraisable(self, failed: Any) -> None:
+        """The same for writes that end after the one whose failure has ended Orbax's event loop."""
+        if not isinstance(failed.exc_value, RuntimeError) or "Event loop is closed" not in str(failed.exc_value):
+            self._hooks[1](failed)
+
+    def _clear(self) -> None:
+        """Removes what has been written of a checkpoint that the disk refused, also by threads that still write."""
+        deadline = time.monotonic() + _SECONDS_TO_CLEAR
+        while self._first_process and time.monotonic() < deadline:
+            checkpoint_files.remove_unfinished(self.path)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns the errors of a disk that takes nothing more into one line."""
+        try:
+            yield
+        except Exception as error:
+            reason = _refusal(error)
+            if reason is None:
+                raise
+            self._refused = True
+            steps = saved_steps(self.path.parent)
+            last = f"step {steps[-1]}" if steps else "the start"
+            raise UserError(
+                f"a checkpoint cannot be written to {self.path}: {reason}; make room or give the right to write, and "
+                f"start again: the run goes on from {last}"
+            ) from error
 
     @property
     def latest(self) -> int | None:
-        """The newest step saved, or None."""
+        """The newest step saved, good or not, or None."""
         return self._manager.latest_step()
+
+    def restore_newest(self, abstract: TrainState) -> Restored | None:
+        """The newest good checkpoint, placed as `abstract` says; None where nothing was ever saved.
+
+        Newer ones that are damaged are named, a line each, and moved to WORKDIR/damaged.
+
+        Raises:
+          UserError: there are checkpoints, but none is good; or the newest good one does not fit: see `restore`.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        problems: dict[int, str] = {}
+        restored = None
+        for step in steps:
+            restored = self._restore_good(step, abstract)
+            if isinstance(restored, Restored):
+                break
+            problems[step] = restored
+        if not isinstance(restored, Restored):
+            if not steps:
+                return None
+            each = "; ".join(f"{step}: {problem}" for step, problem in problems.items())
+            raise UserError(
+                f"none of the checkpoints in {self.path} is good ({each}); put the files back, or use another --workdir"
+            )
+        for i, (step, problem) in enumerate(problems.items()):
+            where = self.path / str(step)
+            if self._first_process:
+                where = checkpoint_files.set_aside(where, self.path.parent / "damaged")
+            print(
+                f"warning: checkpoint {step} is damaged: {problem}; it is now {where}, and the run falls back to step "
+                f"{steps[i + 1]}",
+                flush=True,
+            )
+        if problems:
+            processes.gather(None)  # all wait until they have been moved
+            self._manager.reload()
+        return restored
+
+    def _restore_good(self, step: int, abstract: TrainState) -> Restored | str:
+        """The checkpoint, or what is wrong with it; the same in every process."""
+        folder = self.path / str(step)
+        found = checkpoint_files.problem(folder) if self._first_process else None
+        if problem := processes.gather(found)[0]:
+            return problem
+        if processes.gather(checkpoint_files.sealed(folder))[0]:
+            return Restored(self.restore(step, abstract), step, self._evaluated(step))
+        # Complete, but the program ended before it was sealed: it is good if all of it can be read.
+        restored, problem = None, None
+        try:
+            restored = Restored(self.restore(step, abstract), step, self._evaluated(step))
+        except UserError:
+            raise
+        except Exception as error:
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        first = next((text for text in processes.gather(problem) if text), None)
+        if first is None and self._first_process:
+            checkpoint_files.seal(folder)
+        return restored if restored is not None and first is None else str(first)
+
+    def _evaluated(self, step: int) -> bool:
+        items = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))
+        return items["data"].get("evaluated", True)  # older ones do not say
 
     def select(self, which: str) -> int:
         """The step that `best`, `latest` or a number means.
@@ -112,6 +290,12 @@ class Checkpoints:
             return int(which)
         raise UserError(f"--checkpoint={which}: not in {self.path}; use best, latest or one of {steps}")
 
+    def _refuse_damaged(self, step: int) -> None:
+        if problem := checkpoint_files.problem(self.path / str(step)):
+            others = [other for other in sorted(self._manager.all_steps()) if other != step]
+            rest = f"; --checkpoint may be one of {others}" if others else ""
+            raise UserError(f"checkpoint {self.path}/{step} is damaged: {problem}{rest}")
+
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state saved at `step`, placed as `abstract` says; raises UserError where anything does not fit."""
         expected = _split(abstract)
@@ -129,16 +313,20 @@ class Checkpoints:
     def restore_variables(self, step: int, abstract: TrainState) -> dict[str, Tree]:
         """Parameters (averaged ones where the run has them) and batch statistics alone, for evaluation.
 
-        Raises UserError where anything does not fit.
+        The optimiser's state is not read. Arrays come in the float dtype of `abstract`, whichever they were saved in.
+
+        Raises UserError where anything does not fit or is damaged.
         """
+        self._refuse_damaged(step)
         expected = _split(abstract)["params"]
-        self._check(step, "params", expected)
+        self._check(step, "params", expected, cast=True)
         items = ocp.args.Composite(params=ocp.args.StandardRestore(expected))
         restored = self._manager.restore(step, args=items)["params"]
         return {"params": restored.get("ema", restored["params"]), "batch_stats": restored["batch_stats"]}
 
     def restore_parameters(self, step: int) -> Tree:
         """Parameters (averaged ones where the run has them) as host arrays in the shapes that they were saved in."""
+        self._refuse_damaged(step)
         saved = self._manager.item_metadata(step)["params"]
         # Arrays of NumPy as targets: nothing is placed on devices, which may be others than those of the run.
         hosts = jax.tree.map(
@@ -148,10 +336,13 @@ class Checkpoints:
         restored = self._manager.restore(step, args=items)["params"]
         return restored.get("ema", restored["params"])
 
-    def _check(self, step: int, item: str, expected: Tree) -> None:
-        """Refuses a checkpoint whose names, shapes or dtypes differ: nothing is ever restored in part."""
-        saved = _leaves(self._manager.item_metadata(step)[item])
-        wanted = _leaves(expected)
+    def _check(self, step: int, item: str, expected: Tree, *, cast: bool = False) -> None:
+        """Refuses a checkpoint whose names, shapes or dtypes differ: nothing is ever restored in part.
+
+        cast: whether one float dtype may stand for another.
+        """
+        saved = _leaves(self._manager.item_metadata(step)[item], cast)
+        wanted = _leaves(expected, cast)
         lines = [f"- {name} {saved[name]}: only in the checkpoint" for name in sorted(saved.keys() - wanted.keys())]
         lines += [f"+ {name} {wanted[name]}: only in the model" for name in sorted(wanted.keys() - saved.keys())]
         lines += [
@@ -167,9 +358,14 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Waits for the last save and releases the manager."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the last save and releases the manager; raises UserError where it cannot be written."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+            if self._refused:
+                self._clear()
+            threading.excepthook, sys.unraisablehook = self._hooks
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
@@ -186,15 +382,19 @@ def _split(state: TrainState) -> dict[str, dict[str, Any]]:
     }
 
 
-def _leaves(tree: Tree) -> dict[str, str]:
-    """Name -> "shape dtype" of every array of a tree or of its metadata."""
+def _leaves(tree: Tree, cast: bool = False) -> dict[str, str]:
+    """Name -> "shape dtype" of every array of a tree or of its metadata; with `cast` all float dtypes are one."""
 
     def is_array(node: Any) -> bool:
         return hasattr(node, "shape") and hasattr(node, "dtype")
 
+    def dtype(leaf: Any) -> str:
+        found = jax.numpy.dtype(leaf.dtype)
+        return "float" if cast and jax.numpy.issubdtype(found, jax.numpy.floating) else found.name
+
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_array)
     return {
-        "/".join(_key(entry) for entry in path): f"{tuple(leaf.shape)} {jax.numpy.dtype(leaf.dtype).name}"
+        "/".join(_key(entry) for entry in path): f"{tuple(leaf.shape)} {dtype(leaf)}"
         for path, leaf in flat
         if is_array(leaf)
     }

@@ -103,6 +103,28 @@ def count(hlo: str, devices: int) -> Found:
     return Found(traffic, len(uncounted))
 
 
+def executed(hlo: str) -> Iterator[tuple[Instruction, int, list[Instruction]]]:
+    """Every instruction that a program runs: itself, how often, and what it fuses (itself where it fuses nothing).
+
+    Of a conditional those of all branches; loops of unknown length are taken to turn once.
+    """
+    computations, entry = _computations(hlo)
+
+    def of(name: str, times: int) -> Iterator[tuple[Instruction, int, list[Instruction]]]:
+        for instruction in computations.get(name, []):
+            called = list(_called(instruction))
+            if instruction.opcode == "fusion":
+                yield instruction, times, [inside for fused in called for inside in computations[fused]]
+                continue
+            yield instruction, times, [instruction]
+            loop = instruction.opcode == "while"
+            turns = _turns(instruction, computations[name], computations) if loop else 1
+            for inner in called:
+                yield from of(inner, times * (turns or 1))
+
+    yield from of(entry, 1)
+
+
 def _with_fused(name: str, computations: Computations) -> Iterator[tuple[str, Instruction]]:
     """The instructions of a computation and of its fusions, each with the name of the computation that it stands in."""
     for instruction in computations.get(name, []):

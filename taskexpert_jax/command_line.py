@@ -7,10 +7,10 @@ from typing import Any, NoReturn
 from absl import flags, logging
 
 
-def fail(text: str) -> NoReturn:
-    """Ends the program with `error: <text>` on stderr and status 2."""
+def fail(text: str, status: int = 2) -> NoReturn:
+    """Ends the program with `error: <text>` on stderr and a status, that of wrong input."""
     print(f"error: {text}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def quieten() -> None:

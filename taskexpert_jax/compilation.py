@@ -4,12 +4,15 @@ Nothing is computed and no data are read. For a topology (`topologies.NAMES`) no
 compiles the very program that would run there.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import json
 import math
+import multiprocessing
 import pathlib
 import re
+import tempfile
 import time
 from typing import Any
 
@@ -17,97 +20,64 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from taskexpert_jax import collectives, evaluate, inference, inputs, optimizer, sharding, topologies, train, train_state
+from taskexpert_jax import (
+    collectives,
+    compile_report,
+    evaluate,
+    inference,
+    inputs,
+    memory_layout,
+    optimizer,
+    sharding,
+    tally,
+    topologies,
+    train_state,
+)
+from taskexpert_jax.compile_report import Program, Report, Trial
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import budget, taskexpert
 from taskexpert_jax.tasks import Task, from_config
-from taskexpert_jax.topologies import GIB
+from taskexpert_jax.train_step import batch_sizes, make_train_step
 
 STEPS = ("train", "eval")
 
 # XLA's autotuning of matmuls by Triton runs them, and there is no GPU to run them on.
-_COMPILER_OPTIONS = {"cuda": {"xla_gpu_enable_triton_gemm": False}}
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """One compiled step; sizes are bytes on each device, None where the compiler gave up for want of memory.
-
-    Attributes:
-      compile_seconds: of XLA alone, without tracing.
-      peak: the most that is in use at any moment, by XLA's count. On CPUs it leaves the temporaries out.
-      reserved: what the device sets aside for the whole step: arguments, results that do not take the place of
-        arguments, and one block for everything else, gaps included.
-      arguments, outputs, temporaries: state and batch, results, and that block.
-      collectives: kind -> its traffic, see `collectives.Traffic`.
-      uncounted_loops: loops with collectives whose number of turns is unknown, counted as one.
-      needed: bytes that the step needs: the larger of `peak` and `reserved`, or what the compiler said that it lacks.
-      fits: whether that is within the device's memory; None where that is not known.
-    """
-
-    compile_seconds: float
-    peak: int | None
-    reserved: int | None
-    arguments: int | None
-    outputs: int | None
-    temporaries: int | None
-    collectives: dict[str, collectives.Traffic]
-    uncounted_loops: int
-    needed: int
-    fits: bool | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What `--mode=compile` finds.
-
-    Attributes:
-      topology: as asked for, or "local".
-      memory: bytes of each device, as its maker gives them; None where not known.
-      train_flops: of a train step over all devices, by the analytic count: 2 a multiply-add, and the backward pass as
-        twice the forward pass; what remat computes once more is not counted.
-      programs: by step, see `STEPS`.
-      advice: config changes that would lower the memory, the most useful first.
-    """
-
-    config: str
-    topology: str
-    device_kind: str
-    devices: int
-    mesh: dict[str, int]
-    batch_size: int
-    eval_batch_size: int
-    remat: bool
-    memory: int | None
-    parameters: int
-    multiply_adds: int
-    train_flops: int
-    programs: dict[str, Program]
-    advice: tuple[str, ...]
+_GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
 
 def compile_steps(
-    config: Any, topology: str | None = None, steps: Sequence[str] = STEPS, devices: Sequence[Any] | None = None
+    config: Any,
+    topology: str | None = None,
+    steps: Sequence[str] = STEPS,
+    devices: Sequence[Any] | None = None,
+    *,
+    quick: bool = False,
 ) -> Report:
     """Compiles the steps of a config for a topology, or for the given devices, or for all that this process has.
+
+    quick: stop before machine code is made of the optimised program, whose memory and traffic are known by then: a few
+      per cent of the time. For the topologies of TPUs only.
 
     Raises:
       UserError: an unknown topology, a compiler that is not installed, or a config that does not fit itself or the
         devices.
     """
-    options = None
+    if quick and topologies.platform_of(topology) != "tpu":
+        raise UserError("--quick needs a --topology of TPUs: no other compiler says early what it has laid out")
     if topology:
         devices = topologies.devices(topology)
-        options = _COMPILER_OPTIONS.get(topologies.ACCELERATORS[topology.split(":")[0]].platform)
-        if config.model.unroll == "auto":
-            config = config.copy_and_resolve_references()
-            config.model.unroll = "no"  # what auto means there: it goes by the devices of this process
     devices = jax.devices() if devices is None else devices
-    mesh = sharding.make_mesh(config.mesh, train.batch_sizes(config), devices)
-    model = taskexpert.from_config(config, from_config(config))
+    mesh, model = _fitted(config, devices)
     counted = budget.count(model)
     memory = topologies.memory_of(devices[0])
-    lowered = _lowerings(config, model, mesh)
+    options = _GPU_OPTIONS if topologies.platform_of(topology) == "cuda" else {}
+    programs, lowerings = {}, {} if quick else _lowerings(config, model, mesh)
+    for step in steps:
+        if topology and quick:
+            programs[step] = _compile_until_laid_out(config, topology, step, mesh.size, memory)
+        else:
+            programs[step] = _compile(lowerings[step], mesh, memory, options)
+    tried = "train" in programs and programs["train"].fits is False and topologies.platform_of(topology) == "tpu"
     return Report(
         config=f"{config.dataset.name} {config.variant}",
         topology=topology or "local",
@@ -121,9 +91,16 @@ def compile_steps(
         parameters=counted.total_parameters,
         multiply_adds=counted.total_multiply_adds,
         train_flops=3 * 2 * counted.total_multiply_adds * config.batch_size,
-        programs={step: _compile(lowered[step], mesh, memory, options) for step in steps},
+        programs=programs,
         advice=advice(config, mesh),
+        trials=tuple(_trials(config, str(topology), mesh, memory)) if tried else (),
     )
+
+
+def _fitted(config: Any, devices: Sequence[Any]) -> tuple[Mesh, taskexpert.TaskExpert]:
+    """The mesh over the devices, and the model as it is built for them."""
+    mesh = sharding.make_mesh(config.mesh, batch_sizes(config), devices)
+    return mesh, taskexpert.from_config(config, from_config(config), devices[0].platform)
 
 
 def abstract_batch(
@@ -155,25 +132,47 @@ def _lowerings(config: Any, model: taskexpert.TaskExpert, mesh: Mesh) -> dict[st
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), jax.eval_shape(make)
         )
 
-    def train_step() -> Any:
+    def training() -> Any:
         batch = abstract_batch(model.tasks, config.batch_size, tuple(config.dataset.image_size), mesh)
-        step: Any = train.make_train_step(model, tx, config, mesh, shardings)
-        return step.lower(state, placed(lambda: train.zero_sums(model.tasks)), batch)
+        step: Any = make_train_step(model, tx, config, mesh, shardings)
+        return step.lower(state, placed(lambda: tally.empty(model.tasks)), batch)
 
-    def eval_step() -> Any:
+    def evaluation() -> Any:
         batch = abstract_batch(model.tasks, config.eval.batch_size, inputs.frame_size(config), mesh)
         step: Any = evaluate.make_eval_step(model.tasks, inference.make_inference(model, config), mesh)
         return step.lower(state.variables(), placed(lambda: evaluate.empty_states(model.tasks)), batch)
 
-    return {"train": train_step, "eval": eval_step}
+    return {"train": training, "eval": evaluation}
 
 
-def _compile(lower: Callable[[], Any], mesh: Mesh, memory: int | None, options: Mapping[str, Any] | None) -> Program:
-    with sharding.use(mesh):
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Without JAX's cache of programs: a kept one would count as compiled in no time, and leave no notes."""
+    kept = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]: made at run time
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
+
+
+def _compile(
+    lower: Callable[[], Any],
+    mesh: Mesh,
+    memory: int | None,
+    options: Mapping[str, Any],
+    folder: pathlib.Path | None = None,
+) -> Program:
+    """Compiles a step; for a TPU the compiler's notes go to `folder`, or to one that is gone afterwards."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as made:
+            return _compile(lower, mesh, memory, options, pathlib.Path(made))
+    noted = mesh.devices.flat[0].platform == "tpu"
+    with sharding.use(mesh), _uncached():
         lowered = lower()
         started = time.monotonic()
         try:
-            compiled = lowered.compile(compiler_options=options)
+            compiled = lowered.compile(compiler_options={**options, **(memory_layout.options(folder) if noted else {})})
         except jax.errors.JaxRuntimeError as error:
             needed = memory_needed(str(error))
             if needed is None:
@@ -182,23 +181,67 @@ def _compile(lower: Callable[[], Any], mesh: Mesh, memory: int | None, options: 
             return Program(seconds, None, None, None, None, None, {}, 0, needed, fits=False)
     seconds = round(time.monotonic() - started, 1)
     sizes = compiled.memory_analysis()
-    found = collectives.count(compiled.as_text(), mesh.size)
-    peak = sizes.peak_memory_in_bytes
-    own_outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    reserved = sizes.argument_size_in_bytes + own_outputs + sizes.temp_size_in_bytes
-    needed = max(peak, reserved)
+    layout = memory_layout.read(folder)[0] if noted else memory_layout.of_analysis(sizes)
+    return _program(layout, compiled.as_text(), mesh.size, memory, seconds, sizes.peak_memory_in_bytes)
+
+
+def _program(
+    layout: memory_layout.Layout,
+    hlo: str,
+    devices: int,
+    memory: int | None,
+    seconds: float | None = None,
+    peak: int | None = None,
+) -> Program:
+    found = collectives.count(hlo, devices)
+    needed = max(peak or 0, layout.reserved)
     return Program(
         compile_seconds=seconds,
         peak=peak,
-        reserved=reserved,
-        arguments=sizes.argument_size_in_bytes,
-        outputs=sizes.output_size_in_bytes,
-        temporaries=sizes.temp_size_in_bytes,
+        reserved=layout.reserved,
+        arguments=layout.arguments,
+        outputs=layout.outputs,
+        temporaries=layout.temporaries,
         collectives=found.traffic,
         uncounted_loops=found.uncounted_loops,
         needed=needed,
         fits=None if memory is None else needed <= memory,
     )
+
+
+def _compile_until_laid_out(config: Any, topology: str, step: str, devices: int, memory: int | None) -> Program:
+    """Compiles a step in a process of its own, which is ended as soon as the program's memory is laid out."""
+    processes = multiprocessing.get_context("spawn")
+    answer, sender = processes.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as made:
+        folder = pathlib.Path(made)
+        compiler = processes.Process(target=_answer, args=(config, topology, step, memory, folder, sender), daemon=True)
+        compiler.start()
+        sender.close()
+        try:
+            while not answer.poll(0.2):
+                if memory_layout.is_written(folder):
+                    return _program(*memory_layout.read(folder), devices, memory)
+            received = answer.recv()
+            if isinstance(received, UserError):
+                raise received
+            return received
+        except EOFError:
+            compiler.join()
+            raise RuntimeError(f"the compiler's process ended with status {compiler.exitcode}") from None
+        finally:
+            compiler.kill()  # or libtpu would report the signal at length
+            compiler.join()
+
+
+def _answer(config: Any, topology: str, step: str, memory: int | None, folder: pathlib.Path, sender: Any) -> None:
+    """What that process does: it sends the program if it gets as far as that, and above all writes to the folder."""
+    mesh, model = _fitted(config, topologies.devices(topology))
+    options = _GPU_OPTIONS if topologies.platform_of(topology) == "cuda" else {}
+    try:
+        sender.send(_compile(_lowerings(config, model, mesh)[step], mesh, memory, options, folder))
+    except UserError as error:
+        sender.send(error)
 
 
 def memory_needed(error: str) -> int | None:
@@ -214,66 +257,56 @@ def memory_needed(error: str) -> int | None:
 
 def advice(config: Any, mesh: Mesh) -> tuple[str, ...]:
     """What of the config lowers the memory that a step needs, the cheapest first."""
-    each = config.batch_size // config.accumulate_steps // (mesh.shape["data"] * mesh.shape["fsdp"])
-    found = [] if config.model.remat else ["--config.model.remat=True"]
-    if mesh.shape["fsdp"] == 1 and mesh.shape["data"] > 1:
-        shards = math.gcd(mesh.shape["data"], 8)
-        found.append(f"--config.mesh.fsdp={shards if shards > 1 else mesh.shape['data']}")
-    if each > 1:
+    found = [_flags(changes) for changes in _changes(config, mesh)]
+    if (each := _images_a_device(config, mesh)) > 1:
         found.append(f"a smaller batch or --config.accumulate_steps (now {each} images a device)")
     return tuple(found) or ("a larger --config.mesh.fsdp or .tensor", "a smaller model or smaller images")
 
 
-def verdict(program: Program, memory: int | None, advice: Sequence[str]) -> str:
-    """In words: whether a step fits a device with so many bytes of memory, and what to do where it does not."""
-    needed = f"{program.needed / GIB:.2f}"
-    if program.fits is None or memory is None:
-        return f"needs {needed} GiB a device; how much there is, is not known"
-    if program.fits:
-        return f"fits ({needed} of {memory / GIB:.0f} GiB)"
-    return f"does not fit: needs {needed} GiB of {memory / GIB:.0f}; try {' or '.join(advice)}"
+def _images_a_device(config: Any, mesh: Mesh) -> int:
+    return config.batch_size // config.accumulate_steps // (mesh.shape["data"] * mesh.shape["fsdp"])
 
 
-def text(report: Report) -> str:
-    """The report for people."""
-    axes = " x ".join(f"{axis}={size}" for axis, size in report.mesh.items())
-    lines = [
-        f"{report.config}, remat={report.remat}, on {report.topology}: {report.devices} x {report.device_kind}, {axes}",
-        f"{report.parameters / 1e6:.1f} M parameters, {report.multiply_adds / 1e9:.1f} G multiply-adds an image and "
-        f"forward pass; model FLOPs of a train step: {report.train_flops:.3e}",
-    ]
-    for step, program in report.programs.items():
-        batch = report.batch_size if step == "train" else report.eval_batch_size
-        lines.append(f"\n{step} step, global batch {batch}: {verdict(program, report.memory, report.advice)}")
-        lines.append(f"  compiled in {program.compile_seconds:.1f} s")
-        if program.peak is None:
-            continue
-        parts = ("peak", "reserved", "arguments", "outputs", "temporaries")
-        sizes = ", ".join(f"{part} {getattr(program, part) / 2**20:.1f}" for part in parts)
-        lines.append(f"  MiB a device: {sizes}")
-        for kind, of_kind in program.collectives.items():
-            whole, sent = of_kind.bytes / 2**20, of_kind.sent / 2**20
-            lines.append(f"  {kind:<18}{of_kind.count:>6} x, {whole:>9.1f} MiB a device, {sent:>9.1f} MiB sent")
-        if program.uncounted_loops:
-            lines.append(f"  {program.uncounted_loops} loops of unknown length are counted as one turn")
-    return "\n".join(lines)
+def _changes(config: Any, mesh: Mesh) -> list[dict[str, Any]]:
+    """Config changes, each of which lowers the memory."""
+    found: list[dict[str, Any]] = [] if config.model.remat else [{"model.remat": True}]
+    if mesh.shape["fsdp"] == 1 and mesh.shape["data"] > 1:
+        shards = math.gcd(mesh.shape["data"], 8)
+        shards = shards if shards > 1 else mesh.shape["data"]
+        rest = {} if config.mesh.data == -1 else {"mesh.data": mesh.shape["data"] // shards}
+        found.append({**rest, "mesh.fsdp": shards})
+    return found
 
 
-def run(config: Any, topology: str | None, report_file: pathlib.Path | None) -> Report:
-    """`--mode=compile`: prints the report and, given a file, writes it there as JSON.
+def _flags(changes: Mapping[str, Any]) -> str:
+    return " ".join(f"--config.{field}={value}" for field, value in changes.items())
+
+
+def _trials(config: Any, topology: str, mesh: Mesh, memory: int | None) -> Iterator[Trial]:
+    """The train step with one change, with all of them, and with more and more micro-batches, until it fits."""
+    single = _changes(config, mesh)
+    every = {field: value for changes in single for field, value in changes.items()}
+    each, steps = _images_a_device(config, mesh), config.accumulate_steps
+    finer = [{**every, "accumulate_steps": steps * n} for n in range(2, each + 1) if each % n == 0]
+    for changes in [*single, *([every] if len(single) > 1 else []), *finer]:
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(changes)
+        program = _compile_until_laid_out(changed, topology, "train", mesh.size, memory)
+        yield Trial(_flags(changes), program.needed, program.fits is True)
+        if program.fits:
+            return
+
+
+def run(config: Any, topology: str | None, report_file: pathlib.Path | None, *, quick: bool = False) -> Report:
+    """`--mode=compile`: prints the report and, given a file, writes it there as JSON. quick: see `compile_steps`.
 
     Raises:
       UserError: see `compile_steps`; or there is no folder for the file.
     """
     if report_file is not None and not report_file.parent.is_dir():  # before minutes of compiling
         raise UserError(f"--report={report_file}: there is no folder {report_file.parent}")
-    kept = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]: made at run time
-    jax.config.update("jax_enable_compilation_cache", False)  # or a kept program would count as compiled in no time
-    try:
-        report = compile_steps(config, topology)
-    finally:
-        jax.config.update("jax_enable_compilation_cache", kept)
-    print(text(report))
+    report = compile_steps(config, topology, quick=quick)
+    print(compile_report.text(report))
     if report_file is not None:
         report_file.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
         print(f"\nwritten: {report_file}")

@@ -118,8 +118,13 @@ def constrain(array: jax.Array, *names: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return array
-    spec = _fit(nn.logical_to_mesh_axes(names, RULES) or (), array.shape, mesh.shape)
-    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec(array.shape, *names)))
+
+
+def spec(shape: Sequence[int], *names: str | None) -> PartitionSpec:
+    """How `constrain` divides an array of this shape over the current mesh."""
+    mesh_shape = jax.sharding.get_abstract_mesh().shape
+    return _fit(nn.logical_to_mesh_axes(names, RULES) or (), shape, mesh_shape)
 
 
 def _fit(spec: Iterable[Any], shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:

@@ -112,6 +112,11 @@ def devices(name: str) -> Sequence[Any]:
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
 
 
+def platform_of(name: str | None) -> str | None:
+    """tpu or cuda; None for what is not one of `NAMES`."""
+    return ACCELERATORS[name.split(":")[0]].platform if name in NAMES else None
+
+
 def _gpus(kind: str, count: int) -> dict[str, str]:
     hosts, each = (count // _GPUS_PER_HOST, _GPUS_PER_HOST) if count > _GPUS_PER_HOST else (1, count)
     accelerator = ACCELERATORS[kind]

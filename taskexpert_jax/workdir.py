@@ -1,14 +1,53 @@
-"""A run's directory belongs to one config."""
+"""A run's directory belongs to one config, and to one program at a time."""
 
 from collections.abc import Iterator, Mapping
+import contextlib
+import datetime
+import fcntl
 import json
+import os
 import pathlib
+import socket
 from typing import Any
 
 from taskexpert_jax.errors import UserError
 
 # What may change when a run is resumed: where and how fast it runs and what it reports, not what it computes.
-FREE = ("mesh.", "eval.", "log.", "checkpoint.", "dataset.cache", "dataset.threads", "dataset.data_dir")
+FREE = ("mesh.", "eval.", "log.", "guard.", "checkpoint.", "dataset.cache", "dataset.threads", "dataset.data_dir")
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps the directory, which is made, for this program while its body runs.
+
+    The lock is the kernel's and ends with the program, however that ends; the file stays.
+
+    Raises:
+      UserError: another program has it; the message says which. Nothing is changed.
+    """
+    path = workdir / ".lock"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}; give another") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UserError(
+                f"{workdir} is in use by {file.read().strip() or 'another program'}: "
+                "wait until it has ended, or use another --workdir"
+            ) from None
+        file.truncate(0)
+        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -31,10 +70,9 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         return
     differences = list(_differences(json.loads(path.read_text()), wanted))
     if differences:
-        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+        listed = "".join(f"\n  {line}" for line in differences)
         raise UserError(
-            f"{workdir} holds a run of another config: {'; '.join(differences[:5])}{more}; "
-            "use another --workdir, or the config that the run started with"
+            f"{workdir} holds a run of another config; use another --workdir, or what the run started with:{listed}"
         )
 
 

@@ -1,12 +1,27 @@
 """Where a run's numbers and pictures go: metrics.jsonl, and TensorBoard events where TensorFlow is installed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 import pathlib
 import time
 from typing import Any, TextIO
 
 import numpy as np
+
+from taskexpert_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Raises UserError with the path and the reason where its body cannot write: the disk is full, or not ours."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}; make room or give the right to write, and start again: the "
+            "run goes on from its last checkpoint"
+        ) from error
 
 
 class RunWriter:
@@ -19,15 +34,18 @@ class RunWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, first: int, *, active: bool = True):
-        self._lines = _open_lines(workdir / "metrics.jsonl", first) if active else None
+        self._path = workdir / "metrics.jsonl"
+        with writing(self._path):
+            self._lines = _open_lines(self._path, first) if active else None
         self._summary = _summary_writer(workdir) if active else None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line: step, time in seconds since the epoch, and the values."""
         if self._lines is None:
             return
-        self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-        self._lines.flush()
+        with writing(self._path):
+            self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+            self._lines.flush()
         if self._summary is not None:
             self._summary.write_scalars(step, dict(values))
             self._summary.flush()
@@ -41,7 +59,8 @@ class RunWriter:
     def close(self) -> None:
         """Flushes and closes the files."""
         if self._lines is not None:
-            self._lines.close()
+            with contextlib.suppress(OSError):  # of a line that could not be written, which has been said
+                self._lines.close()
         if self._summary is not None:
             self._summary.close()
 

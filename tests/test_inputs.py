@@ -15,13 +15,14 @@ from taskexpert_jax import (
     optimizer,
     progress,
     sharding,
-    train,
+    tally,
     train_state,
     writers,
 )
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import taskexpert
 from taskexpert_jax.tasks import from_config
+from taskexpert_jax.train_step import make_train_step
 
 
 def test_normalisation_is_the_familys_and_padding_is_exactly_zero():
@@ -77,8 +78,8 @@ def test_training_and_inference_normalise_as_the_config_says(where, monkeypatch)
         tx = optimizer.build(config)
         with sharding.use(mesh):
             _, state, places = train_state.abstract_and_shardings(model, tx, mesh, 0)
-            step = train.make_train_step(model, tx, config, mesh, places)
-            jax.eval_shape(step, state, train.zero_sums(model.tasks), {"image": image, "window": window})
+            step = make_train_step(model, tx, config, mesh, places)
+            jax.eval_shape(step, state, tally.empty(model.tasks), {"image": image, "window": window})
 
     def gates():
         totals = full_pass.empty_totals(model, single=True)

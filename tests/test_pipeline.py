@@ -130,7 +130,7 @@ def test_batches_have_the_agreed_shapes_and_types(config: ml_collections.ConfigD
             outside[top : top + height, left : left + width] = False
             assert (batch[task.name][0][outside] == task.ignore).all()
     config.tasks = ("depth", "edge")
-    assert set(train(config, 1)[0]) == {"image", "window", "mask", "depth", "edge"}
+    assert set(train(config, 1)[0]) == {"image", "window", "mask", "depth", "edge", "id"}
     assert set(evaluation(config, 4)[0]) == {"image", "window", "mask", "depth", "edge", "id"}
 
 

@@ -33,7 +33,7 @@ def tiny_config():
 
 @pytest.fixture(scope="module")
 def products():
-    return list(traced_products.products(traced_products.trace_train_step(tiny_config())))
+    return list(traced_products.products(traced_products.trace_train_step(tiny_config()).jaxpr.jaxpr))
 
 
 def test_all_products_are_bfloat16_but_the_allowed_ones(products):

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from configs import ablation, defaults, demo, folder, nyud, pascal_context
-from taskexpert_jax import optimizer, sharding, train, train_state
+from taskexpert_jax import optimizer, sharding, tally, train_state
 from taskexpert_jax.models import taskexpert
 from taskexpert_jax.tasks import from_config
+from taskexpert_jax.train_step import make_train_step
 
 pytestmark = pytest.mark.multidevice
 
@@ -87,13 +88,13 @@ def step_on(config, sizes):
     with sharding.use(mesh):
         tx = optimizer.build(config)
         _, abstract, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
-        step = train.make_train_step(model, tx, config, mesh, shardings)
+        step = make_train_step(model, tx, config, mesh, shardings)
         (batch,) = sharding.to_devices([random_batch(config)], mesh)
-        arguments = drawn(abstract), jax.device_put(train.zero_sums(tasks), sharding.replicated(mesh)), batch
+        arguments = drawn(abstract), jax.device_put(tally.empty(tasks), sharding.replicated(mesh)), batch
         compiled = step.lower(*arguments).compile(compiler_options=FAST)
-        state, sums = jax.device_get(compiled(*arguments))
+        state, seen = jax.device_get(compiled(*arguments))
     # Adam's first moment is a tenth of the gradient, which Adam's update itself would hide.
-    return sums, state.opt_state, state.batch_stats
+    return seen.sums, state.opt_state, state.batch_stats
 
 
 @functools.cache

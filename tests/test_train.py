@@ -15,11 +15,12 @@ import pytest
 
 from configs import demo, nyud, pascal_context
 from input_pipeline import pipeline, prepare
-from taskexpert_jax import evaluate, optimizer, sharding, train, train_state, workdir
+from taskexpert_jax import evaluate, optimizer, sharding, tally, train, train_state, workdir
 from taskexpert_jax.checkpoint import Checkpoints
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import taskexpert
 from taskexpert_jax.tasks import from_config
+from taskexpert_jax.train_step import make_train_step
 from tests import nyud_layout, pascal_layout
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -149,10 +150,10 @@ def one_step(config, devices, batch):
         tx = optimizer.build(config)
         initialise, _, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
         state = jax.jit(initialise, out_shardings=shardings)()
-        step = train.make_train_step(model, tx, config, mesh, shardings)
+        step = make_train_step(model, tx, config, mesh, shardings)
         (on_devices,) = sharding.to_devices([batch], mesh)
-        state, sums = step(state, train.zero_sums(tasks), on_devices)
-        return jax.device_get(state), jax.device_get(sums), state
+        state, seen = step(state, tally.empty(tasks), on_devices)
+        return jax.device_get(state), jax.device_get(seen.sums), state
 
 
 @pytest.mark.multidevice

@@ -98,14 +98,29 @@ class Norm(nn.Module):
         )(inputs)
 
 
+@jax.custom_vjp
+def _gathered(kernel: jax.Array) -> jax.Array:
+    """A convolution's kernel, whole over its input features on every device; its gradient is sharded over them.
+
+    JAX would have the gradient laid out as the kernel is: reduced whole over all devices, before each takes its shard.
+    """
+    return sharding.constrain(kernel, None, None, None, "feature_out")
+
+
+def _scattered(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (sharding.constrain(gradient, None, None, "feature_in", "feature_out"),)
+
+
+_gathered.defvjp(lambda kernel: (_gathered(kernel), None), _scattered)
+
+
 def _gathered_conv(inputs: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
     """A convolution whose kernel is gathered over its shards of input features first.
 
     Left alone, XLA's partitioner gets the gradient of the input wrong where the kernel is sharded over input features
     and over output features, and the batch over the former's mesh axis too.
     """
-    kernel = sharding.constrain(kernel, None, None, None, "feature_out")
-    return jax.lax.conv_general_dilated(inputs, kernel, *args, **kwargs)
+    return jax.lax.conv_general_dilated(inputs, _gathered(kernel), *args, **kwargs)
 
 
 def spatial_conv(features: int, kernel: int, dtype: Dtype, name: str, *, use_bias: bool = True) -> nn.Conv:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from taskexpert_jax import inputs
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models import heads, mmoe, vit
+from taskexpert_jax.models import attention, heads, mmoe, vit
 from taskexpert_jax.models.vit import Dtype, logical
 from taskexpert_jax.tasks import Task
 
@@ -173,12 +173,13 @@ def _backbone(model: Any) -> vit.Backbone:
             f"config.model.layer_scale={model.layer_scale}, registers={model.registers}: neither may be less than 0"
         )
     shape = (model.width, model.depth, model.heads, model.mlp_ratio, model.patch_size)
-    attention = _choice(model, "attention", vit.AttentionKind)
-    return vit.Backbone(*shape, model.layer_scale, model.class_token, model.registers, attention)
+    return vit.Backbone(*shape, model.layer_scale, model.class_token, model.registers, model.attention)
 
 
-def from_config(config: Any, tasks: tuple[Task, ...]) -> TaskExpert:
+def from_config(config: Any, tasks: tuple[Task, ...], platform: str | None = None) -> TaskExpert:
     """The model of a config (`config.model`, `config.dataset.image_size`, `config.dtype`).
+
+    platform: cpu, gpu or tpu, of the devices that it is for; JAX's own choice if None.
 
     Raises:
       UserError: a value outside of what the field allows, named.
@@ -196,11 +197,8 @@ def from_config(config: Any, tasks: tuple[Task, ...]) -> TaskExpert:
         raise UserError(f"config.model.heads={model.heads} must divide config.model.width={model.width}")
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r}: must be float32 or bfloat16")
-    if model.attention == "cudnn" and (config.dtype != "bfloat16" or jax.default_backend() != "gpu"):
-        raise UserError(
-            f"config.model.attention='cudnn' needs an NVIDIA GPU and config.dtype=bfloat16, but this is "
-            f"{jax.default_backend()} with {config.dtype}; use xla"
-        )
+    platform = platform or jax.default_backend()
+    attention.check(_choice(model, "attention", attention.Kind), config.dtype, platform)
     norm = _choice(model, "norm", mmoe.NormKind)
     unroll = _choice(model, "unroll", Unroll)
     return TaskExpert(
@@ -228,7 +226,7 @@ def from_config(config: Any, tasks: tuple[Task, ...]) -> TaskExpert:
         head_upsample=model.head_upsample,
         head_norm=norm,
         remat=model.remat,
-        unroll=jax.default_backend() == "cpu" if unroll == "auto" else unroll == "yes",
+        unroll=platform == "cpu" if unroll == "auto" else unroll == "yes",
         dtype=jnp.dtype(config.dtype),
         normalisation=inputs.normalisation(config),
     )

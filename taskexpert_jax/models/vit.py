@@ -7,17 +7,16 @@ Dims: B batch, H W image, P patch, h w token grid, N = h * w tokens, C width; se
 """
 
 import dataclasses
-from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from taskexpert_jax import sharding
-from taskexpert_jax.models import position_embedding
+from taskexpert_jax.models import attention, position_embedding
 
 Dtype = jnp.dtype
-AttentionKind = Literal["xla", "cudnn"]
+AttentionKind = attention.Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,8 @@ class Backbone:
       layer_scale: initial factor on every channel of what a block adds, learned (LayerScale); 0: none.
       class_token: whether one learned token stands before the patches'; it has part in the attention alone.
       registers: how many more such tokens (Darcet et al., 2023, arXiv 2309.16588).
-      attention: how it is computed: xla, on any device, or cudnn, NVIDIA's fused kernel, in bfloat16 on its GPUs alone.
+      attention: how it is computed: xla, on any device; cudnn, NVIDIA's fused kernel, in bfloat16 on its GPUs alone;
+        splash, JAX's fused kernel for TPUs.
     """
 
     width: int
@@ -121,7 +121,7 @@ class Attention(nn.Module):
         qkv = jnp.einsum("bnc,cqhd->qbnhd", tokens, kernel.astype(self.dtype))  # (3, B, N, heads, C/heads)
         qkv = sharding.constrain(qkv, None, "batch", None, "heads", None)
         query, key, value = qkv + bias.astype(self.dtype)[:, None, None]
-        mixed = jax.nn.dot_product_attention(query, key, value, implementation=self.kind)
+        mixed = attention.attend(query, key, value, self.kind)
         return nn.Dense(
             width,
             dtype=self.dtype,
@@ -190,8 +190,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, drop_rate: jax.Array, train: bool) -> tuple[jax.Array, None]:
         tokens = sharding.constrain(tokens, "batch", None, None)
-        attention = Attention(self.backbone.heads, self.dtype, self.backbone.attention, name="attention")
-        mixed = attention(LayerNorm(self.dtype, name="norm1")(tokens))
+        attend = Attention(self.backbone.heads, self.dtype, self.backbone.attention, name="attention")
+        mixed = attend(LayerNorm(self.dtype, name="norm1")(tokens))
         mixed = self._scaled("layer_scale1", mixed)
         tokens = tokens + drop_path(self, mixed, drop_rate, train)
         hidden = self.backbone.mlp_ratio * self.backbone.width

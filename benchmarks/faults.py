@@ -1,0 +1,350 @@
+"""Kills a training run again and again, and sets what is left in the end beside a run that nothing happened to.
+
+  python benchmarks/faults.py --output=benchmarks/results/faults.json
+
+The demo is trained with a checkpoint every few steps. At random moments it gets SIGKILL (20 times) or SIGTERM (5 times)
+and is started again with the same command; then checkpoints are damaged, the disk is filled (a small tmpfs, where this
+user may mount one) and a second run is started in the same directory. What the program said is printed, with a table;
+parameters, moments, statistics and random key of the last step must equal those of the undisturbed run bit for bit.
+It ends with status 1 where they do not, or where a start did not go on from where it should. About 20 minutes.
+"""
+
+import argparse
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))  # so that a start is not all compiling
+
+EVERY = 4  # steps between checkpoints
+PATIENCE = 600  # seconds without what is waited for
+
+
+class Program:
+    """One start of the training program, and what it has said so far."""
+
+    def __init__(self, workdir: pathlib.Path, flags: list[str]):
+        command = [sys.executable, "main.py", *flags, f"--workdir={workdir}"]
+        self.workdir = workdir
+        self.started = time.monotonic()
+        self.lines: list[str] = []
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        self.lines.extend(line.rstrip() for line in self._process.stdout)
+
+    def wait_for(self, pattern: str, count: int = 1) -> bool:
+        """Waits until `count` lines match; False where the program ends before."""
+        deadline = time.monotonic() + PATIENCE
+        while sum(bool(re.search(pattern, line)) for line in tuple(self.lines)) < count:
+            if self._process.poll() is not None:
+                self._reader.join()
+                return sum(bool(re.search(pattern, line)) for line in self.lines) >= count
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {pattern!r} in {PATIENCE} s; the last lines: {self.lines[-3:]}")
+            time.sleep(0.01)
+        return True
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal, if the program still runs."""
+        self._process.send_signal(number)
+
+    def status(self) -> int:
+        """Waits for the end: the exit status, negative for a signal."""
+        status = self._process.wait(timeout=PATIENCE)
+        self._reader.join()
+        return status
+
+    def said(self, pattern: str) -> str:
+        """The last line that matches, or empty."""
+        return next((line for line in reversed(self.lines) if re.search(pattern, line)), "")
+
+    @property
+    def resumed(self) -> int:
+        """The step that it went on from; 0 for a fresh start, -1 where it has not said so."""
+        if found := re.search(r"resumed .* at step (\d+)", self.said("^resumed")):
+            return int(found[1])
+        return 0 if self.last else -1
+
+    @property
+    def last(self) -> int:
+        """The last step that it has reported, or 0."""
+        found = re.match(r"step (\d+)/", self.said(r"^step \d"))
+        return int(found[1]) if found else 0
+
+
+@dataclasses.dataclass
+class Fault:
+    """What was done, what was there then, and how the next start went on."""
+
+    what: str
+    step: int  # the last one reported before
+    status: int
+    newest: int  # the newest checkpoint left behind
+    resumed: int = -1  # where the next start went on
+    said: str = ""  # what that one said of checkpoints
+    ok: bool = False
+
+
+def newest(workdir: pathlib.Path) -> int:
+    """The newest step that lies in the directory as a whole checkpoint."""
+    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    return max(steps, default=0)
+
+
+def remarks(program: Program) -> str:
+    """What a start said of checkpoints beside where it goes on."""
+    return "; ".join(line for line in program.lines if re.search(r"^(warning|error)|being written", line))
+
+
+def killing(rng: random.Random, workdir: pathlib.Path, flags: list[str], signals: list[signal.Signals]) -> list[Fault]:
+    """One start for each signal, ended by it at a random moment: while it starts, steps, saves or evaluates."""
+    faults: list[Fault] = []
+    for number in signals:
+        program = Program(workdir, flags)
+        if number is signal.SIGKILL and rng.random() < 0.2:
+            time.sleep(rng.uniform(0.5, 12.0))  # somewhere in the start
+        else:
+            program.wait_for(r"^step \d", rng.randint(1, 2 * EVERY))
+            time.sleep(rng.uniform(0.0, 0.6))
+        step = program.last
+        program.send(number)
+        fault = Fault(number.name, 0, program.status(), newest(workdir))
+        finish(faults, program)
+        fault.step = max(step, program.last)
+        faults.append(fault)
+        print(f"{len(faults)}: {fault.what} after step {fault.step}, status {fault.status}", flush=True)
+    return faults
+
+
+def finish(faults: list[Fault], program: Program) -> None:
+    """Notes how a start went on after the fault before it; one that was ended before it could say so tells nothing."""
+    if program.resumed < 0 or not faults or faults[-1].resumed >= 0:
+        return
+    for fault in reversed(faults):
+        if fault.resumed >= 0:
+            break
+        fault.resumed, fault.said = program.resumed, remarks(program)
+    for fault in faults:
+        stopped = fault.what != "SIGTERM" or (fault.status == 0 and fault.resumed >= fault.step)
+        fault.ok = fault.resumed >= fault.newest and stopped
+
+
+def damage(workdir: pathlib.Path, how: str) -> str:
+    """Damages the largest file of the newest checkpoint; which one."""
+    folder = workdir / "checkpoints" / str(newest(workdir))
+    victim = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    if how == "deleted":
+        victim.unlink()
+    elif how == "truncated":
+        os.truncate(victim, victim.stat().st_size // 2)
+    else:
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    return f"{how} {victim.relative_to(folder.parent)}"
+
+
+def damaging(workdir: pathlib.Path, flags: list[str]) -> list[Fault]:
+    """Damages the newest checkpoint in three ways; each start must go on from the one before it, and say so."""
+    faults = []
+    for how in ("deleted", "truncated", "altered"):
+        before = newest(workdir)
+        program = Program(workdir, flags)
+        program.wait_for(r"^step \d", EVERY + 2)
+        program.send(signal.SIGKILL)
+        fault = Fault("", program.last, program.status(), newest(workdir))
+        fault.what = damage(workdir, how)
+        program = Program(workdir, flags)
+        program.wait_for(r"^step \d")
+        program.send(signal.SIGKILL)
+        program.status()
+        fault.resumed, fault.said = program.resumed, remarks(program)
+        fault.ok = 0 < fault.resumed < fault.newest and bool(fault.said) and fault.newest >= before
+        faults.append(fault)
+        print(f"{fault.what}: {fault.said}", flush=True)
+    return faults
+
+
+def second_run(workdir: pathlib.Path, flags: list[str]) -> Fault:
+    """A second run in the directory of one that is going on; it must be refused, and the first not disturbed."""
+    first = Program(workdir, flags)
+    first.wait_for(r"^step \d")
+    second = Program(workdir, flags)
+    status = second.status()
+    step = first.last
+    alive = first.wait_for(rf"^step {step + 2}/")
+    first.send(signal.SIGTERM)
+    fault = Fault("a second run", step, status, newest(workdir), resumed=first.resumed, said=remarks(second))
+    fault.ok = status == 2 and alive and first.status() == 0
+    print(f"{fault.what}: {fault.said}", flush=True)
+    return fault
+
+
+@contextlib.contextmanager
+def small_disk(mebibytes: int) -> Iterator[pathlib.Path | None]:
+    """A file system of its own; None where this user may not mount one."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="faults_disk_"))
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
+    mounted = shutil.which("mount") and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield folder if mounted else None
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
+def full_disk(workdir: pathlib.Path, flags: list[str]) -> Fault | None:
+    """Goes on with a copy of the run on a disk with room for half a checkpoint more, until it is full."""
+    size = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file()) / 2**20
+    each = size / max(len(list((workdir / "checkpoints").glob("[0-9]*"))), 1)
+    with small_disk(round(size + 1.5 * each)) as disk:
+        if disk is None:
+            print("a full disk: not tried, for this user may not mount a tmpfs", flush=True)
+            return None
+        copy = disk / "run"
+        shutil.copytree(workdir, copy)
+        filler = disk / "filler"
+        free = shutil.disk_usage(disk).free
+        filler.write_bytes(bytes(max(free - round(each * 2**19), 0)))
+        program = Program(copy, flags)
+        fault = Fault("a full disk", 0, program.status(), newest(copy), said=remarks(program))
+        fault.step = program.last
+        filler.unlink()
+        again = Program(copy, flags)
+        again.wait_for(r"^step \d")
+        again.send(signal.SIGKILL)
+        again.status()
+        fault.resumed = again.resumed
+        fault.ok = fault.status not in (0, 1) and fault.resumed == fault.newest > 0
+    print(f"{fault.what}: {fault.said}", flush=True)
+    return fault
+
+
+def digests(workdir: pathlib.Path, flags: list[str], step: int) -> dict[str, str]:
+    """Name of every array of a checkpoint -> digest of its bytes."""
+    command = [sys.executable, __file__, "--digests", str(workdir), str(step), *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_digests(workdir: pathlib.Path, step: int, flags: list[str]) -> None:
+    """What `digests` reads; in a process of its own, so that this one needs no device."""
+    from absl import flags as absl_flags
+    import jax
+    import numpy as np
+
+    import main as program  # defines --config
+    from taskexpert_jax import evaluate, optimizer, sharding, train_state
+    from taskexpert_jax.checkpoint import Checkpoints
+    from taskexpert_jax.models import taskexpert
+    from taskexpert_jax.tasks import from_config
+
+    absl_flags.FLAGS([program.__name__, *flags])
+    config: Any = absl_flags.FLAGS["config"].value
+    tasks = from_config(config)
+    model = taskexpert.from_config(config, tasks)
+    mesh = sharding.make_mesh(config.mesh, {})
+    with sharding.use(mesh):
+        _, abstract, _ = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, config.seed)
+        checkpoints = Checkpoints(workdir, evaluate.best_task(config, tasks), read_only=True)
+        with contextlib.closing(checkpoints):
+            state = checkpoints.restore(step, abstract)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    found = {
+        jax.tree_util.keystr(path): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for path, leaf in leaves
+    }
+    print(json.dumps(found))
+
+
+def table(faults: list[Fault]) -> str:
+    """The faults as Markdown."""
+    lines = [
+        "| | what | after step | exit status | newest checkpoint | went on from | what it said of it | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for i, fault in enumerate(faults, 1):
+        said = re.sub(r"\S*/(checkpoints|damaged)/", r"\1/", fault.said).replace("|", "/")
+        cells = (fault.what, fault.step, fault.status, fault.newest, fault.resumed, said, "ok" if fault.ok else "WRONG")
+        lines.append(f"| {i} | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs everything and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/demo.py")
+    parser.add_argument("--kills", type=int, default=20, help="how often SIGKILL is sent")
+    parser.add_argument("--terms", type=int, default=5, help="how often SIGTERM is sent")
+    parser.add_argument("--steps", type=int, default=160, help="of the run")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
+    parser.add_argument("--digests", nargs="+", help=argparse.SUPPRESS)
+    arguments, rest = parser.parse_known_args()
+    if arguments.digests:
+        workdir, step = arguments.digests[:2]
+        print_digests(pathlib.Path(workdir), int(step), [*arguments.digests[2:], *rest])
+        return
+    flags = [
+        f"--config={arguments.config}",
+        f"--config.num_steps={arguments.steps}",
+        f"--config.checkpoint.every_steps={EVERY}",
+        f"--config.eval.every_steps={5 * EVERY}",
+        "--config.eval.max_examples=20",
+        "--config.log.every_steps=1",
+        "--config.log.images=0",
+        "--config.model.drop_path=0.2",
+    ]
+    rng = random.Random(arguments.seed)
+    signals = [signal.SIGKILL] * arguments.kills + [signal.SIGTERM] * arguments.terms
+    rng.shuffle(signals)
+    with tempfile.TemporaryDirectory(prefix="faults_") as folder:
+        workdir, undisturbed = pathlib.Path(folder) / "disturbed", pathlib.Path(folder) / "undisturbed"
+        whole = Program(undisturbed, flags)
+        if whole.status():
+            sys.exit("error: the undisturbed run failed: " + "\n".join(whole.lines[-5:]))
+        faults = killing(rng, workdir, flags, signals)
+        others = damaging(workdir, flags)
+        others.append(second_run(workdir, flags))
+        if fault := full_disk(workdir, flags):
+            others.append(fault)
+        end = Program(workdir, flags)
+        status = end.status()
+        finish(faults, end)
+        faults += others
+        ours, theirs = (digests(path, flags, arguments.steps) for path in (workdir, undisturbed))
+    equal = sum(ours.get(name) == digest for name, digest in theirs.items())
+    same = status == 0 and ours.keys() == theirs.keys() and equal == len(theirs)
+    print(table(faults))
+    print(f"\n{equal} of {len(theirs)} arrays of step {arguments.steps} equal those of the undisturbed run bit for bit")
+    if arguments.output:
+        found = {"arrays": len(theirs), "equal": equal, "faults": [dataclasses.asdict(fault) for fault in faults]}
+        arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+    sys.exit(0 if same and all(fault.ok for fault in faults) else 1)
+
+
+if __name__ == "__main__":
+    main()

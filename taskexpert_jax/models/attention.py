@@ -1,0 +1,130 @@
+"""Queries, keys and values to what they attend to: the ways of computing it that `config.model.attention` offers.
+
+Dims: B batch, N tokens, heads, d = C / heads; all of them take and return (B, N, heads, d).
+"""
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from taskexpert_jax import sharding
+from taskexpert_jax.errors import UserError
+
+Kind = Literal["xla", "cudnn", "splash"]
+
+# Kind -> the platform that alone has it, what that is for people, and the dtypes.
+_NEEDS = {
+    "cudnn": ("gpu", "an NVIDIA GPU", ("bfloat16",)),
+    "splash": ("tpu", "a TPU", ("bfloat16", "float32")),
+}
+_LANES = 128  # splash takes lengths that are multiples of it
+_LONGEST_BLOCK = 512  # of queries or keys: a block of float32 scores is 1 MiB of a TPU core's 16 MiB or more
+
+
+def check(kind: Kind, dtype: str, platform: str) -> None:
+    """Raises UserError where devices of this platform (cpu, gpu or tpu) have no such attention for this dtype."""
+    if kind not in _NEEDS:
+        return
+    needed, device, dtypes = _NEEDS[kind]
+    if platform != needed or dtype not in dtypes:
+        words = [device, *(f"config.dtype={dtypes[0]}" for _ in dtypes[:1] if len(dtypes) == 1)]
+        raise UserError(
+            f"config.model.attention={kind!r} needs {' and '.join(words)}, but this is {platform} with {dtype}; use xla"
+        )
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, kind: Kind) -> jax.Array:
+    """Softmax of query times key over sqrt(d), in float32, times value, as `kind` says."""
+    if kind == "splash":
+        return splash(query, key, value)
+    if kind == "xla" and query.dtype == jnp.bfloat16:
+        with jax.named_scope("attend"):
+            return _bfloat16(query, key, value)
+    with jax.named_scope("attend"):
+        return jax.nn.dot_product_attention(query, key, value, implementation=kind)
+
+
+@jax.custom_vjp
+def _bfloat16(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Attention whose products, those of the gradient too, all are of bfloat16 operands.
+
+    What `jax.nn.dot_product_attention` leaves to differentiation keeps the weights both in float32 and in bfloat16 for
+    the backward pass, and multiplies the scores' gradient in float32. Here only the bfloat16 weights are kept, a third of
+    the bytes, and the scores' gradient is rounded before it is multiplied, as FlashAttention does (arXiv 2205.14135).
+    """
+    return _bfloat16_forward(query, key, value)[0]
+
+
+def _bfloat16_forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    scores = jnp.einsum("bnhd,bmhd->bhnm", query, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores / math.sqrt(query.shape[-1]), axis=-1).astype(value.dtype)  # (B, heads, N, N)
+    mixed = jnp.einsum("bhnm,bmhd->bnhd", weights, value)
+    return mixed, (query, key, value, weights, mixed)
+
+
+def _bfloat16_backward(
+    residuals: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    query, key, value, weights, mixed = residuals
+    of_weights = jnp.einsum("bnhd,bmhd->bhnm", gradient, value, preferred_element_type=jnp.float32)
+    # The mean of the weights' gradient under the weights, from (B, N, heads, d): no second pass over N x N values.
+    mean = jnp.sum(gradient.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1).swapaxes(1, 2)  # (B, heads, N)
+    of_scores = weights.astype(jnp.float32) * (of_weights - mean[..., None]) / math.sqrt(query.shape[-1])
+    of_scores = of_scores.astype(query.dtype)
+    of_query = jnp.einsum("bhnm,bmhd->bnhd", of_scores, key)
+    of_key = jnp.einsum("bhnm,bnhd->bmhd", of_scores, query)
+    of_value = jnp.einsum("bhnm,bnhd->bmhd", weights, gradient)
+    return of_query, of_key, of_value
+
+
+_bfloat16.defvjp(_bfloat16_forward, _bfloat16_backward)
+
+
+def splash(query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """JAX's fused kernel for TPUs, which writes no scores to memory; each device computes its examples and heads.
+
+    Tokens are padded to a multiple of 128; the padding is a segment of its own, which no token attends to.
+    interpret: run the kernel step by step, on any device: for tests.
+    """
+    _, tokens, _, size = query.shape
+    padding = -tokens % _LANES
+
+    def local(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        arrange = lambda of: jnp.pad(of.swapaxes(1, 2), ((0, 0), (0, 0), (0, padding), (0, 0)))  # noqa: E731
+        kernel, segments = _splash_kernel(query.shape[2], tokens, padding, interpret=interpret)
+        mixed = jax.vmap(kernel, in_axes=(0, 0, 0, None))(
+            *map(arrange, (query / math.sqrt(size), key, value)), segments
+        )
+        return mixed[:, :, :tokens].swapaxes(1, 2)
+
+    with jax.named_scope("attend"):
+        if jax.sharding.get_abstract_mesh().empty:
+            return local(query, key, value)
+        # XLA cannot divide a kernel over devices by itself.
+        spec = sharding.spec(query.shape, "batch", None, "heads", None)
+        return jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(query, key, value)
+
+
+def _splash_kernel(heads: int, tokens: int, padding: int, *, interpret: bool) -> tuple[Any, Any]:
+    """The kernel for (heads, tokens + padding, d) arrays, and the segments it is to be called with."""
+    # Imported here: Pallas takes a second, and none but TPUs need it.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    length = tokens + padding
+    block = max(size for size in range(_LANES, _LONGEST_BLOCK + 1, _LANES) if length % size == 0)
+    blocks = kernels.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        use_fused_bwd_kernel=True,  # five products of scores' size, where two kernels would need seven
+    )
+    mask = masks.MultiHeadMask([masks.FullMask((length, length))] * heads)
+    kernel = kernels.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
+    if not padding:
+        return kernel, None
+    segment = (jnp.arange(length) >= tokens).astype(jnp.int32)
+    return kernel, kernels.SegmentIds(segment, segment)
