@@ -91,7 +91,7 @@ class Program:
     @property
     def last(self) -> int:
         """The last step that it has reported, or 0."""
-        found = re.match(r"step (\d+)/", self.said(r"^step \d"))
+        found = re.match(r"step (\d+)/", self.said(r"^step \d+/"))
         return int(found[1]) if found else 0
 
 
@@ -127,7 +127,7 @@ def killing(rng: random.Random, workdir: pathlib.Path, flags: list[str], signals
         if number is signal.SIGKILL and rng.random() < 0.2:
             time.sleep(rng.uniform(0.5, 12.0))  # somewhere in the start
         else:
-            program.wait_for(r"^step \d", rng.randint(1, 2 * EVERY))
+            program.wait_for(r"^step \d+/", rng.randint(1, 2 * EVERY))
             time.sleep(rng.uniform(0.0, 0.6))
         step = program.last
         program.send(number)
@@ -173,12 +173,12 @@ def damaging(workdir: pathlib.Path, flags: list[str]) -> list[Fault]:
     for how in ("deleted", "truncated", "altered"):
         before = newest(workdir)
         program = Program(workdir, flags)
-        program.wait_for(r"^step \d", EVERY + 2)
+        program.wait_for(r"^step \d+/", EVERY + 2)
         program.send(signal.SIGKILL)
         fault = Fault("", program.last, program.status(), newest(workdir))
         fault.what = damage(workdir, how)
         program = Program(workdir, flags)
-        program.wait_for(r"^step \d")
+        program.wait_for(r"^step \d+/")
         program.send(signal.SIGKILL)
         program.status()
         fault.resumed, fault.said = program.resumed, remarks(program)
@@ -191,7 +191,7 @@ def damaging(workdir: pathlib.Path, flags: list[str]) -> list[Fault]:
 def second_run(workdir: pathlib.Path, flags: list[str]) -> Fault:
     """A second run in the directory of one that is going on; it must be refused, and the first not disturbed."""
     first = Program(workdir, flags)
-    first.wait_for(r"^step \d")
+    first.wait_for(r"^step \d+/")
     second = Program(workdir, flags)
     status = second.status()
     step = first.last
@@ -235,7 +235,7 @@ def full_disk(workdir: pathlib.Path, flags: list[str]) -> Fault | None:
         fault.step = program.last
         filler.unlink()
         again = Program(copy, flags)
-        again.wait_for(r"^step \d")
+        again.wait_for(r"^step \d+/")
         again.send(signal.SIGKILL)
         again.status()
         fault.resumed = again.resumed
@@ -246,7 +246,7 @@ def full_disk(workdir: pathlib.Path, flags: list[str]) -> Fault | None:
 
 def digests(workdir: pathlib.Path, flags: list[str], step: int) -> dict[str, str]:
     """Name of every array of a checkpoint -> digest of its bytes."""
-    command = [sys.executable, __file__, "--digests", str(workdir), str(step), *flags]
+    command = [sys.executable, __file__, "--digests", json.dumps([str(workdir), step, flags])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -302,11 +302,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=160, help="of the run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
-    parser.add_argument("--digests", nargs="+", help=argparse.SUPPRESS)
-    arguments, rest = parser.parse_known_args()
+    parser.add_argument("--digests", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
     if arguments.digests:
-        workdir, step = arguments.digests[:2]
-        print_digests(pathlib.Path(workdir), int(step), [*arguments.digests[2:], *rest])
+        workdir, step, flags = arguments.digests
+        print_digests(pathlib.Path(workdir), step, flags)
         return
     flags = [
         f"--config={arguments.config}",

@@ -86,6 +86,7 @@ def base(variant: str) -> ConfigDict:
     config.eval.scales = (1.0,)  # average predictions for the image resized by each of these
     config.eval.image_size = ()  # frames larger than dataset.image_size are seen in windows of that size; (): as large
     config.eval.overlap = 1 / 3  # of neighbouring windows at least, as a share of their sides
+    config.eval.params_dtype = "float32"  # of parameters in --mode=evaluate and predict; bfloat16: half the memory
     config.eval.boundary = ConfigDict()  # the boundary benchmark, of --mode=evaluate
     config.eval.boundary.odsf = True  # whether it is run: about half a second of a core for a full-size image
     config.eval.boundary.labels = "lines"  # lines: what is not 0 is a boundary; regions: where the label changes

@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from taskexpert_jax import checkpoint_files, processes
+from taskexpert_jax import checkpoint_files, checkpoint_tree, processes
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task
 from taskexpert_jax.train_state import TrainState, Tree
@@ -129,7 +129,7 @@ class Checkpoints:
         """
         step = int(state.step)
         best = math.nan if metrics is None else metrics[self._best_key]
-        items = _split(state)
+        items = checkpoint_tree.split(state)
         with self._writing():
             self._finish()
             if step in self._manager.all_steps():
@@ -298,7 +298,7 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state saved at `step`, placed as `abstract` says; raises UserError where anything does not fit."""
-        expected = _split(abstract)
+        expected = checkpoint_tree.split(abstract)
         for item in ("params", "train"):
             self._check(step, item, expected[item])
         restored = self._manager.restore(
@@ -318,7 +318,7 @@ class Checkpoints:
         Raises UserError where anything does not fit or is damaged.
         """
         self._refuse_damaged(step)
-        expected = _split(abstract)["params"]
+        expected = checkpoint_tree.split(abstract)["params"]
         self._check(step, "params", expected, cast=True)
         items = ocp.args.Composite(params=ocp.args.StandardRestore(expected))
         restored = self._manager.restore(step, args=items)["params"]
@@ -341,20 +341,13 @@ class Checkpoints:
 
         cast: whether one float dtype may stand for another.
         """
-        saved = _leaves(self._manager.item_metadata(step)[item], cast)
-        wanted = _leaves(expected, cast)
-        lines = [f"- {name} {saved[name]}: only in the checkpoint" for name in sorted(saved.keys() - wanted.keys())]
-        lines += [f"+ {name} {wanted[name]}: only in the model" for name in sorted(wanted.keys() - saved.keys())]
-        lines += [
-            f"! {name}: {saved[name]} in the checkpoint, {wanted[name]} in the model"
-            for name in sorted(saved.keys() & wanted.keys())
-            if saved[name] != wanted[name]
-        ]
+        saved = self._manager.item_metadata(step)[item]
+        lines, count = checkpoint_tree.differences(saved, expected, cast=cast)
         if lines:
             shown = "\n  ".join(lines[:12] + ([f"... and {len(lines) - 12} more"] if len(lines) > 12 else []))
             raise UserError(
                 f"checkpoint {self.path}/{step} does not fit this config's model ({len(lines)} of "
-                f"{len(saved | wanted)} arrays of `{item}` differ); use the config of its run:\n  {shown}"
+                f"{count} arrays of `{item}` differ); use the config of its run:\n  {shown}"
             )
 
     def close(self) -> None:
@@ -374,34 +367,7 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(path)) if path.is_dir() else []
 
 
-def _split(state: TrainState) -> dict[str, dict[str, Any]]:
-    averaged = {"ema": state.ema} if state.ema else {}
-    return {
-        "params": {"params": state.params, "batch_stats": state.batch_stats, **averaged},
-        "train": {"opt_state": state.opt_state, "step": state.step, "rng": state.rng},
-    }
+if __name__ == "__main__":
+    from taskexpert_jax import checkpoint_listing
 
-
-def _leaves(tree: Tree, cast: bool = False) -> dict[str, str]:
-    """Name -> "shape dtype" of every array of a tree or of its metadata; with `cast` all float dtypes are one."""
-
-    def is_array(node: Any) -> bool:
-        return hasattr(node, "shape") and hasattr(node, "dtype")
-
-    def dtype(leaf: Any) -> str:
-        found = jax.numpy.dtype(leaf.dtype)
-        return "float" if cast and jax.numpy.issubdtype(found, jax.numpy.floating) else found.name
-
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_array)
-    return {
-        "/".join(_key(entry) for entry in path): f"{tuple(leaf.shape)} {dtype(leaf)}"
-        for path, leaf in flat
-        if is_array(leaf)
-    }
-
-
-def _key(entry: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
+    sys.exit(checkpoint_listing.main())

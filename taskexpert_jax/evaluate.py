@@ -23,6 +23,8 @@ Batch = Mapping[str, Any]
 MetricStates = dict[str, clu_metrics.Metric]
 Results = dict[str, float]
 
+PARAMS_DTYPES = ("float32", "bfloat16")  # of `config.eval.params_dtype`
+
 
 def best_task(config: Any, tasks: tuple[Task, ...]) -> Task:
     """The task that decides which checkpoint is the best; raises UserError where it is not among the tasks."""
@@ -99,13 +101,20 @@ def load(config: Any, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[Ta
       workdir: the run's directory.
       which: "best", "latest" or a step.
       mesh: where the variables go.
+
+    Raises:
+      UserError: a dtype that parameters cannot have, or a checkpoint that is not there, is damaged or does not fit.
     """
+    if config.eval.params_dtype not in PARAMS_DTYPES:
+        raise UserError(f"config.eval.params_dtype={config.eval.params_dtype!r}: use {' or '.join(PARAMS_DTYPES)}")
     tasks = from_config(config)
     model = taskexpert.from_config(config, tasks)
     averaged = config.optimizer.ema_decay > 0
     _, abstract, _ = train_state.abstract_and_shardings(
         model, optimizer.build(config), mesh, config.seed, averaged=averaged
     )
+    params = jax.tree.map(lambda leaf: leaf.update(dtype=config.eval.params_dtype), (abstract.params, abstract.ema))
+    abstract = abstract.replace(params=params[0], ema=params[1])
     with contextlib.closing(Checkpoints(workdir, best_task(config, tasks), read_only=True)) as checkpoints:
         step = checkpoints.select(which)
         variables = checkpoints.restore_variables(step, abstract)

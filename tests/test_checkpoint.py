@@ -13,7 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from taskexpert_jax import checkpoint_files, sharding
+from configs import demo
+from taskexpert_jax import checkpoint_files, checkpoint_listing, sharding
 from taskexpert_jax.checkpoint import Checkpoints, saved_steps
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.train_state import TrainState
@@ -295,3 +296,35 @@ def test_checkpoints_are_read_across_jax_versions(tmp_path):
             assert done.returncode == 0, done.stderr
             versions.add(done.stdout.split()[-1])
     assert len(versions) == 2
+
+
+# --- python -m taskexpert_jax.checkpoint ---
+
+
+def test_the_listing_shows_what_is_there(tmp_path, capsys):
+    config = demo.get_config("tiny").to_dict()
+    with opened(tmp_path) as checkpoints:
+        for step, value in ((2, 0.75), (4, 0.5), (6, None)):
+            checkpoints.save(state(step), config, None if value is None else {"semseg/mIoU": value})
+    os.truncate(largest(tmp_path / "checkpoints" / "4" / "params"), 100)
+    (tmp_path / "damaged" / "3").mkdir(parents=True)
+    assert checkpoint_listing.main([str(tmp_path), "--verify", "--tree"]) == 0
+    head, *rows, aside, _, newest = capsys.readouterr().out.split("\n", 6)
+    assert head.split()[:3] == ["step", "saved", "semseg/mIoU"]
+    assert [row.split()[0] for row in rows] == ["2", "4", "6"]
+    assert [row.split()[3] for row in rows] == ["0.75", "0.5", "-"]
+    assert rows[0].endswith("good  best") or rows[0].split()[-2:] == ["good", "best"]
+    assert "damaged: params" in rows[1] and "of " in rows[1]
+    assert rows[2].split()[-2:] == ["good", "latest"]
+    assert aside.startswith("damaged, moved to") and aside.endswith(": 3")
+    assert newest.startswith("step 6\nparams: 3 arrays, 0.0 MiB\n")
+    assert "  params/dense/kernel  (256, 16)  float32  16,384 bytes" in newest
+    assert "  step  ()  int32  4 bytes" in newest
+
+
+def test_the_listing_says_what_is_missing(tmp_path, capsys):
+    assert checkpoint_listing.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: no checkpoints in {tmp_path}: give the --workdir of a run\n"
+    (tmp_path / "checkpoints").mkdir()
+    assert checkpoint_listing.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: no checkpoint in ")

@@ -1,5 +1,6 @@
 """The compile mode: what it reports of a program, how it counts collectives, topologies by name, what it refuses."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -13,11 +14,22 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import pytest
 
 from configs import nyud
-from taskexpert_jax import collectives, compilation, optimizer, sharding, topologies, train_state
+from taskexpert_jax import (
+    collectives,
+    compilation,
+    compile_report,
+    memory_layout,
+    optimizer,
+    sharding,
+    tally,
+    topologies,
+    train_state,
+)
 from taskexpert_jax.collectives import Traffic
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models import budget, taskexpert
+from taskexpert_jax.models import budget, mmoe, taskexpert
 from taskexpert_jax.tasks import from_config
+from taskexpert_jax.topologies import GIB
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -42,6 +54,10 @@ def reports():
         "fsdp=8": compilation.compile_steps(small_config(data=1, fsdp=8), steps=("train",)),
         "data=2": compilation.compile_steps(small_config(data=2), steps=("train",), devices=jax.devices()[:2]),
     }
+
+
+def bytes_of(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def bytes_on_a_device(tree) -> int:
@@ -71,8 +87,10 @@ def test_the_report_tells_the_model_the_machine_and_the_steps(reports):
     assert train.arguments > evaluation.arguments  # the optimiser's state
     assert train.compile_seconds > 0 and train.uncounted_loops == 0
     state, _ = abstract_arguments(config)
-    addresses = 8 * (len(jax.tree.leaves(state)) + 4)  # of results, on CPUs; each takes the place of an argument
-    assert 0 <= train.reserved - train.arguments - train.temporaries <= addresses
+    kept = jax.eval_shape(lambda: tally.empty(from_config(config)))
+    addresses = 8 * (len(jax.tree.leaves((state, kept))) + 1)  # of results, on CPUs
+    own_outputs = train.reserved - train.arguments - train.temporaries  # the state's take the place of arguments
+    assert 0 <= own_outputs - bytes_of(kept) <= addresses
     assert train.needed == max(train.peak, train.reserved)
 
 
@@ -81,9 +99,9 @@ def test_the_report_tells_the_model_the_machine_and_the_steps(reports):
 def test_arguments_are_the_shards_of_state_and_batch(reports, name):
     config = small_config() if name == "data=8" else small_config(data=1, fsdp=8)
     state, batch = abstract_arguments(config)
-    sums = 4 * 4  # of the losses
+    kept = bytes_of(jax.eval_shape(lambda: tally.empty(from_config(config))))
     assert reports[name].programs["train"].arguments == pytest.approx(
-        bytes_on_a_device(state) + bytes_on_a_device(batch) + sums, abs=64
+        bytes_on_a_device(state) + bytes_on_a_device(batch) + kept, abs=64
     )
 
 
@@ -116,7 +134,8 @@ def test_an_abstract_batch_is_what_the_pipeline_makes():
     tasks = from_config(config)
     mesh = sharding.make_mesh(config.mesh, {})
     found = compilation.abstract_batch(tasks, 8, (64, 80), mesh)
-    made = pipeline._spec(tasks, (64, 80), with_id=False)
+    made = pipeline._spec(tasks, (64, 80))
+    del made["id"]  # stays on the host
     assert {key: (leaf.shape, leaf.dtype.name) for key, leaf in found.items()} == {
         key: ((8, *spec.shape), spec.dtype.name) for key, spec in made.items()
     }
@@ -273,18 +292,122 @@ def test_too_large_a_program_is_a_verdict_with_advice():
     config = small_config()
     config.batch_size = 32
     advice = compilation.advice(config, sharding.make_mesh(config.mesh, {}))
-    program = compilation.Program(1.0, None, None, None, None, None, {}, 0, needed, fits=False)
-    assert compilation.verdict(program, 16 * 2**30, advice) == (
+    program = compile_report.Program(1.0, None, None, None, None, None, {}, 0, needed, fits=False)
+    assert compile_report.verdict(program, 16 * 2**30, advice) == (
         "does not fit: needs 20.50 GiB of 16; try --config.model.remat=True or --config.mesh.fsdp=8 or "
         "a smaller batch or --config.accumulate_steps (now 4 images a device)"
     )
 
 
+@pytest.fixture
+def tried(monkeypatch):
+    """Configs that are tried; none fits but with remat, fsdp=8 and two micro-batches."""
+    seen = []
+
+    def compiled(config, topology, step, devices, memory):
+        assert (topology, step, devices, memory) == ("v5e:2x4", "train", 8, 16 * GIB)
+        seen.append((config.model.remat, config.mesh.fsdp, config.accumulate_steps))
+        fits = seen[-1] == (True, 8, 2)
+        needed = GIB if fits else 17 * GIB
+        return compile_report.Program(1.0, None, None, None, None, None, {}, 0, needed, fits=fits)
+
+    monkeypatch.setattr(compilation, "_compile_until_laid_out", compiled)
+    return seen
+
+
+@pytest.mark.multidevice
+def test_what_does_not_fit_is_tried_with_changes_until_it_does(tried, reports):
+    config = small_config()
+    config.batch_size = 32
+    found = tuple(compilation._trials(config, "v5e:2x4", sharding.make_mesh(config.mesh, {}), 16 * GIB))
+    assert tried == [(True, 1, 1), (False, 8, 1), (True, 8, 1), (True, 8, 2)]  # not with four micro-batches
+    assert (config.model.remat, config.mesh.fsdp) == (False, 1)
+    program = compile_report.Program(3.0, None, None, None, None, None, {}, 0, 17 * GIB, fits=False)
+    report = dataclasses.replace(reports["data=8"], memory=16 * GIB, programs={"train": program}, trials=found)
+    lines = compile_report.text(report).splitlines()
+    assert lines[3].startswith("train step, global batch 8: does not fit: needs 17.00 GiB of 16; try ")
+    assert lines[4:] == [
+        "  the compiler gave up",
+        "  with --config.model.remat=True: 17.00 GiB, does not fit",
+        "  with --config.mesh.fsdp=8: 17.00 GiB, does not fit",
+        "  with --config.model.remat=True --config.mesh.fsdp=8: 17.00 GiB, does not fit",
+        "  with --config.model.remat=True --config.mesh.fsdp=8 --config.accumulate_steps=2: 1.00 GiB, fits",
+    ]
+
+
+@pytest.mark.multidevice
+def test_advice_keeps_a_mesh_that_was_given_whole():
+    config = small_config(data=8)
+    found = compilation.advice(config, sharding.make_mesh(config.mesh, {}))
+    assert found[1] == "--config.mesh.data=1 --config.mesh.fsdp=8"
+
+
+@pytest.mark.parametrize("topology", [None, "h200:8"])
+def test_quick_is_for_tpus_alone(topology):
+    with pytest.raises(UserError, match=r"^--quick needs a --topology of TPUs"):
+        compilation.compile_steps(small_config(), topology, quick=True)
+
+
+def test_a_config_is_held_against_the_devices_that_it_is_compiled_for(monkeypatch):
+    """Not against this process's own: a fused kernel of GPUs can be compiled for them where there are none."""
+    config = small_config()
+    config.model.attention, config.dtype = "cudnn", "bfloat16"
+    tasks = from_config(config)
+    model = taskexpert.from_config(config, tasks, "gpu")
+    assert model.backbone.attention == "cudnn"
+    with pytest.raises(UserError, match=r"attention='cudnn' needs an NVIDIA GPU.* but this is tpu with bfloat16"):
+        taskexpert.from_config(config, tasks, "tpu")
+    config.model.attention, config.model.unroll = "xla", "auto"
+    assert taskexpert.from_config(config, tasks, "cpu").unroll
+    assert not taskexpert.from_config(config, tasks, "tpu").unroll
+
+
+ASSIGNMENT = """BufferAssignment:
+allocation 0: size 512, thread-local:
+ value: <5 sum @0> (size=512,offset=0): f32[]{:T(128)}
+allocation 1: size 4096, parameter 30, shape |f32[32,32]| at ShapeIndex {}, maybe-live-out:
+allocation 2: size 2048, parameter 32, shape |f32[32,16]| at ShapeIndex {}:
+allocation 3: size 1024, output shape is |(f32[32,32], f32[])|, maybe-live-out:
+allocation 4: size 64, constant:
+allocation 5: size 300000, preallocated-temp:
+ value: <7 fusion{1} @0> (size=200000,offset=4096): f32[50000]{0}
+allocation 6: size 117438464, color 1, preallocated-temp:
+"""
+
+
+def test_the_layout_of_the_main_memory_is_read_from_the_compilers_notes(tmp_path):
+    layout = memory_layout.parse(ASSIGNMENT)
+    assert layout == memory_layout.Layout(arguments=6144, outputs=5120, own_outputs=1024, temporaries=512 + 64 + 300000)
+    assert layout.reserved == 6144 + 1024 + 300576
+    for name, text in {"-buffer-assignment": ASSIGNMENT, "": PROGRAM}.items():
+        (tmp_path / f"module_0003.jit_step.after_optimizations{name}.txt").write_text(text)
+    assert not memory_layout.is_written(tmp_path)
+    (tmp_path / "module_0003.jit_step.after_optimizations_after_buffer_assignment.txt").touch()
+    assert memory_layout.is_written(tmp_path)
+    assert memory_layout.read(tmp_path) == (layout, PROGRAM)
+
+
+@pytest.mark.multidevice
+def test_the_gradient_of_a_gathered_kernel_is_in_shards():
+    """Asked for as the kernel itself, it would be reduced whole over all devices, each of which then takes its part."""
+    mesh = sharding.make_mesh(small_config(data=1, fsdp=8).mesh, {})
+    split = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))
+    kernel = jax.ShapeDtypeStruct((3, 3, 16, 8), jnp.float32, sharding=split)
+    images = jax.ShapeDtypeStruct((8, 4, 4, 16), jnp.float32, sharding=sharding.batch_sharding(mesh))
+
+    def loss(kernel, images):
+        return mmoe._gathered_conv(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")).sum()
+
+    with sharding.use(mesh):
+        compiled = jax.jit(jax.grad(loss)).lower(kernel, images).compile()
+    assert compiled.output_shardings.is_equivalent_to(split, 4)
+
+
 def test_verdict_of_a_program_that_fits():
-    program = compilation.Program(1.0, 2**30, 0, 0, 0, 0, {}, 0, 2**30, fits=True)
-    assert compilation.verdict(program, 16 * 2**30, ()) == "fits (1.00 of 16 GiB)"
-    unknown = compilation.Program(1.0, 2**30, 0, 0, 0, 0, {}, 0, 2**30, fits=None)
-    assert compilation.verdict(unknown, None, ()) == "needs 1.00 GiB a device; how much there is, is not known"
+    program = compile_report.Program(1.0, 2**30, 0, 0, 0, 0, {}, 0, 2**30, fits=True)
+    assert compile_report.verdict(program, 16 * 2**30, ()) == "fits (1.00 of 16 GiB)"
+    unknown = compile_report.Program(1.0, 2**30, 0, 0, 0, 0, {}, 0, 2**30, fits=None)
+    assert compile_report.verdict(unknown, None, ()) == "needs 1.00 GiB a device; how much there is, is not known"
 
 
 def test_training_still_asks_for_its_workdir_and_compiling_does_not():
@@ -303,7 +426,7 @@ def test_training_still_asks_for_its_workdir_and_compiling_does_not():
 
 @pytest.mark.multidevice
 def test_the_mode_writes_its_report_and_needs_no_tensorflow(reports, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(compilation, "compile_steps", lambda config, topology: reports["data=8"])
+    monkeypatch.setattr(compilation, "compile_steps", lambda config, topology, quick: reports["data=8"])
     compilation.run(None, None, tmp_path / "report.json")
     written = json.loads((tmp_path / "report.json").read_text())
     sent = reports["data=8"].programs["train"].collectives["all-reduce"].sent
@@ -329,3 +452,7 @@ def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
     assert program.arguments >= bytes_on_a_device(state) + bytes_on_a_device(batch)  # tiles of 8 x 128 need more
     assert {"all-gather", "all-reduce"} <= program.collectives.keys()
     assert program.uncounted_loops == 0
+    # Without machine code it is the same program. The time of a whole compilation and the peak are not known then.
+    quick = compilation.compile_steps(config, "v5e:2x4", steps=("train",), quick=True).programs["train"]
+    assert quick == dataclasses.replace(program, compile_seconds=None, peak=None, needed=quick.needed)
+    assert quick.needed == quick.reserved >= program.peak > quick.arguments

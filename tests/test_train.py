@@ -110,6 +110,31 @@ def test_evaluation_takes_the_averaged_parameters_where_a_run_has_them(finished)
     assert (np.abs(ema - params).max() > 1e-6) == averaged
 
 
+def test_parameters_can_be_evaluated_in_bfloat16(finished):
+    config, folder, _ = finished
+    half = config.copy_and_resolve_references()
+    half.eval.params_dtype = "bfloat16"
+    mesh = sharding.make_mesh(config.mesh, {})
+    with sharding.use(mesh):
+        (_, whole, _), (_, halved, _) = (evaluate.load(of, folder, "latest", mesh) for of in (config, half))
+        for ours, theirs in zip(*(jax.tree.leaves(of["params"]) for of in (halved, whole)), strict=True):
+            assert ours.dtype == jnp.bfloat16
+            np.testing.assert_array_equal(ours, theirs.astype(jnp.bfloat16))
+        half.eval.params_dtype = "int8"
+        with pytest.raises(UserError, match=r"config.eval.params_dtype='int8': use float32 or bfloat16"):
+            evaluate.load(half, folder, "latest", mesh)
+    half.eval.params_dtype = "bfloat16"
+    tasks = from_config(config)
+    results = evaluate.evaluate(
+        half, folder, "latest", lambda: pipeline.eval_batches(half, tasks, batch_size=half.eval.batch_size)
+    )
+    (line,) = [json.loads(li) for li in (folder / "metrics.jsonl").read_text().splitlines() if "eval/" in li]
+    exact = {name.removeprefix("eval/"): value for name, value in line.items() if "loss" in name or "rmse" in name}
+    assert exact and {name: results[name] for name in exact if name in results} != {}
+    for name in exact.keys() & results.keys():
+        assert results[name] == pytest.approx(exact[name], rel=0.05, nan_ok=True), name
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused_with_a_diff(finished):
     config, folder, _ = finished
     other = config.copy_and_resolve_references()
@@ -131,7 +156,7 @@ def test_a_workdir_of_another_config_is_refused_and_untouched(finished):
     before = (folder / "config.json").read_bytes()
     other = config.copy_and_resolve_references()
     other.optimizer.learning_rate = 0.5
-    with pytest.raises(UserError, match=r"another config: optimizer.learning_rate was .*, is 0.5.*another --workdir"):
+    with pytest.raises(UserError, match=r"another config; use another(.|\n)*optimizer.learning_rate was .*, is 0.5"):
         run_in_process(other, folder)
     assert (folder / "config.json").read_bytes() == before
     free = config.copy_and_resolve_references()
@@ -240,9 +265,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_task(data_folder,
                 batch["depth"] = np.full_like(batch["depth"], np.nan)
             yield batch
 
-    with pytest.raises(UserError, match=r"step \d: the loss of depth is not finite"):
+    with pytest.raises(UserError, match=r"step 3: the loss of depth is not finite"):
         train.train(config, tmp_path / "run", poisoned, lambda: iter(()))
-    assert Checkpoints(tmp_path / "run", tasks[0]).latest is None
+    assert Checkpoints(tmp_path / "run", tasks[0]).latest == 2  # the state before that step
 
 
 # --- the program itself ---

@@ -1,0 +1,136 @@
+"""What lies in a run's checkpoints, without its config and without an accelerator.
+
+python -m taskexpert_jax.checkpoint WORKDIR             # steps, metrics, sizes
+python -m taskexpert_jax.checkpoint WORKDIR --verify    # whether every file is as it was written
+python -m taskexpert_jax.checkpoint WORKDIR --tree      # names, shapes and dtypes of the newest one's arrays
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import datetime
+import math
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+import numpy as np
+
+from taskexpert_jax import checkpoint_files, checkpoint_tree
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.tasks import from_config
+
+ITEMS = ("params", "train", "data", "config")
+
+
+def listing(workdir: pathlib.Path, *, verify: bool = False) -> str:
+    """A table of the checkpoints, oldest first; with `verify` every file is read.
+
+    Raises:
+      UserError: there are none.
+    """
+    folder = _folder(workdir)
+    lines = []
+    with _manager(folder) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps:
+            raise UserError(f"no checkpoint in {folder}")
+        metrics = {step: manager.metrics(step) or {} for step in steps}
+        best = _best(manager, metrics)
+    names = sorted({name for found in metrics.values() for name in found})
+    heads = ["step", "saved", *names, "MiB", *(f"{item} MiB" for item in ITEMS[:2]), "files", ""]
+    for step in steps:
+        path = folder / str(step)
+        saved = datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "seconds")
+        values = [f"{metrics[step][name]:.4g}" if name in metrics[step] else "-" for name in names]
+        sizes = [f"{checkpoint_files.size(where) / 2**20:.1f}" for where in (path, *(path / i for i in ITEMS[:2]))]
+        notes = [word for word, is_so in (("latest", step == steps[-1]), ("best", step == best)) if is_so]
+        files = "sealed" if checkpoint_files.sealed(path) else "not sealed"
+        if verify and files == "sealed":
+            problem = checkpoint_files.problem(path)
+            files = f"damaged: {problem}" if problem else "good"
+        lines.append([str(step), saved, *values, *sizes, files, ", ".join(notes)])
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *lines)]
+    aside = sorted(path.name for path in (folder.parent / "damaged").glob("*"))
+    if aside:
+        table.append(f"damaged, moved to {folder.parent / 'damaged'}: {', '.join(aside)}")
+    return "\n".join(line.rstrip() for line in table)
+
+
+def tree(workdir: pathlib.Path) -> str:
+    """Name, shape, dtype and size of every array of the newest checkpoint.
+
+    Raises:
+      UserError: there is none.
+    """
+    folder = _folder(workdir)
+    with _manager(folder) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise UserError(f"no checkpoint in {folder}")
+        found = manager.item_metadata(step)
+        lines = [f"step {step}"]
+        for item in ITEMS[:2]:
+            arrays = checkpoint_tree.arrays(found[item])
+            sizes = {name: math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for name, leaf in arrays.items()}
+            lines.append(f"{item}: {len(arrays)} arrays, {sum(sizes.values()) / 2**20:.1f} MiB")
+            for name, leaf in arrays.items():
+                lines.append(f"  {name}  {tuple(leaf.shape)}  {np.dtype(leaf.dtype).name}  {sizes[name]:,} bytes")
+    return "\n".join(lines)
+
+
+def _best(manager: Any, metrics: Mapping[int, Mapping[str, float]]) -> int | None:
+    """The step with the best metric, of those that have it, by the task that their config names."""
+    import orbax.checkpoint as ocp
+
+    evaluated = {step: found for step, found in metrics.items() if found}
+    if not evaluated:
+        return None
+    items = manager.restore(max(evaluated), args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+    config: Any = ConfigDict(items["config"])
+    (task,) = [task for task in from_config(config) if task.name == config.checkpoint.best_task]
+    key = f"{task.name}/{task.main_metric}"
+    choose = max if task.higher_is_better else min
+    return choose(evaluated, key=lambda step: evaluated[step][key])
+
+
+def _folder(workdir: pathlib.Path) -> pathlib.Path:
+    folder = workdir.absolute() / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"no checkpoints in {workdir}: give the --workdir of a run")
+    return folder
+
+
+def _manager(folder: pathlib.Path) -> Any:
+    import orbax.checkpoint as ocp
+
+    handlers: dict[str, Any] = dict.fromkeys(ITEMS[:2], ocp.StandardCheckpointHandler())
+    handlers |= dict.fromkeys(ITEMS[2:], ocp.JsonCheckpointHandler())
+    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns its exit status."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator may be busy with this very run
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
+    parser = argparse.ArgumentParser(
+        "python -m taskexpert_jax.checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdir", type=pathlib.Path, metavar="WORKDIR")
+    parser.add_argument("--verify", action="store_true", help="read every file and hold it against its checksum")
+    parser.add_argument("--tree", action="store_true", help="list the arrays of the newest checkpoint")
+    args = parser.parse_args(arguments)
+    try:
+        print(listing(args.workdir, verify=args.verify))
+        if args.tree:
+            print(f"\n{tree(args.workdir)}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
