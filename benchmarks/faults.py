@@ -28,8 +28,11 @@ import threading
 import time
 from typing import Any
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from taskexpert_jax import checkpoint_files
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))  # so that a start is not all compiling
 
@@ -66,6 +69,14 @@ class Program:
                 raise TimeoutError(f"no {pattern!r} in {PATIENCE} s; the last lines: {self.lines[-3:]}")
             time.sleep(0.01)
         return True
+
+    def wait_for_checkpoint(self, step: int) -> None:
+        """Waits until a checkpoint of this or a later step is complete."""
+        deadline = time.monotonic() + PATIENCE
+        while newest(self.workdir) < step:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise TimeoutError(f"no checkpoint of step {step}; the last lines: {self.lines[-3:]}")
+            time.sleep(0.01)
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal, if the program still runs."""
@@ -109,8 +120,8 @@ class Fault:
 
 
 def newest(workdir: pathlib.Path) -> int:
-    """The newest step that lies in the directory as a whole checkpoint."""
-    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    """The newest step that lies in the directory as a complete checkpoint: one that is sealed."""
+    steps = [int(path.parent.name) for path in (workdir / "checkpoints").glob(f"[0-9]*/{checkpoint_files.MANIFEST}")]
     return max(steps, default=0)
 
 
@@ -173,7 +184,7 @@ def damaging(workdir: pathlib.Path, flags: list[str]) -> list[Fault]:
     for how in ("deleted", "truncated", "altered"):
         before = newest(workdir)
         program = Program(workdir, flags)
-        program.wait_for(r"^step \d+/", EVERY + 2)
+        program.wait_for_checkpoint(before + 2 * EVERY)  # so that there is one to fall back to
         program.send(signal.SIGKILL)
         fault = Fault("", program.last, program.status(), newest(workdir))
         fault.what = damage(workdir, how)

@@ -6,7 +6,7 @@ needs), `train` (optimiser state, step, random key), `data` (position in the dat
   python -m taskexpert_jax.checkpoint WORKDIR      # what is there
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import errno
 import logging as logging_module
@@ -211,7 +211,8 @@ class Checkpoints:
     def restore_newest(self, abstract: TrainState) -> Restored | None:
         """The newest good checkpoint, placed as `abstract` says; None where nothing was ever saved.
 
-        Newer ones that are damaged are named, a line each, and moved to WORKDIR/damaged.
+        Newer ones that are damaged are named, a line each, and moved to WORKDIR/damaged; so is one that had not been
+        sealed when the run was killed, for nobody can know whether its bytes are those that were written.
 
         Raises:
           UserError: there are checkpoints, but none is good; or the newest good one does not fit: see `restore`.
@@ -219,15 +220,17 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         problems: dict[int, str] = {}
         restored = None
+        own = [step for step in steps if checkpoint_files.sealed(self.path / str(step))] if self._first_process else []
+        sealed = processes.gather(own)[0]
         for step in steps:
-            restored = self._restore_good(step, abstract)
+            restored = self._restore_good(step, abstract, sealed)
             if isinstance(restored, Restored):
                 break
             problems[step] = restored
         if not isinstance(restored, Restored):
             if not steps:
                 return None
-            each = "; ".join(f"{step}: {problem}" for step, problem in problems.items())
+            each = "; ".join(f"{step} {problem}" for step, problem in problems.items())
             raise UserError(
                 f"none of the checkpoints in {self.path} is good ({each}); put the files back, or use another --workdir"
             )
@@ -235,32 +238,31 @@ class Checkpoints:
             where = self.path / str(step)
             if self._first_process:
                 where = checkpoint_files.set_aside(where, self.path.parent / "damaged")
-            print(
-                f"warning: checkpoint {step} is damaged: {problem}; it is now {where}, and the run falls back to step "
-                f"{steps[i + 1]}",
-                flush=True,
-            )
+            next_best = f"it is now {where}, and the run falls back to step {steps[i + 1]}"
+            print(f"warning: checkpoint {step} {problem}; {next_best}", flush=True)
         if problems:
             processes.gather(None)  # all wait until they have been moved
             self._manager.reload()
         return restored
 
-    def _restore_good(self, step: int, abstract: TrainState) -> Restored | str:
+    def _restore_good(self, step: int, abstract: TrainState, sealed: Sequence[int]) -> Restored | str:
         """The checkpoint, or what is wrong with it; the same in every process."""
         folder = self.path / str(step)
-        found = checkpoint_files.problem(folder) if self._first_process else None
-        if problem := processes.gather(found)[0]:
-            return problem
-        if processes.gather(checkpoint_files.sealed(folder))[0]:
+        if step in sealed:
+            found = checkpoint_files.problem(folder) if self._first_process else None
+            if problem := processes.gather(found)[0]:
+                return f"is damaged: {problem}"
             return Restored(self.restore(step, abstract), step, self._evaluated(step))
-        # Complete, but the program ended before it was sealed: it is good if all of it can be read.
+        if sealed:
+            return "had not been sealed when the run ended"
+        # The first of a run, or one from before checkpoints were sealed: it is good if all of it can be read.
         restored, problem = None, None
         try:
             restored = Restored(self.restore(step, abstract), step, self._evaluated(step))
         except UserError:
             raise
         except Exception as error:
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            problem = f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         first = next((text for text in processes.gather(problem) if text), None)
         if first is None and self._first_process:
             checkpoint_files.seal(folder)

@@ -107,11 +107,11 @@ def one_process(tmp_path_factory):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(fun_name)
 
-    report, make_train_step = train.report, train.make_train_step
+    write, make_train_step = train.Reports.write, train.make_train_step
 
-    def counting_report(writer, progress, step, *arguments, **named):
+    def counting_write(self, step, tally):
         until[step] = tuple(compiled)
-        return report(writer, progress, step, *arguments, **named)
+        return write(self, step, tally)
 
     def kept_step(*arguments):
         steps.append(make_train_step(*arguments))
@@ -119,7 +119,7 @@ def one_process(tmp_path_factory):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "report", counting_report)
+        patch.setattr(train.Reports, "write", counting_write)
         patch.setattr(train, "make_train_step", kept_step)
         pipeline.record_fingerprint(config)
         train.train(
@@ -148,6 +148,14 @@ def resumed(tmp_path_factory):
         for process in started:
             process.send_signal(signal.SIGKILL)
     assert max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()) < STEPS
+    with two_processes(folder / "stopped", *command) as started:
+        deadline = time.monotonic() + 280
+        while "resumed" not in said(folder / "stopped", "out")[0]:
+            assert all(process.poll() is None for process in started), said(folder / "stopped")
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        started[1].send_signal(signal.SIGTERM)  # it is enough that one is told
+        assert [process.wait(timeout=280) for process in started] == [0, 0], said(folder / "stopped")
     assert statuses(folder / "resumed", *command) == [0, 0], said(folder / "resumed")
     return workdir, folder
 
@@ -177,6 +185,16 @@ def test_two_processes_killed_and_resumed_log_what_one_logs(one_process, resumed
 
 @pytest.mark.slow
 @pytest.mark.multidevice
+def test_all_save_and_end_when_one_is_told_to_stop(resumed):
+    _, folder = resumed
+    first, second = said(folder / "stopped", "out")
+    saved = re.search(rf"told to stop: saved step (\d+) of {STEPS}", first)
+    assert saved and "trained to" not in first and second == ""
+    assert re.search(rf"resumed .* at step {saved[1]} of {STEPS}", said(folder / "resumed", "out")[0])
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
 def test_one_process_speaks_and_writes(resumed):
     workdir, folder = resumed
     first, second = said(folder / "resumed", "out")
@@ -184,7 +202,7 @@ def test_one_process_speaks_and_writes(resumed):
     assert second == ""
     assert said(folder / "resumed") == ["", ""]
     events = [path for path in workdir.iterdir() if path.name.startswith("events.")]
-    assert len(events) == 2  # of the killed run and of the resumed one, not of two processes each
+    assert len(events) == 3  # of the killed run, the stopped and the last one, not of two processes each
     assert any(b"prediction/0" in path.read_bytes() for path in events)
     assert not list(workdir.glob(".shared*"))
 

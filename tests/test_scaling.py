@@ -61,12 +61,13 @@ def test_with_fsdp_it_does_not_grow_once_there_are_several_copies():
         several = [program for count, program in group if count > scaling.SHARDS]
         for program in several[1:]:
             assert total(program, "bytes") <= SAME * total(several[0], "bytes")
+            assert total(program, "sent") <= 1.2 * total(group[0][1], "sent")
 
 
 def test_a_device_of_a_large_machine_needs_no_more_memory_than_one_of_a_small_one():
     for group in by_machine(1, scaling.SHARDS):
         needed = [program["needed"] for _, program in group]
-        assert max(needed) <= 1.05 * needed[0]
+        assert max(needed) <= 1.06 * needed[0]
 
 
 def test_the_page_has_the_table_of_the_results():
@@ -74,7 +75,7 @@ def test_the_page_has_the_table_of_the_results():
     assert scaling.PAGE.read_text().partition(scaling.MARK)[2].strip() == made
     assert f"{len(ROWS)} of {len(scaling.ROWS)} rows are compiled" in made
     lines = [line for line in made.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {12}
+    assert {line.count("|") for line in lines} == {13}
 
 
 def test_a_row_that_does_not_fit_says_so_and_one_is_compiled_again_for_its_seconds():
@@ -82,7 +83,7 @@ def test_a_row_that_does_not_fit_says_so_and_one_is_compiled_again_for_its_secon
     report = FOUND[row.key]
     program = report["programs"]["train"] | {"reserved": None, "needed": 20 * 2**30, "compile_seconds": None}
     line = scaling.table({row.key: report | {"programs": {"train": program}}}, scaling.ROWS).splitlines()[4]
-    assert "| 20,480 (16,384): does not fit |" in line and line.count("|") == 12
+    assert "| 20,480 (16,384): does not fit |" in line and line.count("|") == 13
     assert scaling.is_there({"programs": {"train": program}}, whole=False)
     assert not scaling.is_there({"programs": {"train": program}}, whole=True)
     assert not scaling.is_there(None, whole=False)
