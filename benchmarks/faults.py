@@ -258,7 +258,9 @@ def full_disk(workdir: pathlib.Path, flags: list[str]) -> Fault | None:
 def digests(workdir: pathlib.Path, flags: list[str], step: int) -> dict[str, str]:
     """Name of every array of a checkpoint -> digest of its bytes."""
     command = [sys.executable, __file__, "--digests", json.dumps([str(workdir), step, flags])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: step {step} of {workdir} cannot be read: {done.stderr.splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -274,7 +276,8 @@ def print_digests(workdir: pathlib.Path, step: int, flags: list[str]) -> None:
     from taskexpert_jax.models import taskexpert
     from taskexpert_jax.tasks import from_config
 
-    absl_flags.FLAGS([program.__name__, *flags])
+    sys.argv = [program.__name__, *flags]  # where ml_collections looks for the fields that are changed
+    absl_flags.FLAGS(sys.argv)
     config: Any = absl_flags.FLAGS["config"].value
     tasks = from_config(config)
     model = taskexpert.from_config(config, tasks)
@@ -343,7 +346,8 @@ def main() -> None:
         if fault := full_disk(workdir, flags):
             others.append(fault)
         end = Program(workdir, flags)
-        status = end.status()
+        if status := end.status():
+            print("the last start ended with:", *end.lines[-3:], sep="\n")
         finish(faults, end)
         faults += others
         ours, theirs = (digests(path, flags, arguments.steps) for path in (workdir, undisturbed))

@@ -6,6 +6,8 @@ import dataclasses
 from taskexpert_jax.collectives import Traffic
 from taskexpert_jax.topologies import GIB
 
+_EVALUATION_ADVICE = ("a smaller --config.eval.batch_size", "a larger --config.mesh.fsdp or .tensor")
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -95,25 +97,32 @@ def text(report: Report) -> str:
         f"forward pass; model FLOPs of a train step: {report.train_flops:.3e}",
     ]
     for step, program in report.programs.items():
-        batch = report.batch_size if step == "train" else report.eval_batch_size
-        lines.append(f"\n{step} step, global batch {batch}: {verdict(program, report.memory, report.advice)}")
-        if program.reserved is None:
-            lines.append("  the compiler gave up")
-            lines += _trial_lines(report) if step == "train" else []
-            continue
-        seconds = program.compile_seconds
-        lines.append("  no machine code was made" if seconds is None else f"  compiled in {seconds:.1f} s")
-        parts = {part: getattr(program, part) for part in ("peak", "reserved", "arguments", "outputs", "temporaries")}
-        sizes = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts.items() if size is not None)
-        lines.append(f"  MiB a device: {sizes}")
-        for kind, of_kind in program.collectives.items():
-            whole, sent = of_kind.bytes / 2**20, of_kind.sent / 2**20
-            lines.append(f"  {kind:<18}{of_kind.count:>6} x, {whole:>9.1f} MiB a device, {sent:>9.1f} MiB sent")
-        if step == "train":
-            lines += _trial_lines(report)
-        if program.uncounted_loops:
-            lines.append(f"  {program.uncounted_loops} loops of unknown length are counted as one turn")
+        training = step == "train"
+        batch = report.batch_size if training else report.eval_batch_size
+        advised = report.advice if training else _EVALUATION_ADVICE
+        lines.append(f"\n{step} step, global batch {batch}: {verdict(program, report.memory, advised)}")
+        lines += _program_lines(program)
+        lines += _trial_lines(report) if training else []
+        ours = 0.75 if report.device_kind.startswith("NVIDIA") else 1.0
+        if report.memory and ours * report.memory < program.needed <= report.memory:
+            lines.append("  XLA takes three quarters of a GPU's memory: set XLA_PYTHON_CLIENT_MEM_FRACTION to more")
     return "\n".join(lines)
+
+
+def _program_lines(program: Program) -> list[str]:
+    if program.reserved is None:
+        return ["  the compiler gave up"]
+    seconds = program.compile_seconds
+    lines = ["  no machine code was made" if seconds is None else f"  compiled in {seconds:.1f} s"]
+    parts = {part: getattr(program, part) for part in ("peak", "reserved", "arguments", "outputs", "temporaries")}
+    sizes = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts.items() if size is not None)
+    lines.append(f"  MiB a device: {sizes}")
+    for kind, of_kind in program.collectives.items():
+        whole, sent = of_kind.bytes / 2**20, of_kind.sent / 2**20
+        lines.append(f"  {kind:<18}{of_kind.count:>6} x, {whole:>9.1f} MiB a device, {sent:>9.1f} MiB sent")
+    if program.uncounted_loops:
+        lines.append(f"  {program.uncounted_loops} loops of unknown length are counted as one turn")
+    return lines
 
 
 def _trial_lines(report: Report) -> list[str]:

@@ -336,6 +336,25 @@ def test_what_does_not_fit_is_tried_with_changes_until_it_does(tried, reports):
 
 
 @pytest.mark.multidevice
+def test_an_evaluation_that_does_not_fit_is_not_told_to_change_the_training(reports):
+    program = dataclasses.replace(reports["data=8"].programs["eval"], needed=17 * GIB, fits=False)
+    report = dataclasses.replace(reports["data=8"], memory=16 * GIB, programs={"eval": program})
+    assert compile_report.text(report).splitlines()[3] == (
+        "eval step, global batch 8: does not fit: needs 17.00 GiB of 16; try a smaller --config.eval.batch_size or "
+        "a larger --config.mesh.fsdp or .tensor"
+    )
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize(("needed", "told"), [(100, False), (110, True)])
+def test_a_gpu_program_above_xlas_share_of_the_memory_is_told(reports, needed, told):
+    program = dataclasses.replace(reports["data=2"].programs["train"], needed=needed * GIB, fits=True)
+    changed = {"memory": 141 * GIB, "device_kind": "NVIDIA H200", "programs": {"train": program}}
+    report = dataclasses.replace(reports["data=2"], **changed)
+    assert ("set XLA_PYTHON_CLIENT_MEM_FRACTION" in compile_report.text(report)) is told
+
+
+@pytest.mark.multidevice
 def test_advice_keeps_a_mesh_that_was_given_whole():
     config = small_config(data=8)
     found = compilation.advice(config, sharding.make_mesh(config.mesh, {}))
