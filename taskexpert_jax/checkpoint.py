@@ -8,10 +8,8 @@ needs), `train` (optimiser state, step, random key), `data` (position in the dat
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
-import errno
 import logging as logging_module
 import math
-import os
 import pathlib
 import sys
 import threading
@@ -25,26 +23,17 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from taskexpert_jax import checkpoint_files, checkpoint_tree, processes
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.errors import UserError, disk_refusal
 from taskexpert_jax.tasks import Task
 from taskexpert_jax.train_state import TrainState, Tree
 
 _SECONDS_BETWEEN_LOOKS = 0.1  # at whether a save is complete
 _SECONDS_TO_CLEAR = 1.0
 
-# How the errors of a disk that takes nothing more read, in the words of Orbax and TensorStore.
-_REFUSED = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS))
-
-
-def _refusal(error: object) -> str | None:
-    """What the disk said, where the error is that it takes nothing more."""
-    text = " ".join(str(error).split())
-    return next((words for words in _REFUSED if words in text), None)
-
 
 def _worth_logging(record: logging_module.LogRecord) -> bool:
     """Not so: Orbax's warning at every save without an evaluation, and traces of what `Checkpoints` says in a line."""
-    refused = record.exc_info is not None and _refusal(record.exc_info[1]) is not None
+    refused = record.exc_info is not None and disk_refusal(record.exc_info[1]) is not None
     return not refused and "Requested `tracked_metric`" not in record.getMessage()
 
 
@@ -171,7 +160,7 @@ class Checkpoints:
 
     def _thread_failed(self, failed: threading.ExceptHookArgs) -> None:
         """Prints no trace of what `_writing` says in one line."""
-        if _refusal(failed.exc_value) is None:
+        if disk_refusal(failed.exc_value) is None:
             self._hooks[0](failed)
 
     def _unraisable(self, failed: Any) -> None:
@@ -192,7 +181,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = _refusal(error)
+            reason = disk_refusal(error)
             if reason is None:
                 raise
             self._refused = True

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.errors import UserError, disk_refusal
 
 
 @contextlib.contextmanager
@@ -17,10 +17,13 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     """Raises UserError with the path and the reason where its body cannot write: the disk is full, or not ours."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        reason = disk_refusal(error)
+        if reason is None:
+            raise
         raise UserError(
-            f"{path} cannot be written: {error.strerror}; make room or give the right to write, and start again: the "
-            "run goes on from its last checkpoint"
+            f"{path} cannot be written: {reason}; make room or give the right to write, and start again: the run goes "
+            "on from its last checkpoint"
         ) from error
 
 
@@ -47,22 +50,25 @@ class RunWriter:
             self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
             self._lines.flush()
         if self._summary is not None:
-            self._summary.write_scalars(step, dict(values))
-            self._summary.flush()
+            with writing(self._path.with_name("events.*")):
+                self._summary.write_scalars(step, dict(values))
+                self._summary.flush()
 
     def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Adds (H, W, 3) uint8 pictures to TensorBoard."""
         if self._summary is not None and pictures:
-            self._summary.write_images(step, {name: picture[None] for name, picture in pictures.items()})
-            self._summary.flush()
+            with writing(self._path.with_name("events.*")):
+                self._summary.write_images(step, {name: picture[None] for name, picture in pictures.items()})
+                self._summary.flush()
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        if self._lines is not None:
-            with contextlib.suppress(OSError):  # of a line that could not be written, which has been said
+        with contextlib.suppress(UserError), writing(self._path):  # of what could not be written, which has been said
+            if self._lines is not None:
                 self._lines.close()
-        if self._summary is not None:
-            self._summary.close()
+        with contextlib.suppress(UserError), writing(self._path):
+            if self._summary is not None:
+                self._summary.close()
 
 
 def _open_lines(path: pathlib.Path, first: int) -> TextIO:
