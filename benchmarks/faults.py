@@ -21,6 +21,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -126,8 +127,15 @@ def newest(workdir: pathlib.Path) -> int:
 
 
 def remarks(program: Program) -> str:
-    """What a start said of checkpoints beside where it goes on."""
-    return "; ".join(line for line in program.lines if re.search(r"^(warning|error)|being written", line))
+    """What a start said of checkpoints beside where it goes on, without what differs from machine to machine."""
+    said = "; ".join(line for line in program.lines if re.search(r"^(warning|error)|being written", line))
+    said = said.replace(str(program.workdir), "WORKDIR").replace(f" on {socket.gethostname()} ", " on HOST ")
+    return shortened(said)
+
+
+def shortened(text: str) -> str:
+    """The text with the long names of Orbax's data files cut."""
+    return re.sub(r"\b([0-9a-f]{6})[0-9a-f]{26}\b", r"\1...", text)
 
 
 def killing(rng: random.Random, workdir: pathlib.Path, flags: list[str], signals: list[signal.Signals]) -> list[Fault]:
@@ -147,6 +155,11 @@ def killing(rng: random.Random, workdir: pathlib.Path, flags: list[str], signals
         fault.step = max(step, program.last)
         faults.append(fault)
         print(f"{len(faults)}: {fault.what} after step {fault.step}, status {fault.status}", flush=True)
+    program = Program(workdir, flags)  # how it goes on after the last of them
+    program.wait_for(r"^step \d+/")
+    program.send(signal.SIGKILL)
+    program.status()
+    finish(faults, program)
     return faults
 
 
@@ -175,7 +188,7 @@ def damage(workdir: pathlib.Path, how: str) -> str:
         content = bytearray(victim.read_bytes())
         content[len(content) // 2] ^= 1
         victim.write_bytes(content)
-    return f"{how} {victim.relative_to(folder.parent)}"
+    return shortened(f"{how} {victim.relative_to(folder.parent)}")
 
 
 def damaging(workdir: pathlib.Path, flags: list[str]) -> list[Fault]:
@@ -301,8 +314,8 @@ def table(faults: list[Fault]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for i, fault in enumerate(faults, 1):
-        said = re.sub(r"\S*/(checkpoints|damaged)/", r"\1/", fault.said).replace("|", "/")
-        cells = (fault.what, fault.step, fault.status, fault.newest, fault.resumed, said, "ok" if fault.ok else "WRONG")
+        cells = (fault.what, fault.step, fault.status, fault.newest, fault.resumed, fault.said)
+        cells = (*cells, "ok" if fault.ok else "WRONG")
         lines.append(f"| {i} | {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
@@ -348,7 +361,6 @@ def main() -> None:
         end = Program(workdir, flags)
         if status := end.status():
             print("the last start ended with:", *end.lines[-3:], sep="\n")
-        finish(faults, end)
         faults += others
         ours, theirs = (digests(path, flags, arguments.steps) for path in (workdir, undisturbed))
     equal = sum(ours.get(name) == digest for name, digest in theirs.items())
