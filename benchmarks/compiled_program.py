@@ -168,6 +168,8 @@ def report(layout: memory_layout.Layout | None, text: str, devices: int, clock: 
     for step in found:
         by_part[step.part] += step.cycles
         moving[step.part] += step.cycles * step.moves
+    if not by_part.total():  # only a program compiled to the end has the estimates
+        return "\n".join(lines)
     lines += ["", "| part | million cycles | of them copies | ms |", "|---|---|---|---|"]
     for part, cycles in [*by_part.most_common(), ("all", by_part.total())]:
         copied = moving.total() if part == "all" else moving[part]

@@ -3,7 +3,7 @@
 A collective inside a loop is counted once for each turn of the loop: XLA notes the number of turns beside the loop
 (`known_trip_count`), or it follows from the counter's start and step and the limit in the loop's condition. Of a
 conditional all branches are counted. What runs in pieces is counted once: `-start` and `-done`, or several fusions with
-the same channel, among which XLA's TPU compiler divides a collective to hide it behind others.
+the same channel, among which XLA's TPU compiler divides a collective to hide it behind other work.
 """
 
 import collections
@@ -83,12 +83,14 @@ def count(hlo: str, devices: int) -> Found:
         channels = set()
         for place, instruction in _with_fused(name, computations):
             if kind := _kind(instruction.opcode):
-                channel = re.search(r"channel_id=(\d+)", instruction.rest)
+                # XLA's TPU compiler writes a reduce-scatter as a fusion of an all-reduce and the choice of a shard.
+                # Such a fusion is whole, and all that were merged of several have channel 1.
+                scattered = place.startswith("all-reduce-scatter")
+                channel = None if scattered else re.search(r"channel_id=(\d+)", instruction.rest)
                 if channel and channel[1] in channels:
                     continue
                 channels |= {channel[1]} if channel else set()
-                # XLA's TPU compiler writes a reduce-scatter as a fusion of an all-reduce and the choice of a shard.
-                kind = "reduce-scatter" if place.startswith("all-reduce-scatter") else kind
+                kind = "reduce-scatter" if scattered else kind
                 total[kind] += _traffic(kind, instruction, computations[place], devices)
                 continue
             turns = _turns(instruction, computations[place], computations) if instruction.opcode == "while" else 1

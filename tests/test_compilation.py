@@ -198,12 +198,19 @@ HloModule step, entry_computation_layout={(f32[8])->f32[8]}
   ROOT %cut = f32[8]{0} slice(%ar.s), slice={[0:8]}
 }
 
+%all-reduce-scatter.4 (q: f32[128]) -> f32[16] {
+  %q = f32[128]{0} parameter(0)
+  %ar.t = f32[128]{0} all-reduce(%q), channel_id=6, replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %cut = f32[16]{0} slice(%ar.t), slice={[0:16]}
+}
+
 ENTRY %main (x: f32[256], y: bf16[8,16]) -> f32[256] {
   %x = f32[256]{0} parameter(0)
   %y = bf16[8,16]{1,0} parameter(1)
   %f1 = bf16[64,16]{1,0} fusion(%y), kind=kCustom, calls=%first_piece
   %f2 = bf16[64,16]{1,0} fusion(%y), kind=kCustom, calls=%last_piece
   %f3 = f32[8]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
+  %f4 = f32[16]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.4
   %ar = (f32[10]{0}, /*index=1*/s32[]) all-reduce(%a, %b), channel_id=7, replica_groups=mesh['x'=2,'y'=4] {'y'}, to_apply=%add
   %rs = f32[32]{0} reduce-scatter(%x), channel_id=8, replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}, to_apply=%add
   %tuple = (s32[], f32[256]{0}) tuple(%zero, %x)
@@ -219,7 +226,8 @@ def test_collectives_of_a_program_are_counted_with_their_loops_and_groups():
         "all-gather": Traffic(1, 64 * 16 * 2, 64 * 16 * 2 * 7 // 8),  # one channel in two fusions
         "all-reduce": Traffic(1, 44, 66),  # groups of four: 2 * 3/4
         "collective-permute": Traffic(15, 15 * 1024, 15 * 1024),  # 5 turns of 1, 3, 5 below 7
-        "reduce-scatter": Traffic(2, 64 * 4 + 2 * 32 * 4, 64 * 4 * 7 // 8 + 32 * 4),
+        # Two fusions, whole in spite of their channel, and one that is written as such.
+        "reduce-scatter": Traffic(3, (64 + 128) * 4 + 2 * 32 * 4, (64 + 128) * 4 * 7 // 8 + 32 * 4),
     }
     assert found.uncounted_loops == 0
 

@@ -51,8 +51,8 @@ def _bfloat16(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Attention whose products, those of the gradient too, all are of bfloat16 operands.
 
     What `jax.nn.dot_product_attention` leaves to differentiation keeps the weights both in float32 and in bfloat16 for
-    the backward pass, and multiplies the scores' gradient in float32. Here only the bfloat16 weights are kept, a third of
-    the bytes, and the scores' gradient is rounded before it is multiplied, as FlashAttention does (arXiv 2205.14135).
+    the backward pass, and multiplies the scores' gradient in float32. Here only the bfloat16 weights are kept, a third
+    of the bytes, and the scores' gradient is rounded before it is multiplied, as FlashAttention does (2205.14135).
     """
     return _bfloat16_forward(query, key, value)[0]
 
@@ -64,9 +64,7 @@ def _bfloat16_forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tup
     return mixed, (query, key, value, weights, mixed)
 
 
-def _bfloat16_backward(
-    residuals: tuple[jax.Array, ...], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _bfloat16_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     query, key, value, weights, mixed = residuals
     of_weights = jnp.einsum("bnhd,bmhd->bhnm", gradient, value, preferred_element_type=jnp.float32)
     # The mean of the weights' gradient under the weights, from (B, N, heads, d): no second pass over N x N values.
