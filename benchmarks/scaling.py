@@ -5,8 +5,8 @@
 
 Each row is written to benchmarks/results/scaling.json as soon as it is there, so an interrupted table goes on where it
 was; `--table` only prints it. TPU rows stop before machine code, which changes no number: a quarter of a minute each,
-against two to twenty with `--whole`. GPU rows are always whole. TPU rows need libtpu (requirements-tpu.txt), GPU rows
-JAX's CUDA plugin (requirements-cuda.txt), neither the hardware.
+against two to three minutes with `--whole`. GPU rows are always whole. TPU rows need libtpu (requirements-tpu.txt), GPU
+rows JAX's CUDA plugin (requirements-cuda.txt), neither the hardware.
 """
 
 import argparse
