@@ -32,6 +32,8 @@ MIB = 2**20
 CLOCKS = {"v4": 275e12 / (8 * 128**2 * 2), "v5e": 197e12 / (4 * 128**2 * 2), "v6e": 918e12 / (4 * 256**2 * 2)}
 FINISHED = "finished.txt"  # only in this text are the estimates of cycles
 MOVES = {"copy", "transpose"}
+# How the names end of what writes a turn's arrays to those of all turns, and takes them out again.
+SCANS = ("dynamic_update_slice", "dynamic_slice", "squeeze", "while")
 FREE = {"parameter", "bitcast", "reshape", "tuple", "get-tuple-element"}
 
 
@@ -107,8 +109,10 @@ class Step:
 
     @property
     def part(self) -> str:
-        """One of `traced_products.PARTS`, or losses, or the optimiser and the rest."""
+        """One of `traced_products.PARTS`, or what the scans keep, or losses, or the optimiser and the rest."""
         if "(TaskExpert)" in self.path:
+            if "/while" in self.path and self.path.endswith(SCANS):
+                return "kept by the scans for the backward pass"
             return traced_products.part_of(self.path)
         return "losses" if "jvp(" in self.path else "optimiser, the rest"
 
