@@ -127,7 +127,8 @@ def test_a_run_goes_on_with_its_own_data_only(layout: pathlib.Path, tmp_path: pa
     others = f"--config.dataset.data_dir={tmp_path / 'second'}"
     refused = _main(run, others)
     assert refused.returncode == 2
-    assert f"another config: dataset.fingerprint was '{first}', is '{second}'; use another --workdir" in refused.stderr
+    assert "holds a run of another config; use another --workdir" in refused.stderr
+    assert f"\n  dataset.fingerprint was '{first}', is '{second}'\n" in refused.stderr
     done = _main(run, others, "--mode=evaluate")
     assert done.returncode == 0, done.stderr
     assert f"other data than those of training: fingerprint {second}, in training {first}\n" in done.stdout
