@@ -8,7 +8,7 @@ needs), `train` (optimiser state, step, random key), `data` (position in the dat
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
-import logging as logging_module
+import itertools
 import math
 import pathlib
 import sys
@@ -16,28 +16,17 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from absl import logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from taskexpert_jax import checkpoint_files, checkpoint_tree, processes
+from taskexpert_jax import checkpoint_files, checkpoint_manager, checkpoint_tree, processes
 from taskexpert_jax.errors import UserError, disk_refusal
 from taskexpert_jax.tasks import Task
 from taskexpert_jax.train_state import TrainState, Tree
 
 _SECONDS_BETWEEN_LOOKS = 0.1  # at whether a save is complete
 _SECONDS_TO_CLEAR = 1.0
-
-
-def _worth_logging(record: logging_module.LogRecord) -> bool:
-    """Not so: Orbax's warning at every save without an evaluation, and traces of what `Checkpoints` says in a line."""
-    refused = record.exc_info is not None and disk_refusal(record.exc_info[1]) is not None
-    return not refused and "Requested `tracked_metric`" not in record.getMessage()
-
-
-logging.get_absl_logger().addFilter(_worth_logging)
 
 
 class Restored(NamedTuple):
@@ -61,45 +50,25 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, best: Task, *, read_only: bool = False):
         self.path = workdir.absolute() / "checkpoints"
+        self._replaced = _replaced(workdir)
         self._best_key = f"{best.name}/{best.main_metric}"
         if read_only and not self.path.is_dir():
             raise UserError(f"no checkpoints in {workdir}: train first, or give the --workdir of a finished run")
 
-        def metric(metrics: Mapping[str, float]) -> float:
-            return metrics[self._best_key]
-
-        policy = preservation_policy.AnyPreservationPolicy(
-            [
-                preservation_policy.LatestN(2),
-                # `max_to_keep` with `best_fn` would delete the newest checkpoint as soon as the metric worsens.
-                preservation_policy.BestN(
-                    get_metric_fn=metric,
-                    reverse=not best.higher_is_better,
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
+        if not read_only:
+            if self._first_process:
+                for step in checkpoint_files.remove_unfinished(self.path):
+                    print(f"step {step} was being written when the run ended: left out", flush=True)
+                checkpoint_files.put_back(self.path, self._replaced)
+            processes.gather(None)  # none looks before that is done
+        self._manager = checkpoint_manager.for_run(
+            self.path, self._best_key, higher_is_better=best.higher_is_better, create=not read_only
         )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
-            best_fn=metric,
-            best_mode="max" if best.higher_is_better else "min",
-            create=not read_only,
-        )
-        handlers = {
-            "params": ocp.StandardCheckpointHandler(),
-            "train": ocp.StandardCheckpointHandler(),
-            "data": ocp.JsonCheckpointHandler(),
-            "config": ocp.JsonCheckpointHandler(),
-        }
-        if not read_only and self._first_process:
-            for step in checkpoint_files.remove_unfinished(self.path):
-                print(f"step {step} was being written when the run ended: left out", flush=True)
-        self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
         self._sealing: threading.Thread | None = None
+        self._unsealed: OSError | None = None  # why the last checkpoint could not be sealed
         self._refused = False  # by the disk
-        self._hooks = threading.excepthook, sys.unraisablehook
-        threading.excepthook, sys.unraisablehook = self._thread_failed, self._unraisable
+        self._hooks = contextlib.ExitStack()
+        self._hooks.enter_context(checkpoint_manager.quiet_refusals())
 
     @property
     def _first_process(self) -> bool:
@@ -108,7 +77,8 @@ class Checkpoints:
     def save(self, state: TrainState, config: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
         """Starts saving `state`; returns when it has been copied off the devices.
 
-        A checkpoint of the same step is replaced: that of a run that was told to stop before it could evaluate.
+        A checkpoint of the same step is replaced where there are metrics now: that of a run that was told to stop
+        before it could evaluate. It is kept until the new one is sealed. Without metrics there is nothing to add to it.
 
         metrics: the evaluation at this very step, or None; only evaluated checkpoints can be the best, and of those the
           ones whose metric is a number (it is none where no label of the task was evaluated).
@@ -122,7 +92,9 @@ class Checkpoints:
         with self._writing():
             self._finish()
             if step in self._manager.all_steps():
-                self._manager.delete(step)
+                if metrics is None:
+                    return
+                self._put_by(step)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -137,6 +109,12 @@ class Checkpoints:
             self._sealing = threading.Thread(target=self._seal, args=(step,), name="checkpoint seal", daemon=True)
             self._sealing.start()
 
+    def _put_by(self, step: int) -> None:
+        if self._first_process:
+            checkpoint_files.put_by(self.path / str(step), self._replaced)
+        processes.gather(None)  # all wait until it has been moved
+        self._manager.reload()
+
     def wait(self) -> None:
         """Returns when the last checkpoint is complete and sealed; raises UserError where it cannot be written."""
         with self._writing():
@@ -148,25 +126,22 @@ class Checkpoints:
         if self._sealing is not None:
             self._sealing.join()
             self._sealing = None
+        if self._unsealed is not None:
+            error, self._unsealed = self._unsealed, None
+            raise error
 
     def _seal(self, step: int) -> None:
-        """Seals a checkpoint as soon as it is complete; one that never is, or goes at once, is left as it is."""
+        """Seals a checkpoint as soon as it is complete; one that never is, is left as it is."""
         while self._manager.is_saving_in_progress():
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         folder = self.path / str(step)
         if folder.is_dir():
-            with contextlib.suppress(OSError):  # a full disk; or no longer one of the latest
+            try:
                 checkpoint_files.seal(folder)
-
-    def _thread_failed(self, failed: threading.ExceptHookArgs) -> None:
-        """Prints no trace of what `_writing` says in one line."""
-        if disk_refusal(failed.exc_value) is None:
-            self._hooks[0](failed)
-
-    def _unraisable(self, failed: Any) -> None:
-        """The same for writes that end after the one whose failure has ended Orbax's event loop."""
-        if not isinstance(failed.exc_value, RuntimeError) or "Event loop is closed" not in str(failed.exc_value):
-            self._hooks[1](failed)
+            except OSError as error:
+                self._unsealed = error
+            else:
+                checkpoint_files.drop(self._replaced / str(step))
 
     def _clear(self) -> None:
         """Removes what has been written of a checkpoint that the disk refused, also by threads that still write."""
@@ -174,6 +149,8 @@ class Checkpoints:
         while self._first_process and time.monotonic() < deadline:
             checkpoint_files.remove_unfinished(self.path)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if self._first_process:
+            checkpoint_files.put_back(self.path, self._replaced)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -185,12 +162,18 @@ class Checkpoints:
             if reason is None:
                 raise
             self._refused = True
-            steps = saved_steps(self.path.parent)
-            last = f"step {steps[-1]}" if steps else "the start"
+            last = next((f"step {step}" for step in self._to_go_on_from()), "the start")
             raise UserError(
                 f"a checkpoint cannot be written to {self.path}: {reason}; make room or give the right to write, and "
                 f"start again: the run goes on from {last}"
             ) from error
+
+    def _to_go_on_from(self) -> list[int]:
+        """Newest first: the sealed checkpoints and those put by; where there is none of them, all that are complete."""
+        steps = saved_steps(self.path.parent)[::-1]
+        put_by = [self._replaced / str(step) for step in steps]
+        sealed = [step for step in steps if checkpoint_files.sealed(self.path / str(step))]
+        return sorted({*sealed, *(int(path.name) for path in put_by if path.is_dir())}, reverse=True) or steps
 
     @property
     def latest(self) -> int | None:
@@ -207,32 +190,48 @@ class Checkpoints:
           UserError: there are checkpoints, but none is good; or the newest good one does not fit: see `restore`.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        problems: dict[int, str] = {}
-        restored = None
-        own = [step for step in steps if checkpoint_files.sealed(self.path / str(step))] if self._first_process else []
-        sealed = processes.gather(own)[0]
-        for step in steps:
-            restored = self._restore_good(step, abstract, sealed)
-            if isinstance(restored, Restored):
-                break
-            problems[step] = restored
-        if not isinstance(restored, Restored):
+        restored, problems = self._newest_good(steps, abstract)
+        if restored is None:
             if not steps:
                 return None
             each = "; ".join(f"{step} {problem}" for step, problem in problems.items())
             raise UserError(
                 f"none of the checkpoints in {self.path} is good ({each}); put the files back, or use another --workdir"
             )
-        for i, (step, problem) in enumerate(problems.items()):
-            where = self.path / str(step)
-            if self._first_process:
-                where = checkpoint_files.set_aside(where, self.path.parent / "damaged")
-            next_best = f"it is now {where}, and the run falls back to step {steps[i + 1]}"
-            print(f"warning: checkpoint {step} {problem}; {next_best}", flush=True)
-        if problems:
+        followers = dict(itertools.pairwise(steps))
+        for step, problem in problems.items():
+            self._set_aside(step, problem, f", and the run falls back to step {followers[step]}")
+        # Where metrics cannot be read, the best checkpoint would be deleted as one of many.
+        older = [step for step in steps if step < restored.step] if self._first_process else []
+        unreadable = processes.gather(self._damaged_metrics(older))[0]
+        for step, problem in unreadable.items():
+            self._set_aside(step, f"is damaged: {problem}", "")
+        if problems or unreadable:
             processes.gather(None)  # all wait until they have been moved
             self._manager.reload()
         return restored
+
+    def _newest_good(self, steps: Sequence[int], abstract: TrainState) -> tuple[Restored | None, dict[int, str]]:
+        """The first of `steps` that is good, and what is wrong with those before it."""
+        own = [step for step in steps if checkpoint_files.sealed(self.path / str(step))] if self._first_process else []
+        sealed = processes.gather(own)[0]
+        problems = {}
+        for step in steps:
+            restored = self._restore_good(step, abstract, sealed)
+            if isinstance(restored, Restored):
+                return restored, problems
+            problems[step] = restored
+        return None, problems
+
+    def _set_aside(self, step: int, problem: str, then: str) -> None:
+        if self._first_process:
+            with self._writing():
+                where = checkpoint_files.set_aside(self.path / str(step), self.path.parent / "damaged")
+            print(f"warning: checkpoint {step} {problem}; it is now {where}{then}", flush=True)
+
+    def _damaged_metrics(self, steps: Sequence[int]) -> dict[int, str]:
+        found = {step: checkpoint_files.problem(self.path / str(step), "metrics") for step in steps}
+        return {step: problem for step, problem in found.items() if problem}
 
     def _restore_good(self, step: int, abstract: TrainState, sealed: Sequence[int]) -> Restored | str:
         """The checkpoint, or what is wrong with it; the same in every process."""
@@ -247,6 +246,7 @@ class Checkpoints:
         # The first of a run, or one from before checkpoints were sealed: it is good if all of it can be read.
         restored, problem = None, None
         try:
+            self._read_beside(step)
             restored = Restored(self.restore(step, abstract), step, self._evaluated(step))
         except UserError:
             raise
@@ -256,6 +256,16 @@ class Checkpoints:
         if first is None and self._first_process:
             checkpoint_files.seal(folder)
         return restored if restored is not None and first is None else str(first)
+
+    def _read_beside(self, step: int) -> None:
+        """Raises an error where what is not of the state cannot be read: lists of arrays, the config, metrics."""
+        lists = self._manager.item_metadata(step)
+        for item in checkpoint_manager.TREES:
+            if not checkpoint_tree.arrays(lists[item]):
+                raise ValueError(f"nothing lists the arrays of `{item}`")
+        self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+        if (self.path / str(step) / "metrics").exists() and self._manager.metrics(step) is None:
+            raise ValueError("its metrics are not readable")
 
     def _evaluated(self, step: int) -> bool:
         items = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))
@@ -267,7 +277,8 @@ class Checkpoints:
         `best` is the latest where no checkpoint was evaluated.
 
         Raises:
-          UserError: there is none, or not that one; the message lists the steps that are there.
+          UserError: there is none, or not that one; the message lists the steps that are there. Or which is the best
+            cannot be known, for the metrics of one are damaged.
         """
         steps = sorted(self._manager.all_steps())
         if not steps:
@@ -275,17 +286,32 @@ class Checkpoints:
         if which == "latest":
             return steps[-1]
         if which == "best":
+            for step, problem in self._damaged_metrics(steps).items():
+                rest = f"which is the best is not known; --checkpoint may be latest or one of {steps}"
+                raise UserError(f"checkpoint {self.path}/{step} is damaged: {problem}; {rest}")
             best = self._manager.best_step()
-            return steps[-1] if best is None else best
+            return best if best is not None and self._best_key in (self._manager.metrics(best) or {}) else steps[-1]
         if which.isdigit() and int(which) in steps:
             return int(which)
         raise UserError(f"--checkpoint={which}: not in {self.path}; use best, latest or one of {steps}")
 
     def _refuse_damaged(self, step: int) -> None:
-        if problem := checkpoint_files.problem(self.path / str(step)):
-            others = [other for other in sorted(self._manager.all_steps()) if other != step]
-            rest = f"; --checkpoint may be one of {others}" if others else ""
-            raise UserError(f"checkpoint {self.path}/{step} is damaged: {problem}{rest}")
+        # What evaluation reads: a third of a checkpoint with Adam's moments.
+        if problem := checkpoint_files.problem(self.path / str(step), "params", "metrics", "_CHECKPOINT_METADATA"):
+            raise self._damaged(step, problem)
+
+    def _damaged(self, step: int, problem: str) -> UserError:
+        others = [other for other in sorted(self._manager.all_steps()) if other != step]
+        rest = f"; --checkpoint may be one of {others}" if others else ""
+        return UserError(f"checkpoint {self.path}/{step} is damaged: {problem}{rest}")
+
+    def _saved(self, step: int, item: str) -> Tree:
+        """Names, shapes and dtypes of the arrays of an item."""
+        try:
+            return self._manager.item_metadata(step)[item]
+        except (KeyError, ValueError) as error:
+            found = checkpoint_files.problem(self.path / str(step))
+            raise self._damaged(step, found or f"its `{item}` cannot be read") from error
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state saved at `step`, placed as `abstract` says; raises UserError where anything does not fit."""
@@ -318,7 +344,7 @@ class Checkpoints:
     def restore_parameters(self, step: int) -> Tree:
         """Parameters (averaged ones where the run has them) as host arrays in the shapes that they were saved in."""
         self._refuse_damaged(step)
-        saved = self._manager.item_metadata(step)["params"]
+        saved = self._saved(step, "params")
         # Arrays of NumPy as targets: nothing is placed on devices, which may be others than those of the run.
         hosts = jax.tree.map(
             lambda leaf: np.empty(leaf.shape, leaf.dtype), saved, is_leaf=lambda x: hasattr(x, "shape")
@@ -332,7 +358,7 @@ class Checkpoints:
 
         cast: whether one float dtype may stand for another.
         """
-        saved = self._manager.item_metadata(step)[item]
+        saved = self._saved(step, item)
         lines, count = checkpoint_tree.differences(saved, expected, cast=cast)
         if lines:
             shown = "\n  ".join(lines[:12] + ([f"... and {len(lines) - 12} more"] if len(lines) > 12 else []))
@@ -349,13 +375,21 @@ class Checkpoints:
             self._manager.close()
             if self._refused:
                 self._clear()
-            threading.excepthook, sys.unraisablehook = self._hooks
+            self._hooks.close()
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """The steps that a run has saved, oldest first; none where there is no such directory."""
+    """The steps that a run has saved, oldest first; none where there is no such directory.
+
+    Among them those put by while another of their step was written, as when the run was killed in that moment.
+    """
     path = workdir.absolute() / "checkpoints"
-    return sorted(ocp.utils.checkpoint_steps(path)) if path.is_dir() else []
+    steps = set(ocp.utils.checkpoint_steps(path)) if path.is_dir() else set()
+    return sorted(steps | {int(kept.name) for kept in _replaced(workdir).glob("[0-9]*")})
+
+
+def _replaced(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir.absolute() / "replaced"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Once a checkpoint is complete, `manifest.json` in its folder lists the size and 
 """
 
 from collections.abc import Iterator
+import contextlib
 import json
 import os
 import pathlib
@@ -46,26 +47,40 @@ def sealed(folder: pathlib.Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def problem(folder: pathlib.Path) -> str | None:
+def problem(folder: pathlib.Path, *parts: str) -> str | None:
     """What is wrong with the first file that differs from the manifest; None where all are as they were written.
 
     Where there is no manifest, for the program ended before it was written, nothing is found here.
+
+    parts: names of the folders and files in `folder` that alone are read, such as `metrics`; none: all.
     """
     if not sealed(folder):
         return None
     try:
-        expected = json.loads((folder / MANIFEST).read_text())
-    except ValueError:
+        listed = json.loads((folder / MANIFEST).read_text())
+        expected = {str(name): (int(length), int(checksum)) for name, (length, checksum) in listed.items()}
+    except OSError as error:
+        return f"{MANIFEST} cannot be read: {error.strerror}"
+    except (ValueError, TypeError, AttributeError):
         return f"{MANIFEST} is not readable"
+    if not expected:
+        return f"{MANIFEST} lists nothing"
     for name, (length, checksum) in expected.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != length:
-            return f"{name} has {path.stat().st_size} of {length} bytes"
-        if _checksum(path) != checksum:
-            return f"{name} has other bytes than were written"
+        wanted = not parts or pathlib.PurePath(name).parts[0] in parts
+        if wanted and (found := _difference(folder / name, length, checksum)):
+            return f"{name} {found}"
     return None
+
+
+def _difference(path: pathlib.Path, length: int, checksum: int) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    try:
+        if path.stat().st_size != length:
+            return f"has {path.stat().st_size} of {length} bytes"
+        return None if _checksum(path) == checksum else "has other bytes than were written"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def set_aside(folder: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
@@ -74,6 +89,31 @@ def set_aside(folder: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
     names = (folder.name if i == 0 else f"{folder.name}_{i}" for i in range(10_000))
     target = next(to / name for name in names if not (to / name).exists())
     return folder.rename(target)
+
+
+def put_by(folder: pathlib.Path, to: pathlib.Path) -> None:
+    """Moves a checkpoint out of the way of another of its step, which is about to be written."""
+    to.mkdir(exist_ok=True)
+    drop(to / folder.name)
+    to.mkdir(exist_ok=True)
+    folder.rename(to / folder.name)
+
+
+def put_back(root: pathlib.Path, by: pathlib.Path) -> None:
+    """Undoes `put_by` for every checkpoint whose successor in `root` is not there, or is not sealed."""
+    for kept in sorted(by.glob("*")):
+        successor = root / kept.name
+        if not sealed(successor):
+            shutil.rmtree(successor, ignore_errors=True)
+            kept.rename(successor)
+        drop(kept)
+
+
+def drop(kept: pathlib.Path) -> None:
+    """Removes a checkpoint that was put by, and the folder of such when it is empty; neither need be there."""
+    shutil.rmtree(kept, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        kept.parent.rmdir()
 
 
 def remove_unfinished(root: pathlib.Path) -> list[int]:

@@ -9,20 +9,19 @@ import argparse
 from collections.abc import Mapping, Sequence
 import datetime
 import math
-import os
 import pathlib
 import sys
 from typing import Any
 
 from absl import logging
+import jax
 from ml_collections import ConfigDict
 import numpy as np
+import orbax.checkpoint as ocp
 
-from taskexpert_jax import checkpoint_files, checkpoint_tree
+from taskexpert_jax import checkpoint_files, checkpoint_manager, checkpoint_tree
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import from_config
-
-ITEMS = ("params", "train", "data", "config")
 
 
 def listing(workdir: pathlib.Path, *, verify: bool = False) -> str:
@@ -33,19 +32,20 @@ def listing(workdir: pathlib.Path, *, verify: bool = False) -> str:
     """
     folder = _folder(workdir)
     lines = []
-    with _manager(folder) as manager:
+    with checkpoint_manager.for_listing(folder) as manager:
         steps = sorted(manager.all_steps())
         if not steps:
             raise UserError(f"no checkpoint in {folder}")
         metrics = {step: manager.metrics(step) or {} for step in steps}
         best = _best(manager, metrics)
     names = sorted({name for found in metrics.values() for name in found})
-    heads = ["step", "saved", *names, "MiB", *(f"{item} MiB" for item in ITEMS[:2]), "files", ""]
+    heads = ["step", "saved", *names, "MiB", *(f"{item} MiB" for item in checkpoint_manager.TREES), "files", ""]
     for step in steps:
         path = folder / str(step)
         saved = datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "seconds")
         values = [f"{metrics[step][name]:.4g}" if name in metrics[step] else "-" for name in names]
-        sizes = [f"{checkpoint_files.size(where) / 2**20:.1f}" for where in (path, *(path / i for i in ITEMS[:2]))]
+        folders = (path, *(path / item for item in checkpoint_manager.TREES))
+        sizes = [f"{checkpoint_files.size(each) / 2**20:.1f}" for each in folders]
         notes = [word for word, is_so in (("latest", step == steps[-1]), ("best", step == best)) if is_so]
         files = "sealed" if checkpoint_files.sealed(path) else "not sealed"
         if verify and files == "sealed":
@@ -57,6 +57,9 @@ def listing(workdir: pathlib.Path, *, verify: bool = False) -> str:
     aside = sorted(path.name for path in (folder.parent / "damaged").glob("*"))
     if aside:
         table.append(f"damaged, moved to {folder.parent / 'damaged'}: {', '.join(aside)}")
+    kept = sorted(path.name for path in (folder.parent / "replaced").glob("*"))
+    if kept:
+        table.append(f"being replaced, and put back when the run goes on: {', '.join(kept)}")
     return "\n".join(line.rstrip() for line in table)
 
 
@@ -64,37 +67,48 @@ def tree(workdir: pathlib.Path) -> str:
     """Name, shape, dtype and size of every array of the newest checkpoint.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or what lists them is damaged.
     """
     folder = _folder(workdir)
-    with _manager(folder) as manager:
+    with checkpoint_manager.for_listing(folder) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"no checkpoint in {folder}")
-        found = manager.item_metadata(step)
-        lines = [f"step {step}"]
-        for item in ITEMS[:2]:
-            arrays = checkpoint_tree.arrays(found[item])
-            sizes = {name: math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for name, leaf in arrays.items()}
-            lines.append(f"{item}: {len(arrays)} arrays, {sum(sizes.values()) / 2**20:.1f} MiB")
-            for name, leaf in arrays.items():
-                lines.append(f"  {name}  {tuple(leaf.shape)}  {np.dtype(leaf.dtype).name}  {sizes[name]:,} bytes")
+        try:
+            found = manager.item_metadata(step)
+            items = {item: checkpoint_tree.arrays(found[item]) for item in checkpoint_manager.TREES}
+        except (KeyError, ValueError, OSError) as error:
+            raise _unlisted(folder, step) from error
+    lines = [f"step {step}"]
+    for item, arrays in items.items():
+        if not arrays:
+            raise _unlisted(folder, step)
+        sizes = {name: math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for name, leaf in arrays.items()}
+        lines.append(f"{item}: {len(arrays)} arrays, {sum(sizes.values()) / 2**20:.1f} MiB")
+        for name, leaf in arrays.items():
+            lines.append(f"  {name}  {tuple(leaf.shape)}  {np.dtype(leaf.dtype).name}  {sizes[name]:,} bytes")
     return "\n".join(lines)
 
 
 def _best(manager: Any, metrics: Mapping[int, Mapping[str, float]]) -> int | None:
-    """The step with the best metric, of those that have it, by the task that their config names."""
-    import orbax.checkpoint as ocp
-
+    """The step with the best metric, of those that have it, by the task that the newest one's config names."""
     evaluated = {step: found for step, found in metrics.items() if found}
     if not evaluated:
         return None
-    items = manager.restore(max(evaluated), args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-    config: Any = ConfigDict(items["config"])
-    (task,) = [task for task in from_config(config) if task.name == config.checkpoint.best_task]
+    try:
+        items = manager.restore(max(evaluated), args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+        config: Any = ConfigDict(items["config"])
+        (task,) = [task for task in from_config(config) if task.name == config.checkpoint.best_task]
+    except (KeyError, ValueError, TypeError, AttributeError, OSError):
+        return None  # it is damaged
     key = f"{task.name}/{task.main_metric}"
     choose = max if task.higher_is_better else min
-    return choose(evaluated, key=lambda step: evaluated[step][key])
+    comparable = [step for step in evaluated if key in evaluated[step]]  # all, unless the best task was changed
+    return choose(comparable, key=lambda step: evaluated[step][key], default=None)
+
+
+def _unlisted(folder: pathlib.Path, step: int) -> UserError:
+    return UserError(f"the arrays of {folder}/{step} cannot be listed: it is damaged; --verify says which file")
 
 
 def _folder(workdir: pathlib.Path) -> pathlib.Path:
@@ -104,18 +118,9 @@ def _folder(workdir: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def _manager(folder: pathlib.Path) -> Any:
-    import orbax.checkpoint as ocp
-
-    handlers: dict[str, Any] = dict.fromkeys(ITEMS[:2], ocp.StandardCheckpointHandler())
-    handlers |= dict.fromkeys(ITEMS[2:], ocp.JsonCheckpointHandler())
-    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
-    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator may be busy with this very run
+    jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy with this very run
     logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
     parser = argparse.ArgumentParser(
         "python -m taskexpert_jax.checkpoint",

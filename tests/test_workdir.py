@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
-from configs import demo
+from configs import defaults, demo
 from taskexpert_jax import workdir
 from taskexpert_jax.errors import UserError
 
+DEFAULTS = defaults.base("tiny").augment.to_dict()
 HOLD = """
 import pathlib, sys
 from taskexpert_jax import workdir
@@ -88,3 +89,29 @@ def test_a_run_from_before_the_guards_goes_on(tmp_path):
     workdir.claim(tmp_path, {name: value for name, value in config.items() if name != "guard"})
     workdir.claim(tmp_path, config)
     assert "guard" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_a_field_that_is_new_may_have_its_default_and_nothing_else(tmp_path):
+    config = demo.get_config("tiny")
+    older = config.to_dict()
+    del older["optimizer"]["ema_decay"], older["augment"], older["model"]["layer_scale"]
+    workdir.claim(tmp_path, older)
+    workdir.claim(tmp_path, config.to_dict() | {"augment": demo.get_config("tiny").augment.to_dict() | DEFAULTS})
+    config.optimizer.ema_decay = 0.5
+    config.augment.update(DEFAULTS | {"hue": 3})
+    with pytest.raises(UserError) as refusal:
+        workdir.claim(tmp_path, config.to_dict())
+    assert str(refusal.value).splitlines()[1:] == [
+        "  augment.hue was absent, is 3",
+        "  optimizer.ema_decay was absent, is 0.5",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_config_that_cannot_be_read_is_one_line(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    config = demo.get_config("tiny").to_dict()
+    for read in (workdir.claim, workdir.note_other_data):
+        with pytest.raises(UserError, match=r"^\S+/config.json .*; put it back, or use another --workdir$"):
+            read(tmp_path, config)
+    assert (tmp_path / "config.json").read_text() == text
