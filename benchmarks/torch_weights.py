@@ -12,7 +12,7 @@ def state_dict(params: Any, batch_stats: Any, names: Sequence[str]) -> dict[str,
     """Our parameters, or gradients of the same form, and batch statistics under the PyTorch model's names.
 
     Args:
-      params: the tree of `TrainState.params`: blocks stacked as (S, blocks a stage, ...), taps as (S, ...).
+      params: the tree of `TrainState.params`: blocks stacked as (depth, ...), taps as (S, ...).
       batch_stats: the tree of `TrainState.batch_stats`; {} for none.
       names: of the tasks, in the config's order.
 
@@ -38,12 +38,11 @@ def _leaves(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...]
 
 def _unstacked(path: tuple[str, ...], leaf: np.ndarray, names: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
     """The leaf's parts, one for each block, tap or task that it is stacked over, each with its path here."""
-    if path[:2] == ("stages", "blocks"):
-        blocks = leaf.reshape(-1, *leaf.shape[2:])
-        return [(("blocks", str(index), *path[2:]), block) for index, block in enumerate(blocks)]
-    if path[:2] == ("stages", "mixture"):
+    if path[0] == "blocks":
+        return [(("blocks", str(index), *path[1:]), block) for index, block in enumerate(leaf)]
+    if path[0] == "mixture":
         return [
-            found for index, tap in enumerate(leaf) for found in _of_tasks(("taps", str(index), *path[2:]), tap, names)
+            found for index, tap in enumerate(leaf) for found in _of_tasks(("taps", str(index), *path[1:]), tap, names)
         ]
     if path[0] == "patches":
         return [(path[1:], leaf)]

@@ -31,9 +31,11 @@ BENCHMARKS = {"nyud": nyud, "pascal_context": pascal_context}
 DATA_SHEETS = {
     "H100 SXM": (989e12, 3.35e12),
     "H200": (989e12, 4.8e12),
+    "TPU v4": (275e12, 1.228e12),
     "TPU v5e": (197e12, 0.819e12),
     "TPU v6e": (918e12, 1.64e12),
 }
+PRIMITIVES = ("dot_general", "conv_general_dilated")
 # Of each parameter, by Adam with clipping: the gradient is read for its norm; then gradient, moments and parameter are
 # read, and the last three written; all float32.
 OPTIMISER_BYTES = 4 * (1 + 4 + 3)
@@ -87,21 +89,30 @@ def part_of(path: str) -> str:
     return next((part for part, known in PARTS.items() if names & set(known)), list(PARTS)[-1])
 
 
-def products(jaxpr: Any, path: str = "", times: int = 1) -> Iterator[Product]:
-    """All products of a jaxpr and of those inside it; of the branches of a conditional, every one."""
+def operations(jaxpr: Any, path: str = "", times: int = 1) -> Iterator[tuple[Any, str, int]]:
+    """All equations of a jaxpr and of those inside it, the modules that each was written in, and how often it runs.
+
+    Of the branches of a conditional, every one.
+    """
     for eqn in jaxpr.eqns:
         here = f"{path}/{eqn.source_info.name_stack}"
-        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
-            dtypes = tuple(str(var.aval.dtype) for var in eqn.invars)
-            highest = "HIGHEST" in str(eqn.params["precision"])
-            counts = times * _flops(eqn), times * sum(_bytes(var.aval) for var in (*eqn.invars, *eqn.outvars))
-            yield Product(here, eqn.primitive.name, dtypes, highest, *counts)
+        yield eqn, here, times
         inner = times * _turns(eqn)
         for value in eqn.params.values():
             for part in value if isinstance(value, tuple | list) else (value,):
                 part = getattr(part, "jaxpr", part)
                 if hasattr(part, "eqns"):
-                    yield from products(part, here, inner)
+                    yield from operations(part, here, inner)
+
+
+def products(jaxpr: Any) -> Iterator[Product]:
+    """All products of a jaxpr and of those inside it."""
+    for eqn, path, times in operations(jaxpr):
+        if eqn.primitive.name in PRIMITIVES:
+            left, right = (str(var.aval.dtype) for var in eqn.invars)
+            highest = "HIGHEST" in str(eqn.params["precision"])
+            counts = times * _flops(eqn), times * sum(bytes_of(var.aval) for var in (*eqn.invars, *eqn.outvars))
+            yield Product(path, eqn.primitive.name, (left, right), highest, *counts)
 
 
 def _turns(eqn: Any) -> int:
@@ -121,7 +132,8 @@ def _flops(eqn: Any) -> int:
     return 2 * size * math.prod(right[axis] for axis in (in_features, *window))
 
 
-def _bytes(array: Any) -> int:
+def bytes_of(array: Any) -> int:
+    """Bytes of an array of this shape and dtype."""
     return math.prod(array.shape) * array.dtype.itemsize
 
 
@@ -156,8 +168,9 @@ def floors(found: list[Product], parameters: int) -> str:
     """Markdown: TFLOP and GB of a step by part, and the shortest time that the data sheets allow, in ms.
 
     A product takes the longer of its arithmetic at the bfloat16 rate and its bytes at the memory's rate; whatever else
-    a step does is taken to cost nothing. It bounds programs that write every product's result to memory, as ours does
-    unless the attention is fused; it predicts no time.
+    a step does is taken to cost nothing. The arithmetic is a bound for any program. The bytes are not: they are those
+    of a program that reads each product's operands from memory and writes its result there, more than where results
+    stay on the chip (fused attention), less than where other operations read them again. It predicts no time.
     """
     lines = [f"| part | TFLOP | GB | {' | '.join(DATA_SHEETS)} |", "|---" * (3 + len(DATA_SHEETS)) + "|"]
     totals = [0.0] * (2 + len(DATA_SHEETS))

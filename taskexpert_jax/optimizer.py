@@ -59,15 +59,15 @@ def backbone_rates(params: Tree, rate: float, layer_decay: float, depth: int) ->
 
     New parts (experts, gates, memory, heads) have 1. Block i of `depth`, from 0, has rate * layer_decay ** (depth - i),
     the patch and position embeddings rate * layer_decay ** (depth + 1), as in BEiT's fine-tuning (arXiv 2106.08254).
-    Parameters of blocks are stacked as (S, blocks a stage, ...).
+    Parameters of blocks are stacked as (depth, ...).
     """
 
     def factor(path: tuple[Any, ...], leaf: Any) -> jax.Array:
         names = tuple(str(getattr(entry, "key", entry)) for entry in path)
         if names[0] == "patches":
             return jnp.float32(rate * layer_decay ** (depth + 1))
-        if names[:2] == ("stages", "blocks"):
-            stacked = (*leaf.shape[:2], *(1,) * (len(leaf.shape) - 2))
+        if names[0] == "blocks":
+            stacked = (depth, *(1,) * (len(leaf.shape) - 1))
             return rate * layer_decay ** (depth - jnp.arange(depth, dtype=jnp.float32)).reshape(stacked)
         return jnp.float32(1.0)
 

@@ -107,15 +107,12 @@ def _read_run(workdir: pathlib.Path, backbone: Shapes) -> tuple[Tensors, Family,
         step = checkpoints.select("best")
         params = checkpoints.restore_parameters(step)
     tensors = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-    # Stages and blocks of a stage become one axis, so that the runs may have other taps.
-    tensors |= {name: array.reshape(-1, *array.shape[2:]) for name, array in tensors.items() if name.startswith(BLOCKS)}
     parts = []
     for name, shape in backbone.items():
-        wanted: Shape = (shape[0] * shape[1], *shape[2:]) if name.startswith(BLOCKS) else shape
-        wanted = (None, None, shape[2]) if name == POSITIONS else wanted
+        wanted: Shape = (None, None, shape[2]) if name == POSITIONS else shape
         parts.append(Part(name, None, {name: wanted}, lambda array: array))
     kind = f"a run of this project at step {step}"
-    family = Family(kind, parts, r"(stages/mixture|head_\w+)/.*|initial_memory|patches/class_token")
+    family = Family(kind, parts, r"(mixture|head_\w+)/.*|initial_memory|patches/class_token")
     before = {"image_mean": inputs.IMAGENET.mean, "image_std": inputs.IMAGENET.std}  # of runs that did not record it
     mean, std = (tuple(saved.model.get(name, default)) for name, default in before.items())
     return tensors, family, Input(mean, std, tuple(saved.dataset.image_size), "config.json")
@@ -166,13 +163,12 @@ def _pattern(regex: str, backbone: Shapes) -> re.Pattern[str] | None:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Names in short: those of one module as `head.*`, or `stages/mixture/*`; a backbone's parameter in full."""
+    """Names in short: those of one module as `head.*`, or `mixture/*`; a backbone's parameter in full."""
     groups = []
     for name in names:
         first, mark, rest = name.partition("/" if "/" in name else ".")
-        if first in ("stages", "Transformer") and not is_backbone(name):
-            second = rest.partition("/")[0]
-            first = f"{first}/{second}"
+        if first == "Transformer":
+            first = f"{first}/{rest.partition('/')[0]}"
         groups.append(name if is_backbone(name) or not mark else f"{first}{mark}*")
     return ", ".join(sorted(set(groups))) or "none"
 

@@ -21,7 +21,7 @@ from taskexpert_jax.models.vit import Backbone
 from taskexpert_jax.weight_parts import Family, Part, Shape
 
 Array = np.ndarray
-BLOCKS = "stages/blocks/"
+BLOCKS = "blocks/"
 POSITIONS = "patches/pos_embedding"
 
 

@@ -1,7 +1,7 @@
 """How tensors of a file become parameters of our backbone, and the refusal of files that do not fit.
 
-Our names are paths such as `patches/embedding/kernel` or `stages/blocks/norm1/norm/scale`. Here the blocks' arrays are
-stacked over the whole depth, (depth, ...), whatever the taps.
+Our names are paths such as `patches/embedding/kernel` or `blocks/norm1/norm/scale`. The blocks' arrays are stacked:
+(depth, ...).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -106,7 +106,7 @@ def test_top_k_keeps_the_largest_and_renormalises():
 
 
 def test_vmapped_gates_equal_a_loop_over_tasks(model, variables):
-    mixture = variables["params"]["stages"]["mixture"]
+    mixture = variables["params"]["mixture"]
     gates = jax.tree.map(lambda leaf: leaf[0], mixture["gates"])  # the first stage's, (T, ...)
     features = jax.random.normal(jax.random.key(3), (2, 20, 32))
     context = features.mean(axis=1)
@@ -120,7 +120,10 @@ def test_vmapped_gates_equal_a_loop_over_tasks(model, variables):
         np.testing.assert_allclose(vmapped[t], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_scanned_equals_a_plain_loop_over_stages_and_blocks(model, variables, outputs):
+@pytest.mark.parametrize("taps", [4, 2])
+def test_scanned_equals_a_plain_loop_over_stages_and_blocks(taps):
+    model = build(taps=taps)
+    variables = randomised(model)
     params, stats = variables["params"], variables["batch_stats"]
 
     @jax.jit
@@ -129,21 +132,20 @@ def test_scanned_equals_a_plain_loop_over_stages_and_blocks(model, variables, ou
         tokens = patches.apply({"params": params["patches"]}, image)
         memory = jnp.broadcast_to(params["initial_memory"][:, None, None, None], (4, 2, 4, 5, 16))
         all_gates = []
-        for s in range(4):
-            stage, stage_stats = jax.tree.map(lambda leaf, s=s: leaf[s], (params["stages"], stats["stages"]))
-            for b in range(1):
-                block = jax.tree.map(lambda leaf, b=b: leaf[b], stage["blocks"])
-                tokens, _ = vit.Block(model.backbone, jnp.float32).apply(
-                    {"params": block}, tokens, jnp.zeros(()), False
-                )
+        for s in range(taps):
+            for b in range(s * 4 // taps, (s + 1) * 4 // taps):
+                block = jax.tree.map(lambda leaf, b=b: leaf[b], params["blocks"])
+                tokens = vit.Block(model.backbone, jnp.float32).apply({"params": block}, tokens, jnp.zeros(()), False)
             names = tuple(task.name for task in model.tasks)
             tap = mmoe.MemorialMixture(names, model.experts, model.gate, model.memory, jnp.float32)
-            tap_variables = {"params": stage["mixture"], "batch_stats": stage_stats["mixture"]}
-            memory, gates = tap.apply(tap_variables, tokens, memory, False)
+            own = {"params": params["mixture"], "batch_stats": stats["mixture"]}
+            own = jax.tree.map(lambda leaf, s=s: leaf[s], own)
+            memory, gates = tap.apply(own, tokens, memory, False)
             all_gates.append(gates)
         return jnp.stack(all_gates)
 
-    np.testing.assert_allclose(plain(IMAGE), outputs[1], rtol=1e-4, atol=1e-5)
+    gates = jax.jit(lambda v, x: model.apply(v, x, train=False, return_gates=True)[1])(variables, IMAGE)
+    np.testing.assert_allclose(plain(IMAGE), gates, rtol=1e-4, atol=1e-5)
 
 
 def test_unrolled_equals_scanned(variables, outputs):
@@ -170,8 +172,8 @@ def test_every_parameter_gets_a_gradient(model, variables):
     silent = [
         jax.tree_util.keystr(path)
         for path, grad in jax.tree_util.tree_flatten_with_path(grads)[0]
-        if not (np.abs(grad).reshape(len(grad), -1).max(axis=1) > 1e-9).all()  # of every stage, where stacked
-        if "stages" in jax.tree_util.keystr(path) or not np.abs(grad).max() > 1e-9
+        if not (np.abs(grad).reshape(len(grad), -1).max(axis=1) > 1e-9).all()  # of every block and tap
+        if path[0].key in ("blocks", "mixture") or not np.abs(grad).max() > 1e-9
     ]
     assert silent == []
 

@@ -94,13 +94,13 @@ def test_layer_decay_lowers_the_rate_block_by_block(parameters):
     config.model.depth = 8
     tx = optimizer.build(config)
     updates, _ = tx.update(parameters, tx.init(parameters), parameters)
-    for leaf in jax.tree.leaves(updates["stages"]["blocks"]):
-        blocks = np.asarray(leaf).reshape(8, -1)  # four stages of two
+    for leaf in jax.tree.leaves(updates["blocks"]):
+        blocks = np.asarray(leaf).reshape(8, -1)
         expected = np.broadcast_to(-0.001 * 0.5 ** np.arange(8, 0, -1)[:, None], blocks.shape)
         np.testing.assert_allclose(blocks, expected, rtol=1e-4)
     for leaf in jax.tree.leaves(updates["patches"]):
         np.testing.assert_allclose(leaf, -0.001 * 0.5**9, rtol=1e-5)
-    new = [updates["stages"]["mixture"], updates["initial_memory"], updates["head_depth"]]
+    new = [updates["mixture"], updates["initial_memory"], updates["head_depth"]]
     for leaf in jax.tree.leaves(new):
         np.testing.assert_allclose(leaf, -0.01, rtol=1e-5)
 

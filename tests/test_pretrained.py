@@ -81,18 +81,18 @@ def test_every_format_fills_every_parameter_with_its_own_values(name, tmp_path):
     def stacked(*names, axis=0):
         of_blocks = [[VIT[f"{i}/{name}"] for name in names] for i in range(4)]
         blocks = [of[0] if len(of) == 1 else np.stack(of, axis) for of in of_blocks]
-        return np.stack(blocks).reshape(2, 2, *blocks[0].shape)  # two stages of two blocks
+        return np.stack(blocks)
 
-    expect("stages/blocks/attention/qkv_kernel", stacked("query", "key", "value", axis=1))
-    expect("stages/blocks/attention/qkv_bias", stacked("query_bias", "key_bias", "value_bias"))
-    expect("stages/blocks/attention/out/kernel", stacked("out").reshape(2, 2, 32, 32))
-    expect("stages/blocks/attention/out/bias", stacked("out_bias"))
+    expect("blocks/attention/qkv_kernel", stacked("query", "key", "value", axis=1))
+    expect("blocks/attention/qkv_bias", stacked("query_bias", "key_bias", "value_bias"))
+    expect("blocks/attention/out/kernel", stacked("out").reshape(4, 32, 32))
+    expect("blocks/attention/out/bias", stacked("out_bias"))
     for layer in ("expand", "contract"):
-        expect(f"stages/blocks/mlp/{layer}/kernel", stacked(layer))
-        expect(f"stages/blocks/mlp/{layer}/bias", stacked(f"{layer}_bias"))
+        expect(f"blocks/mlp/{layer}/kernel", stacked(layer))
+        expect(f"blocks/mlp/{layer}/bias", stacked(f"{layer}_bias"))
     for layer in ("norm1", "norm2"):
-        expect(f"stages/blocks/{layer}/norm/scale", stacked(layer))
-        expect(f"stages/blocks/{layer}/norm/bias", stacked(f"{layer}_bias"))
+        expect(f"blocks/{layer}/norm/scale", stacked(layer))
+        expect(f"blocks/{layer}/norm/bias", stacked(f"{layer}_bias"))
     assert arrays == {}
 
 
@@ -110,7 +110,7 @@ def test_the_report_counts_names_and_compares(tmp_path):
     first, second = read(tmp_path / "augreg.npz", (64, 80)).report.splitlines()
     assert first == (
         f"loaded 67 of 67 tensors of {tmp_path}/augreg.npz (AugReg's names) into the backbone (pos_embedding 4x4 -> "
-        "4x5; left out: Transformer/encoder_norm/*, cls, head/*); new: head_depth/*, initial_memory, stages/mixture/*"
+        "4x5; left out: Transformer/encoder_norm/*, cls, head/*); new: head_depth/*, initial_memory, mixture/*"
     )
     assert second == (
         "their input: mean and std not told by the file; AugReg's ViTs were trained with 0.5 and 0.5, 64x64; this "
@@ -224,7 +224,10 @@ def test_what_stays_fresh_is_named_by_regex(tmp_path):
     save_file(tensors, tmp_path / "x.safetensors")
     weights = read(tmp_path / "x.safetensors", pretrained_fresh=r"patches/(pos_embedding|embedding/.*)")
     assert not {name for name in weights.arrays if name.startswith("patches/")}
-    assert "loaded 48 of 48" in weights.report and "new: head_depth/*, initial_memory, patches/emb" in weights.report
+    assert (
+        "loaded 48 of 48" in weights.report
+        and "new: head_depth/*, initial_memory, mixture/*, patches/emb" in weights.report
+    )
     assert "left out: cls_token, head.*, norm.*, patch_embed.*" in weights.report
     for regex, message in (
         ("patches/nothing", "matches no parameter of the backbone"),
@@ -367,7 +370,7 @@ def test_dinov2_variants_have_its_parameters():
     model = taskexpert.from_config(config, from_config(config))
     shapes = pretrained.parameter_shapes(model)
     assert shapes["patches/class_token"] == (1, 384) and shapes["patches/registers"] == (4, 384)
-    assert shapes["stages/blocks/layer_scale1"] == shapes["stages/blocks/layer_scale2"] == (4, 3, 384)
+    assert shapes["blocks/layer_scale1"] == shapes["blocks/layer_scale2"] == (12, 384)
     # timm's vit_small_patch14_reg4_dinov2 has 22 057 344 parameters: 1369 positions, and a final norm.
     others = 22_057_344 - 1369 * 384 - 2 * 384 + 32 * 42 * 384
     assert budget.count_parameters(model)["backbone"] == others
@@ -431,8 +434,7 @@ def save(state, config, at):
 def backbone_of(params):
     flat = jax.tree_util.tree_flatten_with_path(jax.device_get(params))[0]
     named = {"/".join(entry.key for entry in path): leaf for path, leaf in flat}
-    blocks = {n: leaf.reshape(-1, *leaf.shape[2:]) for n, leaf in named.items() if n.startswith("stages/blocks/")}
-    return blocks | {name: leaf for name, leaf in named.items() if name.startswith("patches/")}
+    return {name: leaf for name, leaf in named.items() if name.startswith(("blocks/", "patches/"))}
 
 
 def test_training_begins_with_the_backbone_of_a_run_of_other_taps_tasks_and_size(finished, tmp_path, capsys):
@@ -447,12 +449,10 @@ def test_training_begins_with_the_backbone_of_a_run_of_other_taps_tasks_and_size
         assert found.keys() == expected.keys()
         for name, array in expected.items():
             np.testing.assert_allclose(found[name], array, rtol=1e-6, err_msg=name)
-    assert "tensor" in str(state.params["stages"]["blocks"]["attention"]["qkv_kernel"].sharding.spec)
+    assert "tensor" in str(state.params["blocks"]["attention"]["qkv_kernel"].sharding.spec)
     printed = capsys.readouterr().out
     assert f"loaded 15 of 15 tensors of {source} (a run of this project at step 0) into the backbone " in printed
-    assert (
-        "(pos_embedding 4x6 -> 6x6; left out: head_depth/*, head_semseg/*, initial_memory, stages/mixture/*)" in printed
-    )
+    assert "(pos_embedding 4x6 -> 6x6; left out: head_depth/*, head_semseg/*, initial_memory, mixture/*)" in printed
     assert "std (0.229, 0.224, 0.225) (config.json), 32x48; this run's: mean" in printed
 
 
@@ -470,7 +470,7 @@ def test_a_resumed_run_does_not_read_the_weights_again(finished, tmp_path, capsy
 
 def test_weights_that_do_not_fit_leave_no_workdir_behind(finished, tmp_path):
     config = demo_config(**{"model.pretrained": str(finished[0]), "model.width": 64})
-    with pytest.raises(UserError, match=r"! patches/embedding/bias: \(32,\) in the file, \(64,\) in the model"):
+    with pytest.raises(UserError, match=r"! blocks/attention/out/bias: \(4, 32\) in the file, \(4, 64\) in"):
         trained(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

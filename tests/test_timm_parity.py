@@ -97,14 +97,14 @@ def ours(path, variant, size, **fields):
 def tokens_of_every_block(model, weights, image):
     """Image (B, 3, H, W) -> the patches' tokens after each block, (depth, B, N, C)."""
     patches = {name.split("/", 1)[1]: array for name, array in weights.arrays.items() if name.startswith("patches/")}
-    blocks = {name: array for name, array in weights.arrays.items() if name.startswith("stages/blocks/")}
+    blocks = {name: array for name, array in weights.arrays.items() if name.startswith("blocks/")}
     tree = {}
     for name, array in blocks.items():
-        *folders, last = name.split("/")[2:]
+        *folders, last = name.split("/")[1:]
         node = tree
         for folder in folders:
             node = node.setdefault(folder, {})
-        node[last] = array.reshape(-1, *array.shape[2:])
+        node[last] = array
     patches = {**patches, "embedding": {kind: patches.pop(f"embedding/{kind}") for kind in ("kernel", "bias")}}
 
     @jax.jit
@@ -112,7 +112,7 @@ def tokens_of_every_block(model, weights, image):
         tokens = vit.PatchEmbed(model.backbone, model.grid, jnp.float32).apply({"params": patches}, image)
 
         def step(tokens, params):
-            tokens, _ = vit.Block(model.backbone, jnp.float32).apply({"params": params}, tokens, jnp.zeros(()), False)
+            tokens = vit.Block(model.backbone, jnp.float32).apply({"params": params}, tokens, jnp.zeros(()), False)
             return tokens, tokens
 
         return jax.lax.scan(step, tokens, tree)[1][:, :, model.backbone.extra_tokens :]

@@ -142,7 +142,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_a_diff(finished):
     mesh = sharding.make_mesh(other.mesh, {})
     with sharding.use(mesh), pytest.raises(UserError, match=r"does not fit") as refusal:
         evaluate.load(other, folder, "latest", mesh)
-    assert "params/stages/mixture/experts/expert_4/kernel" in str(refusal.value)
+    assert "params/mixture/experts/expert_4/kernel" in str(refusal.value)
     assert "only in the checkpoint" in str(refusal.value)
     with (
         sharding.use(mesh),
@@ -201,7 +201,7 @@ def test_one_and_eight_devices_agree(name, data_folder):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * largest)
     for ours, theirs in zip(jax.tree.leaves(sharded.batch_stats), jax.tree.leaves(single.batch_stats), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)  # statistics of the global batch
-    qkv = on_devices.params["stages"]["blocks"]["attention"]["qkv_kernel"]
+    qkv = on_devices.params["blocks"]["attention"]["qkv_kernel"]
     assert qkv.addressable_shards[0].data.size == qkv.size // 4  # over fsdp and tensor
 
 
@@ -232,7 +232,7 @@ def test_the_balance_weight_adds_to_the_loss_and_moves_the_gates(data_folder):
     balanced, sums, _ = one_step(config, jax.devices()[:1], batch)
     assert sums["loss/semseg"] == plain_sums["loss/semseg"]
     assert sums["loss"] > plain_sums["loss"]
-    gates = [np.asarray(jax.tree.leaves(state.params["stages"]["mixture"]["gates"])[0]) for state in (plain, balanced)]
+    gates = [np.asarray(jax.tree.leaves(state.params["mixture"]["gates"])[0]) for state in (plain, balanced)]
     assert np.abs(gates[0] - gates[1]).max() > 1e-6
 
 

@@ -45,11 +45,11 @@ def part_of(path: tuple[str, ...]) -> str:
     """The part that the parameter at `path` of the parameter tree belongs to."""
     if path[0].startswith("head_"):
         return "heads"
-    if path[0] == "patches" or path[:2] == ("stages", "blocks"):
+    if path[0] in ("patches", "blocks"):
         return "backbone"
     if path[0] == "initial_memory":
         return "memory"
-    inside = path[2]  # ("stages", "mixture", inside, ...)
+    inside = path[1]  # ("mixture", inside, ...)
     if inside in ("norm", "experts"):
         return "experts"
     return "gates" if inside == "gates" else "memory"

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from taskexpert_jax import sharding
 from taskexpert_jax.models.mmoe import Norm, NormKind, spatial_conv
-from taskexpert_jax.models.vit import Dtype, logical
+from taskexpert_jax.models.vit import Dtype, logical, recomputed
 
 
 def resize_bilinear(maps: jax.Array, height: int, width: int) -> jax.Array:
@@ -26,8 +26,15 @@ class Head(nn.Module):
     norm: NormKind
     dtype: Dtype
 
-    @nn.compact
     def __call__(self, memory: jax.Array, train: bool) -> jax.Array:
+        def logits(head: Head, memory: jax.Array) -> jax.Array:
+            return head._logits(memory, train)
+
+        # Not the upsampled memory either: computing it again costs less than keeping 16 times the memory for each task.
+        return recomputed(logits, keep=("conv_general_dilated",), scanned=False)(self, memory)
+
+    @nn.compact
+    def _logits(self, memory: jax.Array, train: bool) -> jax.Array:
         _, height, width, depth = memory.shape
         maps = resize_bilinear(memory, self.upsample * height, self.upsample * width)
         maps = sharding.constrain(maps, "batch", None, None, None)

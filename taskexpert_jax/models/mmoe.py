@@ -7,6 +7,7 @@ Dims: B batch, h w token grid, N = h * w, C backbone width, D feature width, T t
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -223,16 +224,17 @@ def assemble(gates: jax.Array, experts: jax.Array, read: jax.Array | None) -> ja
     """The gated sum of the experts, and of the memory as the last one where it is read.
 
     Args:
-      gates: (T, B, N, K) or, with `read`, (T, B, N, K + 1); they sum to 1 over the last axis.
+      gates: (T, B, N, K) or, with `read`, (T, B, N, K + 1), float32; they sum to 1 over the last axis.
       experts: (K, B, N, D).
       read: (T, B, N, D) or None.
 
     Returns:
       The task features, (T, B, N, D).
     """
-    gates = gates.astype(experts.dtype)
-    features = jnp.einsum("tbnk,kbnd->tbnd", gates[..., : len(experts)], experts)
-    return features if read is None else features + gates[..., len(experts) :] * read
+    # Elementwise and not a product: K numbers to contract at every token would leave a matrix unit nearly empty.
+    choices = [*experts] if read is None else [*experts, read]
+    weighed = (gates[..., k : k + 1] * choice.astype(jnp.float32) for k, choice in enumerate(choices))
+    return functools.reduce(jnp.add, weighed).astype(experts.dtype)
 
 
 class MemorialMixture(nn.Module):

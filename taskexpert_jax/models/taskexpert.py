@@ -1,8 +1,9 @@
 """TaskExpert: a ViT whose taps feed a memorial mixture of experts, and a head for each task.
 
-The stages are scanned with the tokens and the memory as the carry; inside a stage its blocks are scanned. So the
-parameters of blocks are stacked as (S, blocks a stage, ...) and those of taps as (S, ...), and the program's size does
-not grow with depth. Dims: docs/conventions.md.
+The blocks are scanned with the tokens as the carry, then the taps with the memory as the carry. So the parameters of
+blocks are stacked as (depth, ...) and those of taps as (S, ...), and the program's size does not grow with depth.
+Nothing flows from the memory back to the tokens: a scan over stages, with their blocks scanned inside, would compute
+the same, but move what the blocks keep for the backward pass twice. Dims: docs/conventions.md.
 """
 
 from typing import Any, Literal
@@ -11,46 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from taskexpert_jax import inputs
+from taskexpert_jax import inputs, sharding
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import attention, heads, mmoe, vit
 from taskexpert_jax.models.vit import Dtype, logical
 from taskexpert_jax.tasks import Task
 
 Unroll = Literal["auto", "yes", "no"]
-
-
-class Stage(nn.Module):
-    """The blocks up to a tap, and the tap: (tokens, memory) -> (tokens, memory), gates."""
-
-    backbone: vit.Backbone
-    tasks: tuple[str, ...]
-    experts: mmoe.ExpertSpec
-    gate: mmoe.GateSpec
-    memory: mmoe.MemorySpec
-    remat: bool
-    unroll: bool
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(
-        self, carry: tuple[jax.Array, jax.Array], drop_rates: jax.Array, train: bool
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        tokens, memory = carry
-        block = nn.remat(vit.Block, prevent_cse=False, static_argnums=(3,)) if self.remat else vit.Block
-        blocks = nn.scan(
-            block,
-            length=len(drop_rates),
-            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]: Flax takes a tuple
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "drop_path": True},
-            metadata_params={nn.PARTITION_NAME: "layers"},
-            unroll=len(drop_rates) if self.unroll else 1,
-        )
-        tokens, _ = blocks(self.backbone, self.dtype, name="blocks")(tokens, drop_rates, train)
-        tap = mmoe.MemorialMixture(self.tasks, self.experts, self.gate, self.memory, self.dtype, name="mixture")
-        memory, gates = tap(tokens[:, self.backbone.extra_tokens :], memory, train)
-        return (tokens, memory), gates
 
 
 class TaskExpert(nn.Module):
@@ -101,35 +69,61 @@ class TaskExpert(nn.Module):
                 f"image size {image_height}x{image_width}: sides must be multiples of the patch size {patch}"
             )
         height, width = image_height // patch, image_width // patch
-        names = tuple(task.name for task in self.tasks)
         tokens = vit.PatchEmbed(self.backbone, self.grid, self.dtype, name="patches")(image.astype(self.dtype))
-        memory = self._initial_memory(batch, height, width)
-        rates = jnp.linspace(0.0, self.drop_path, self.backbone.depth).reshape(self.taps, -1)
-        stages = nn.scan(
-            Stage,
-            length=self.taps,
-            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]: Flax takes a tuple
-            variable_axes={"params": 0, "batch_stats": 0},
-            split_rngs={"params": True, "drop_path": True, "gate_noise": True},
-            metadata_params={nn.PARTITION_NAME: "stages"},
-            unroll=self.taps if self.unroll else 1,
-        )(
-            self.backbone,
-            names,
-            self.experts,
-            self.gate,
-            self.memory,
-            self.remat,
-            self.unroll,
-            self.dtype,
-            name="stages",
-        )
-        (_, memory), gates = stages((tokens, memory), rates, train)
+        taps = self._taps(tokens, train)
+        memory, gates = self._assemble(taps, self._initial_memory(batch, height, width), train)
         outputs = {}
         for task, features in zip(self.tasks, memory, strict=True):
             head = heads.Head(task.channels, self.head_upsample, self.head_norm, self.dtype, name=f"head_{task.name}")
             outputs[task.name] = heads.resize_bilinear(head(features, train), image_height, image_width)
         return (outputs, gates) if return_gates else outputs
+
+    def _taps(self, tokens: jax.Array, train: bool) -> jax.Array:
+        """The patches' tokens after the last block of each stage, (S, B, N, C)."""
+        backbone = self.backbone
+        block = nn.remat(vit.Block, prevent_cse=False, static_argnums=(3,)) if self.remat else vit.Block
+
+        def step(
+            block: vit.Block, carry: tuple[jax.Array, jax.Array], rate: jax.Array, stage: jax.Array
+        ) -> tuple[tuple[jax.Array, jax.Array], None]:
+            tokens, taps = carry
+            tokens = block(tokens, rate, train)
+            # Every block writes, and the last one of a stage stays: a condition would cost more than the writes.
+            taps = jax.lax.dynamic_update_index_in_dim(taps, tokens[:, backbone.extra_tokens :], stage, 0)
+            return (tokens, sharding.constrain(taps, None, "batch", None, None)), None
+
+        blocks = nn.scan(
+            step,
+            length=backbone.depth,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "drop_path": True},
+            metadata_params={nn.PARTITION_NAME: "layers"},
+            unroll=backbone.depth if self.unroll else 1,
+        )
+        batch, count, width = tokens.shape
+        taps = jnp.zeros((self.taps, batch, count - backbone.extra_tokens, width), tokens.dtype)
+        rates = jnp.linspace(0.0, self.drop_path, backbone.depth)
+        stages = jnp.repeat(jnp.arange(self.taps), backbone.depth // self.taps)
+        (_, taps), _ = blocks(block(backbone, self.dtype, name="blocks"), (tokens, taps), rates, stages)
+        return taps
+
+    def _assemble(self, taps: jax.Array, memory: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        """The memory after the last tap, and the gates of all."""
+
+        def step(mixture: mmoe.MemorialMixture, memory: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return mixture(tap, memory, train)
+
+        mixtures = nn.scan(
+            vit.recomputed(step),
+            length=self.taps,
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True, "gate_noise": True},
+            metadata_params={nn.PARTITION_NAME: "stages"},
+            unroll=self.taps if self.unroll else 1,
+        )
+        names = tuple(task.name for task in self.tasks)
+        mixture = mmoe.MemorialMixture(names, self.experts, self.gate, self.memory, self.dtype, name="mixture")
+        return mixtures(mixture, memory, taps)
 
     def _initial_memory(self, batch: int, height: int, width: int) -> jax.Array:
         """(T, B, h, w, D): each task's learned vector at every place, or zeros."""

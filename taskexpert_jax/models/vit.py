@@ -1,4 +1,4 @@
-"""The ViT backbone: patch and position embedding, and the transformer block that the stages scan.
+"""The ViT backbone: patch and position embedding, and the transformer block that is scanned.
 
 Differences from the original ViT are those of the benchmark's family (InvPT, TaskPrompter): no class token, any image
 size whose sides are multiples of the patch size (position embeddings are resized to the grid), stochastic depth. For
@@ -7,6 +7,7 @@ Dims: B batch, H W image, P patch, h w token grid, N = h * w tokens, C width; se
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ from taskexpert_jax.models import attention, position_embedding
 
 Dtype = jnp.dtype
 AttentionKind = attention.Kind
+PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,34 @@ def logical(initializer: nn.initializers.Initializer, *axes: str | None) -> nn.i
     return nn.with_logical_partitioning(initializer, axes)
 
 
+def recomputed(function: Any, *, keep: tuple[str, ...] = PRODUCTS, scanned: bool = True) -> Any:
+    """`function` of a module and arrays, which keeps for its gradient only what `keep` made, and sums.
+
+    What is elementwise is computed again in the backward pass: norms and activations cost few operations, but what they
+    would keep is most of a step's traffic. Nor are weights kept in the computation's dtype.
+
+    keep: names of JAX's primitives.
+    scanned: whether it runs in a scan. Elsewhere XLA would take the forward pass's values, and must be kept from it.
+    """
+
+    def kept(primitive: Any, *_: Any, **__: Any) -> bool:
+        return primitive.name in keep or primitive.name == "reduce_sum"
+
+    return nn.remat(function, policy=kept, prevent_cse=not scanned)
+
+
+def _patches_product(image: jax.Array, kernel: jax.Array, *_settings: Any, **_more: Any) -> jax.Array:
+    """A convolution whose strides are its kernel's sides, as one product: (B, H, W, 3), (P, P, 3, C) -> (B, h, w, C).
+
+    As a convolution, 3 numbers are contracted at each of P * P places, where a matrix unit takes 128 at once.
+    """
+    batch, height, width, _ = image.shape
+    rows, columns, values, _ = kernel.shape
+    patches = image.reshape(batch, height // rows, rows, width // columns, columns, values)
+    patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // rows, width // columns, -1)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+
 class PatchEmbed(nn.Module):
     """Image (B, H, W, 3) -> tokens (B, N, C): a strided convolution and learned position embeddings.
 
@@ -78,6 +108,7 @@ class PatchEmbed(nn.Module):
             dtype=self.dtype,
             kernel_init=logical(nn.initializers.lecun_normal(), None, None, None, "embed"),
             bias_init=logical(nn.initializers.zeros, "embed"),
+            conv_general_dilated=_patches_product,
             name="embedding",
         )(image)  # (B, h, w, C)
         positions = self.param(
@@ -106,29 +137,38 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention, (B, N, C) -> (B, N, C); softmax in float32."""
 
-    heads: int
+    backbone: Backbone
     dtype: Dtype
-    kind: AttentionKind = "xla"
 
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        width = tokens.shape[-1]
-        shape = (width, 3, self.heads, width // self.heads)
-        # One matmul for q, k and v; written out because DenseGeneral cannot carry these axis names under set_mesh.
+    def setup(self) -> None:
+        width, heads = self.backbone.width, self.backbone.heads
+        shape = (width, 3, heads, width // heads)
+        # Written out because DenseGeneral cannot carry these axis names under set_mesh.
         init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1)
-        kernel = self.param("qkv_kernel", logical(init, "embed", None, "heads", None), shape, jnp.float32)
-        bias = self.param("qkv_bias", logical(nn.initializers.zeros, None, "heads", None), shape[1:], jnp.float32)
-        qkv = jnp.einsum("bnc,cqhd->qbnhd", tokens, kernel.astype(self.dtype))  # (3, B, N, heads, C/heads)
-        qkv = sharding.constrain(qkv, None, "batch", None, "heads", None)
-        query, key, value = qkv + bias.astype(self.dtype)[:, None, None]
-        mixed = attention.attend(query, key, value, self.kind)
-        return nn.Dense(
+        self.qkv_kernel = self.param("qkv_kernel", logical(init, "embed", None, "heads", None), shape, jnp.float32)
+        biases = logical(nn.initializers.zeros, None, "heads", None)
+        self.qkv_bias = self.param("qkv_bias", biases, shape[1:], jnp.float32)
+        self.out = nn.Dense(
             width,
             dtype=self.dtype,
             kernel_init=logical(nn.initializers.xavier_uniform(), "heads", "embed"),
             bias_init=logical(nn.initializers.zeros, "embed"),
-            name="out",
-        )(mixed.reshape(tokens.shape))
+        )
+
+    def project(self, tokens: jax.Array) -> list[jax.Array]:
+        """Queries, keys and values, each (B, N, heads, C / heads)."""
+        kernel, bias = self.qkv_kernel.astype(self.dtype), self.qkv_bias.astype(self.dtype)
+        # Three products: a GPU would transpose the result of one for the attention, and its gradient back.
+        made = [jnp.einsum("bnc,chd->bnhd", tokens, kernel[:, i]) + bias[i] for i in range(3)]
+        return [sharding.constrain(each, "batch", None, "heads", None) for each in made]
+
+    def mix(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        """What `project` made -> (B, N, C)."""
+        mixed = attention.attend(query, key, value, self.backbone.attention)
+        return recomputed(Attention._out)(self, mixed)
+
+    def _out(self, mixed: jax.Array) -> jax.Array:
+        return self.out(mixed.reshape(*mixed.shape[:2], -1))
 
 
 class Mlp(nn.Module):
@@ -178,31 +218,38 @@ def drop_path(module: nn.Module, branch: jax.Array, rate: jax.Array, train: bool
         return branch
     keep = 1.0 - rate
     kept = jax.random.bernoulli(module.make_rng("drop_path"), keep, (branch.shape[0], 1, 1))
-    return jnp.where(kept, branch / keep.astype(branch.dtype), 0).astype(branch.dtype)
+    return branch * (kept / keep).astype(branch.dtype)  # one factor an example: a mask would be kept at every channel
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block, in the form that `nn.scan` wants: (tokens, drop rate) -> (tokens, None)."""
+    """One pre-norm transformer block: (tokens (B, N, C), drop rate) -> tokens."""
 
     backbone: Backbone
     dtype: Dtype
 
-    @nn.compact
-    def __call__(self, tokens: jax.Array, drop_rate: jax.Array, train: bool) -> tuple[jax.Array, None]:
-        tokens = sharding.constrain(tokens, "batch", None, None)
-        attend = Attention(self.backbone.heads, self.dtype, self.backbone.attention, name="attention")
-        mixed = attend(LayerNorm(self.dtype, name="norm1")(tokens))
-        mixed = self._scaled("layer_scale1", mixed)
-        tokens = tokens + drop_path(self, mixed, drop_rate, train)
-        hidden = self.backbone.mlp_ratio * self.backbone.width
-        mixed = Mlp(hidden, self.dtype, name="mlp")(LayerNorm(self.dtype, name="norm2")(tokens))
-        mixed = self._scaled("layer_scale2", mixed)
-        return tokens + drop_path(self, mixed, drop_rate, train), None
+    def setup(self) -> None:
+        backbone = self.backbone
+        self.norm1, self.norm2 = LayerNorm(self.dtype), LayerNorm(self.dtype)
+        self.attention = Attention(backbone, self.dtype)
+        self.mlp = Mlp(backbone.mlp_ratio * backbone.width, self.dtype)
+        # LayerScale (Touvron et al., 2021, arXiv 2103.17239).
+        init = logical(nn.initializers.constant(backbone.layer_scale), "norm")
+        names = ("layer_scale1", "layer_scale2") if backbone.layer_scale else ()
+        self.scales = [self.param(name, init, (backbone.width,), jnp.float32) for name in names]
 
-    def _scaled(self, name: str, branch: jax.Array) -> jax.Array:
-        """The branch times LayerScale's learned factors (Touvron et al., 2021, arXiv 2103.17239), where it has such."""
-        initial = self.backbone.layer_scale
-        if not initial:
-            return branch
-        init = logical(nn.initializers.constant(initial), "norm")
-        return branch * self.param(name, init, branch.shape[-1:], jnp.float32).astype(self.dtype)
+    def __call__(self, tokens: jax.Array, drop_rate: jax.Array, train: bool) -> jax.Array:
+        tokens = sharding.constrain(tokens, "batch", None, None)
+        mixed = self.attention.mix(*recomputed(Block._project)(self, tokens))
+        tokens = tokens + drop_path(self, self._scaled(0, mixed), drop_rate, train)
+        mixed = recomputed(Block._mlp)(self, tokens)
+        return tokens + drop_path(self, self._scaled(1, mixed), drop_rate, train)
+
+    def _project(self, tokens: jax.Array) -> list[jax.Array]:
+        return self.attention.project(self.norm1(tokens))
+
+    def _mlp(self, tokens: jax.Array) -> jax.Array:
+        return self.mlp(self.norm2(tokens))
+
+    def _scaled(self, branch: int, outputs: jax.Array) -> jax.Array:
+        """A branch's outputs times LayerScale's learned factors, where there are such."""
+        return outputs * self.scales[branch].astype(self.dtype) if self.scales else outputs
