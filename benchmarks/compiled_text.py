@@ -61,6 +61,8 @@ class Step:
             if "/while" in self.path and self.path.endswith(SCANS):
                 return "kept by the scans for the backward pass"
             return traced_products.part_of(self.path)
+        if "(_resize)" in self.path:
+            return "upsampling to image size"
         return "losses" if "jvp(" in self.path else "optimiser, the rest"
 
     @property

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from taskexpert_jax import inputs
+from taskexpert_jax import inputs, objective
 from taskexpert_jax.models import budget, heads, mmoe
 from taskexpert_jax.models.taskexpert import TaskExpert
 
@@ -29,16 +29,17 @@ def program(rung: str, model: TaskExpert) -> Any:
     def loss_fn(params: Any, batch_stats: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
         kept: list[jax.Array] = []
         with nn.intercept_methods(_left_out(index, kept)):
-            predictions, updates = model.apply(
+            logits, updates = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 inputs.normalise(batch["image"], batch["window"], model.normalisation),
                 train=True,
+                full_size=False,
                 rngs={"drop_path": key, "gate_noise": key},
                 mutable=["batch_stats"],
             )
         if rung == RUNGS[-1]:
-            losses = (t.loss_weight * t.loss(predictions[t.name], batch[t.name], batch["mask"]) for t in model.tasks)
-            return sum(losses, start=jnp.zeros(())), updates
+            losses = objective.losses(model.tasks, logits, batch)
+            return sum((t.loss_weight * losses[t.name] for t in model.tasks), start=jnp.zeros(())), updates
         return sum((jnp.square(maps).mean() for maps in kept), start=jnp.zeros(())), updates
 
     def run(state: Any, batch: Any) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optax
 
-from taskexpert_jax import gate_statistics, inputs, optimizer, sharding
+from taskexpert_jax import gate_statistics, inputs, objective, optimizer, sharding
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import mmoe
 from taskexpert_jax.models.taskexpert import TaskExpert
@@ -33,15 +33,16 @@ def make_train_step(
     averaged = optimizer.average(config.optimizer.ema_decay)
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-        (predictions, gates), updates = model.apply(
+        (logits, gates), updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             inputs.normalise(batch["image"], batch["window"], model.normalisation),
             train=True,
             return_gates=True,
+            full_size=False,
             rngs={"drop_path": key, "gate_noise": jax.random.fold_in(key, 0)},
             mutable=["batch_stats"],
         )
-        losses = {task.name: task.loss(predictions[task.name], batch[task.name], batch["mask"]) for task in tasks}
+        losses = objective.losses(tasks, logits, batch)
         total = sum((task.loss_weight * losses[task.name] for task in tasks), start=jnp.zeros(()))
         if balance:
             image_size = (batch["image"].shape[1], batch["image"].shape[2])

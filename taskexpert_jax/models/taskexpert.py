@@ -57,8 +57,10 @@ class TaskExpert(nn.Module):
     normalisation: inputs.Normalisation
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool, return_gates: bool = False) -> Any:
+    def __call__(self, image: jax.Array, *, train: bool, return_gates: bool = False, full_size: bool = True) -> Any:
         """Predictions; with `return_gates` also the gates, (S, T, B, N, K or K + 1) float32.
+
+        Without `full_size` they are as the heads make them, (B, head_upsample * h, head_upsample * w, channels).
 
         Training needs the random streams `drop_path` and, for noisy gates, `gate_noise`; it updates `batch_stats`.
         """
@@ -75,7 +77,8 @@ class TaskExpert(nn.Module):
         outputs = {}
         for task, features in zip(self.tasks, memory, strict=True):
             head = heads.Head(task.channels, self.head_upsample, self.head_norm, self.dtype, name=f"head_{task.name}")
-            outputs[task.name] = heads.resize_bilinear(head(features, train), image_height, image_width)
+            maps = head(features, train)
+            outputs[task.name] = heads.resize_bilinear(maps, image_height, image_width) if full_size else maps
         return (outputs, gates) if return_gates else outputs
 
     def _taps(self, tokens: jax.Array, train: bool) -> jax.Array:
