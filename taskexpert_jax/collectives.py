@@ -75,6 +75,7 @@ class Found:
 def count(hlo: str, devices: int) -> Found:
     """The collectives of a program for `devices` devices, given its optimised HLO text."""
     computations, entry = _computations(hlo)
+    begun_in = _begun_in(computations)
     uncounted = set()
 
     @functools.cache
@@ -87,7 +88,7 @@ def count(hlo: str, devices: int) -> Found:
                 # Such a fusion is whole, and all that were merged of several have channel 1.
                 scattered = place.startswith("all-reduce-scatter")
                 channel = None if scattered else re.search(r"channel_id=(\d+)", instruction.rest)
-                if channel and channel[1] in channels:
+                if channel and (channel[1] in channels or begun_in.get(channel[1], name) != name):
                     continue
                 channels |= {channel[1]} if channel else set()
                 kind = "reduce-scatter" if scattered else kind
@@ -103,6 +104,19 @@ def count(hlo: str, devices: int) -> Found:
 
     traffic = dict(sorted(of(entry).items()))
     return Found(traffic, len(uncounted))
+
+
+def _begun_in(computations: Computations) -> dict[str, str]:
+    """Channel -> the computation in which a collective begins whose pieces may stand in loops inside it."""
+    return {
+        channel[1]: name
+        for name, instructions in computations.items()
+        for start in instructions
+        if start.opcode == "fusion" and start.name.startswith("async-collective-start")
+        for fused in _called(start)
+        for _, inside in _with_fused(fused, computations)
+        if (channel := re.search(r"channel_id=(\d+)", inside.rest))
+    }
 
 
 def executed(hlo: str) -> Iterator[tuple[Instruction, int, list[Instruction]]]:

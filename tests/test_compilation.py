@@ -232,6 +232,18 @@ def test_collectives_of_a_program_are_counted_with_their_loops_and_groups():
     assert found.uncounted_loops == 0
 
 
+def test_a_gather_whose_pieces_stand_in_a_loop_is_counted_where_it_begins():
+    """So does XLA's TPU compiler hide a gather behind the products of an inner loop."""
+    pieces = """  %x = f32[256]{0} get-tuple-element(%p), index=1
+  %f5 = bf16[64,16]{1,0} fusion(%x), kind=kCustom, calls=%first_piece
+"""
+    inside = PROGRAM.replace("  %x = f32[256]{0} get-tuple-element(%p), index=1\n", pieces)
+    begun = inside.replace("%f1 = ", "%async-collective-start.1 = ").replace("%f2 = ", "%async-collective-done.1 = ")
+    of_one = 64 * 16 * 2
+    assert collectives.count(inside, devices=8).traffic["all-gather"] == Traffic(6, 6 * of_one, 6 * of_one * 7 // 8)
+    assert collectives.count(begun, devices=8).traffic["all-gather"] == Traffic(1, of_one, of_one * 7 // 8)
+
+
 def test_a_loop_of_unknown_length_counts_once_and_is_told():
     found = collectives.count(PROGRAM.replace("known_trip_count", "other"), devices=8)
     assert found.traffic["collective-permute"].count == 3
