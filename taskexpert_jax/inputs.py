@@ -55,7 +55,7 @@ def frame_size(config: Any) -> tuple[int, int]:
     return size
 
 
-def normalise(image: jax.Array, window: jax.Array, by: Normalisation = IMAGENET) -> jax.Array:
+def normalise(image: jax.Array, window: jax.Array, by: Normalisation) -> jax.Array:
     """Normalised picture, exactly 0 in the padding.
 
     Args:

@@ -101,7 +101,9 @@ def direct(run):
     mesh = one_device()
     with sharding.use(mesh):
         model, variables, _ = evaluate.load(config, run.workdir, "latest", mesh)
-        forward = jax.jit(lambda *of: model.apply(of[0], inputs.normalise(*of[1:]), train=False, return_gates=True))
+        forward = jax.jit(
+            lambda *of: model.apply(of[0], inputs.normalise(*of[1:], inputs.IMAGENET), train=False, return_gates=True)
+        )
         predictions, gates = jax.device_get(forward(variables, batch["image"], batch["window"]))
     return types.SimpleNamespace(batch=batch, predictions=predictions, gates=gates, model=model)
 

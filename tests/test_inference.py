@@ -86,7 +86,9 @@ def test_without_views_it_is_the_models_own_prediction_bit_for_bit(model, scales
     image, window = pictures((0, 0, 32, 48), (3, 5, 20, 31))
     built, variables = model
     ours = infer(built, variables, config_with(scales=scales), image, window)
-    theirs = jax.jit(lambda v, *of: built.apply(v, inputs.normalise(*of), train=False))(variables, image, window)
+    theirs = jax.jit(lambda v, *of: built.apply(v, inputs.normalise(*of, inputs.IMAGENET), train=False))(
+        variables, image, window
+    )
     for name, of in theirs.items():
         np.testing.assert_array_equal(ours[name], of)
 
@@ -99,9 +101,16 @@ def test_with_flip_a_mirrored_image_has_the_mirrored_prediction(model):
     straight = infer(*model, config, image, window)
     turned = infer(*model, config, image[:, :, ::-1], mirrored)
     plain = infer(*model, config_with(), image, window)
+    mirror = infer(*model, config_with(), image[:, :, ::-1], mirrored)
     for task in TASKS:
-        turned_back = task.undo_flip(turned[task.name][:, :, ::-1])
-        np.testing.assert_allclose(turned_back, straight[task.name], rtol=1e-5, atol=1e-6, err_msg=task.name)
+        turned_back, as_it_is = task.undo_flip(turned[task.name][:, :, ::-1]), straight[task.name]
+        if task.name == "normals":
+            # Of two vectors that nearly cancel, the mean's direction is as uncertain as rounding is beside its length.
+            both = task.to_mean(plain[task.name]) + task.to_mean(task.undo_flip(mirror[task.name][:, :, ::-1]))
+            length = np.linalg.norm(both, axis=-1, keepdims=True)
+            assert length.min() < 0.1  # there are such
+            turned_back, as_it_is = turned_back * length, as_it_is * length
+        np.testing.assert_allclose(turned_back, as_it_is, rtol=1e-5, atol=1e-6, err_msg=task.name)
         assert np.abs(task.to_mean(straight[task.name]) - task.to_mean(plain[task.name])).max() > 1e-3, task.name
 
 
@@ -204,7 +213,7 @@ def test_a_picture_of_one_colour_keeps_its_value_up_to_the_border(fields, frame)
     for of, (top, left, height, width) in zip(image, window, strict=True):
         of[top : top + height, left : left + width] = (200, 30, 90)
     ours = infer(PixelByPixel(), None, config_with(**fields), image, window)
-    colour = inputs.normalise(np.full((3, *frame, 3), (200, 30, 90), np.uint8), window)
+    colour = inputs.normalise(np.full((3, *frame, 3), (200, 30, 90), np.uint8), window, inputs.IMAGENET)
     theirs = PixelByPixel().apply(None, colour, train=False)
     assert all(np.isfinite(of).all() for of in ours.values())
     for task in TASKS:
@@ -220,7 +229,7 @@ def test_windows_of_a_map_that_looks_at_single_pixels_equal_the_whole(overlap):
     image, window = pictures((0, 0, *frame), (1, 2, 40, 50), (20, 20, 10, 70), (9, 21, 32, 48), frame=frame)
     model = PixelByPixel(bias=0.3)
     ours = infer(model, None, config_with(image_size=frame, overlap=overlap), image, window)
-    whole = model.apply(None, inputs.normalise(image, window), train=False)
+    whole = model.apply(None, inputs.normalise(image, window, inputs.IMAGENET), train=False)
     assert_same_inside(ours, whole, window, rtol=1e-4, atol=1e-6)
 
 

@@ -28,7 +28,7 @@ from taskexpert_jax.train_step import make_train_step
 def test_normalisation_is_the_familys_and_padding_is_exactly_zero():
     image = np.random.default_rng(0).integers(0, 256, (2, 6, 8, 3), np.uint8)
     window = np.array([[1, 2, 3, 4], [0, 0, 6, 8]], np.int32)
-    ours = np.asarray(inputs.normalise(jnp.asarray(image), jnp.asarray(window)))
+    ours = np.asarray(inputs.normalise(jnp.asarray(image), jnp.asarray(window), inputs.IMAGENET))
     expected = (image / 255.0 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     inside = np.zeros((2, 6, 8), bool)
     inside[0, 1:4, 2:6] = True

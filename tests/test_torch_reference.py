@@ -37,7 +37,9 @@ class Pair:
         self.names = [task.name for task in self.tasks]
         self.model = taskexpert.from_config(config, self.tasks)
         self.batch = random_batch.make(config, self.tasks, 3, seed=0, whole=False)
-        self.picture = np.array(inputs.normalise(jnp.asarray(self.batch["image"]), jnp.asarray(self.batch["window"])))
+        self.picture = np.array(
+            inputs.normalise(jnp.asarray(self.batch["image"]), jnp.asarray(self.batch["window"]), inputs.IMAGENET)
+        )
         variables = _random_variables(self.model, self.picture)
         self.params, self.batch_stats = variables["params"], variables["batch_stats"]
         self.net = torch_reference.TaskExpert(config, self.tasks)
