@@ -8,6 +8,7 @@ import pathlib
 import sys
 import threading
 from typing import Any
+import warnings
 
 from absl import logging
 import orbax.checkpoint as ocp
@@ -30,6 +31,9 @@ def _worth_logging(record: logging_module.LogRecord) -> bool:
 
 
 logging.get_absl_logger().addFilter(_worth_logging)
+# Writes that had not begun when the one before them was refused, which has ended Orbax's event loop.
+_NOT_BEGUN = "coroutine 'async_serialize_from_host"
+warnings.filterwarnings("ignore", message=_NOT_BEGUN, category=RuntimeWarning)
 
 
 @contextlib.contextmanager
@@ -42,8 +46,10 @@ def quiet_refusals() -> Iterator[None]:
             before[0](args)
 
     def unraisable(args: Any) -> None:
-        # Writes that end after the one whose failure has ended Orbax's event loop.
-        if not isinstance(args.exc_value, RuntimeError) or "Event loop is closed" not in str(args.exc_value):
+        # Writes that end after the one that was refused, and those that have not begun, where warnings are errors.
+        ended = isinstance(args.exc_value, RuntimeError) and "Event loop is closed" in str(args.exc_value)
+        not_begun = isinstance(args.exc_value, RuntimeWarning) and str(args.exc_value).startswith(_NOT_BEGUN)
+        if not ended and not not_begun:
             before[1](args)
 
     threading.excepthook, sys.unraisablehook = failed, unraisable
