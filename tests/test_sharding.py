@@ -177,8 +177,8 @@ def test_a_tensor_axis_splits_heads_mlps_and_experts():
     (qkv,) = [spec for name, spec in specs.items() if "qkv_kernel" in name]
     (mlp,) = [spec for name, spec in specs.items() if "expand']['kernel" in name]
     (reduce,) = [spec for name, spec in specs.items() if "reduce']['kernel" in name]
-    assert tuple(qkv) == (None, None, "fsdp", None, "tensor", None)
-    assert tuple(mlp) == (None, None, "fsdp", "tensor")
+    assert tuple(qkv) == (None, "fsdp", None, "tensor", None)
+    assert tuple(mlp) == (None, "fsdp", "tensor")
     assert tuple(reduce) == (None, "fsdp", "tensor")
 
 
