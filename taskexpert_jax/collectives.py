@@ -155,8 +155,8 @@ def _computations(hlo: str) -> tuple[Computations, str]:
     """Name -> instructions of every computation, and the name of the one that the program begins with."""
     found: Computations = {}
     current, entry = None, ""
-    for line in hlo.splitlines():
-        if line.startswith("}"):
+    for line in _whole_lines(hlo):
+        if line == "}":
             current = None
         elif current is None and line.endswith("{") and (header := _HEADER.match(line)):
             current = found.setdefault(header[1], [])
@@ -165,6 +165,18 @@ def _computations(hlo: str) -> tuple[Computations, str]:
         elif current is not None and (instruction := _instruction(line)):
             current.append(instruction)
     return found, entry
+
+
+def _whole_lines(hlo: str) -> Iterator[str]:
+    """The lines of a program, an instruction in one: the text that comes with a Pallas kernel has line breaks."""
+    parts: list[str] = []
+    for line in hlo.splitlines():
+        broken = parts and parts[0].startswith("  ") and not line.startswith("  ") and line != "}"
+        if parts and not broken:
+            yield "".join(parts)
+            parts = []
+        parts.append(line)
+    yield "".join(parts)
 
 
 def _instruction(line: str) -> Instruction | None:

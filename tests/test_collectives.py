@@ -110,6 +110,18 @@ def test_a_gather_whose_pieces_stand_in_a_loop_is_counted_where_it_begins():
     assert collectives.count(begun, devices=8).traffic["all-gather"] == Traffic(1, of_one, of_one * 7 // 8)
 
 
+def test_an_instruction_that_is_broken_into_lines_ends_no_computation():
+    """As XLA writes the call of a Pallas kernel: what comes after it in a loop's body counts as well."""
+    at = "  %x = f32[256]{0:T(256)} get-tuple-element(%p), index=1\n"
+    kernel = (
+        '  %k = f32[256]{0} custom-call(%x), frontend_attributes={kernel_metadata={\n"profile":"{}"\n}}, metadata={}\n'
+    )
+    assert at in PROGRAM
+    assert collectives.count(PROGRAM.replace(at, at + kernel), devices=8) == collectives.count(PROGRAM, devices=8)
+    (found,) = [of for of, *_ in collectives.executed(PROGRAM.replace(at, at + kernel)) if of.name == "k"][:1]
+    assert found.rest.endswith('"profile":"{}"}}, metadata={}')
+
+
 def test_a_loop_of_unknown_length_counts_once_and_is_told():
     found = collectives.count(PROGRAM.replace("known_trip_count", "other"), devices=8)
     assert found.traffic["collective-permute"].count == 3
