@@ -16,7 +16,7 @@ is a count under that rule, not a measurement, and it is loose:
 - a compiler may pack few contracted features more tightly (an image's three), and it may do with less than a whole tile
   of a long contracted dim: by its own estimates it sometimes does (`--compiled`);
 - few rows leave the unit waiting for the next tile, which is not counted;
-- float32 at the highest precision takes six passes, which are not padding and are not counted here.
+- float32 at a high precision takes three or six passes, which are not padding and are not counted here.
 """
 
 import argparse

@@ -4,8 +4,8 @@
   python benchmarks/roofline.py --size=vit_l16 --benchmark=pascal_context --batch=8 --attention=fused
   python benchmarks/roofline.py --size=vit_l16 --benchmark=pascal_context --widths=384,448,480,512
 
-A part takes the longer of its arithmetic at the bfloat16 rate, padded (`padding`; six passes for float32 at the highest
-precision), and its bytes at the memory's rate; parts follow one another. The bytes are
+A part takes the longer of its arithmetic at the bfloat16 rate, padded (`padding`; three or six passes for float32 at a
+high precision), and its bytes at the memory's rate; parts follow one another. The bytes are
 
 - operands and result of each product, each once. A program that keeps some of them on the chip moves less;
 - what the scans keep for the backward pass (`scan_traffic`), each array written once and read once, unless a product
@@ -36,7 +36,7 @@ from benchmarks import padding, scan_traffic, traced_products
 from taskexpert_jax.models import budget, taskexpert
 from taskexpert_jax.tasks import from_config
 
-PASSES = 6  # of bfloat16 products in one of float32 at the highest precision
+PASSES = {"": 1, "high": 3, "highest": 6}  # of bfloat16 products in one of float32, by the precision asked for
 NOTHING = padding.Matrices(0, 0, 0, 0)
 PARTS = (*traced_products.PARTS, "optimiser")
 
@@ -71,9 +71,8 @@ def work(jaxpr: Any, tokens: int) -> list[Work]:
         if eqn.primitive.name in traced_products.PRIMITIVES:
             arrays = [var.aval for var in (*eqn.invars, *eqn.outvars)]
             size = times * sum(map(traced_products.bytes_of, arrays))
-            highest = "HIGHEST" in str(eqn.params["precision"]) and str(arrays[0].dtype) == "float32"
-            counts = padding.matrices(eqn, times), size, times * scores(path, arrays), PASSES if highest else 1
-            found.append(Work(path, *counts))
+            passes = PASSES[traced_products.precision_of(eqn)] if str(arrays[0].dtype) == "float32" else 1
+            found.append(Work(path, padding.matrices(eqn, times), size, times * scores(path, arrays), passes))
     for of in scan_traffic.kept(jaxpr):
         found.append(Work(of.path, NOTHING, of.bytes, of.bytes * _is_scores(of.path, of.shape, tokens)))
     return found
@@ -137,7 +136,7 @@ def devices_table(found: list[Work], counts: budget.Budget, images: int) -> str:
     for device in padding.SIDES:
         of = bound(found, counts.total_parameters, device)
         part = max(of.longer, key=lambda part: of.longer[part])
-        rate = 6 * counts.total_multiply_adds * images / of.seconds
+        rate = 6 * counts.total_computed * images / of.seconds
         cells = [device, *(f"{1e3 * sum(by.values()):.1f}" for by in (of.arithmetic, of.padded, of.memory))]
         cells += [f"{1e3 * of.seconds:.1f}", f"{100 * rate / traced_products.DATA_SHEETS[device][0]:.0f} %"]
         lines.append(f"| {' | '.join(cells)} | {part}: {1e3 * of.longer[part]:.1f} ms, {of.limit(part)} |")
@@ -174,13 +173,14 @@ def of_config(args: argparse.Namespace, width: int = 0) -> tuple[list[Work], bud
 def widths_table(args: argparse.Namespace) -> str:
     """Markdown: feature widths D, the model's budget with them, what they pad, and the bound of a step in ms."""
     sides = sorted(set(padding.SIDES.values()))
-    names = ["D", "parameters, M", "multiply-adds, G", *(f"padding to {side}" for side in sides)]
+    names = ["D", "parameters, M", "multiply-adds, G", "computed, G", *(f"padding to {side}" for side in sides)]
     names += [f"bound on {device}" for device in padding.SIDES]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for width in map(int, args.widths.split(",")):
         found, counts = of_config(args, width)
         flops = sum(of.matrices.flops for of in found)
-        cells = [str(width), f"{counts.total_parameters / 1e6:.0f}", f"{counts.total_multiply_adds / 1e9:.0f}"]
+        sizes = (counts.total_parameters / 1e6, counts.total_multiply_adds / 1e9, counts.total_computed / 1e9)
+        cells = [str(width), *(f"{size:.0f}" for size in sizes)]
         cells += [f"{100 * (sum(of.matrices.padded(side) for of in found) / flops - 1):.1f} %" for side in sides]
         cells += [f"{1e3 * bound(found, counts.total_parameters, device).seconds:.1f}" for device in padding.SIDES]
         lines.append(f"| {' | '.join(cells)} |")

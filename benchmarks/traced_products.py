@@ -47,8 +47,8 @@ PARTS = {
     "experts": ("experts",),
     "memory": ("vmap(read)", "read", "write"),
     "gates, assembling": ("mixture",),
-    "heads": ("mix", "logits"),
-    "heads, x4 upsampling": ("head",),
+    "heads, upsampling": ("upsample",),
+    "heads": ("head",),
     "upsampling to image size": ("",),
 }
 
@@ -57,8 +57,9 @@ PARTS = {
 class Product:
     """One `dot_general` or `conv_general_dilated` of a program.
 
-    path: names of the modules it was written in. dtypes: of its two operands. highest: whether float32 operands must be
-      multiplied as such, where an accelerator would else take TF32 or bfloat16.
+    path: names of the modules it was written in. dtypes: of its two operands. precision: what is asked for float32
+      operands: "" is what an accelerator takes by itself, TF32 or one bfloat16 pass; "high" is TF32 or three passes,
+      "highest" float32 or six.
     flops: two for each multiply-add. bytes: of both operands and the result, each once. Both over all times that the
       loops around it run.
     """
@@ -66,7 +67,7 @@ class Product:
     path: str
     primitive: str
     dtypes: tuple[str, str]
-    highest: bool
+    precision: str
     flops: int
     bytes: int
 
@@ -79,7 +80,7 @@ class Product:
     def kind(self) -> str:
         """The operands' dtypes, and the precision where it is asked for: for people."""
         words = " x ".join(dict.fromkeys(self.dtypes))
-        return f"{words}, highest precision" if self.highest and "float32" in self.dtypes else words
+        return f"{words}, {self.precision} precision" if self.precision and "float32" in self.dtypes else words
 
 
 def part_of(path: str) -> str:
@@ -110,9 +111,14 @@ def products(jaxpr: Any) -> Iterator[Product]:
     for eqn, path, times in operations(jaxpr):
         if eqn.primitive.name in PRIMITIVES:
             left, right = (str(var.aval.dtype) for var in eqn.invars)
-            highest = "HIGHEST" in str(eqn.params["precision"])
             counts = times * _flops(eqn), times * sum(bytes_of(var.aval) for var in (*eqn.invars, *eqn.outvars))
-            yield Product(path, eqn.primitive.name, (left, right), highest, *counts)
+            yield Product(path, eqn.primitive.name, (left, right), precision_of(eqn), *counts)
+
+
+def precision_of(eqn: Any) -> str:
+    """What a product asks for: "", "high" or "highest"."""
+    asked = str(eqn.params["precision"])
+    return next((name for name in ("highest", "high") if name.upper() in asked), "")
 
 
 def _turns(eqn: Any) -> int:
@@ -141,7 +147,7 @@ def trace_train_step(config: Any, devices: Sequence[Any] | None = None) -> Any:
     """The training step of `make_train_step` for a config, traced: on this process's first device, or on others."""
     tasks = from_config(config)
     devices = jax.devices()[:1] if devices is None else devices
-    model, tx = taskexpert.from_config(config, tasks, devices[0].platform), optimizer.build(config)
+    model, tx = taskexpert.from_config(config, tasks, devices[0]), optimizer.build(config)
     mesh = sharding.make_mesh(config.mesh, {}, devices=devices)
     _, abstract, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
     batch = compilation.abstract_batch(tasks, config.batch_size, tuple(config.dataset.image_size), mesh)

@@ -153,7 +153,8 @@ def _model(
     model.memory.read = "conv1x1"  # how the memory becomes expert K+1: conv1x1, conv3x3, identity; none: no memory
     model.memory.write = "residual"  # residual, gated or replace
     model.head_upsample = 4  # of the memory before the head's 3x3 convolution
-    model.attention = "xla"  # xla: any device; cudnn: NVIDIA's fused kernel, bfloat16 on GPUs; splash: JAX's for TPUs
+    model.attention = "auto"  # cudnn: fused, bfloat16 on NVIDIA GPUs; splash: fused, on TPUs; xla: any device; auto:
+    # cudnn where there is one (Ampere and later), else xla
     model.remat = False  # recompute blocks in the backward pass: less memory, about a third more compute
     model.unroll = "auto"  # write the scans out: yes, no, auto (on CPUs, where loops run on one core)
     model.update(different)

@@ -90,7 +90,7 @@ def compile_steps(
         memory=memory,
         parameters=counted.total_parameters,
         multiply_adds=counted.total_multiply_adds,
-        train_flops=3 * 2 * counted.total_multiply_adds * config.batch_size,
+        train_flops=3 * 2 * counted.total_computed * config.batch_size,
         programs=programs,
         advice=advice(config, mesh),
         trials=tuple(_trials(config, str(topology), mesh, memory)) if tried else (),
@@ -100,7 +100,7 @@ def compile_steps(
 def _fitted(config: Any, devices: Sequence[Any]) -> tuple[Mesh, taskexpert.TaskExpert]:
     """The mesh over the devices, and the model as it is built for them."""
     mesh = sharding.make_mesh(config.mesh, batch_sizes(config), devices)
-    return mesh, taskexpert.from_config(config, from_config(config), devices[0].platform)
+    return mesh, taskexpert.from_config(config, from_config(config), devices[0])
 
 
 def abstract_batch(

@@ -24,8 +24,8 @@ import numpy as np
 
 from taskexpert_jax import inputs
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models.heads import resize_bilinear
 from taskexpert_jax.models.taskexpert import TaskExpert
+from taskexpert_jax.models.upsampling import resize_bilinear
 
 Size = tuple[int, int]  # height, width
 Maps = dict[str, jax.Array]  # by task, (B, H, W, channels) float32

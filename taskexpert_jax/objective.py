@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from taskexpert_jax.models.heads import resize_bilinear
+from taskexpert_jax.models.upsampling import resize_bilinear
 from taskexpert_jax.tasks import Task
 
 Loss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -22,7 +22,7 @@ def losses(
     the small logits is made with it, and the next task waits for both.
 
     Args:
-      logits: by task, (B, h, w, channels) float32, as `TaskExpert` returns them with `full_size=False`.
+      logits: by task, (B, h, w, channels), as `TaskExpert` returns them with `full_size=False`.
       batch: labels by task, (B, H, W, ...), and `mask` (B,).
 
     Returns:
@@ -52,7 +52,7 @@ def _after(task: Task) -> Loss:
         return jax.lax.optimization_barrier(jax.value_and_grad(at_image_size)(logits, label, mask))
 
     def backward(gradient: jax.Array, cotangent: jax.Array) -> Any:
-        return cotangent * gradient, None, None, None
+        return (cotangent * gradient).astype(gradient.dtype), None, None, None
 
     loss.defvjp(forward, backward)
     return loss

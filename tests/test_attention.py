@@ -1,5 +1,7 @@
 """The ways of computing attention equal its definition, gradients included."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,11 @@ def test_splash_is_the_same(tokens, drawn):
     assert max(worst(ours, reference(given))) < 1e-5
 
 
+def device(platform, capability=None):
+    """Of NVIDIA's GPUs the capability is a number, of AMD's a name; TPUs and CPUs have none."""
+    return SimpleNamespace(platform=platform, **({"compute_capability": capability} if capability else {}))
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype", "platform", "message"),
     [
@@ -81,7 +88,7 @@ def test_splash_is_the_same(tokens, drawn):
             "splash",
             "bfloat16",
             "cpu",
-            r"config.model.attention='splash' needs a TPU, but this is cpu with bfloat16; use xla",
+            r"config.model.attention='splash' needs a TPU, but this is cpu with bfloat16; use auto",
         ),
         ("splash", "bfloat16", "gpu", r"needs a TPU, but this is gpu"),
         ("cudnn", "bfloat16", "tpu", r"'cudnn' needs an NVIDIA GPU and config.dtype=bfloat16, but this is tpu"),
@@ -90,6 +97,29 @@ def test_splash_is_the_same(tokens, drawn):
 )
 def test_kernels_are_refused_where_they_do_not_exist(kind, dtype, platform, message):
     with pytest.raises(UserError, match=message):
-        attention.check(kind, dtype, platform)
-    for allowed in (("splash", "float32", "tpu"), ("cudnn", "bfloat16", "gpu"), ("xla", "float32", "cpu")):
-        attention.check(*allowed)
+        attention.choose(kind, dtype, 64, device(platform))
+    for kind, dtype, platform in (
+        ("splash", "float32", "tpu"),
+        ("cudnn", "bfloat16", "gpu"),
+        ("xla", "float32", "cpu"),
+    ):
+        assert attention.choose(kind, dtype, 64, device(platform)) == kind
+
+
+@pytest.mark.parametrize(
+    ("on", "dtype", "size", "chosen"),
+    [
+        (device("gpu", "9.0"), "bfloat16", 64, "cudnn"),
+        (device("gpu", "8.0"), "bfloat16", 128, "cudnn"),
+        (device("gpu", "12.0"), "bfloat16", 64, "cudnn"),
+        (device("gpu", "7.5"), "bfloat16", 64, "xla"),  # before Ampere
+        (device("gpu", "9.0"), "float32", 64, "xla"),
+        (device("gpu", "9.0"), "bfloat16", 20, "xla"),
+        (device("gpu", "9.0"), "bfloat16", 136, "xla"),
+        (device("gpu", "gfx942"), "bfloat16", 64, "xla"),  # AMD's
+        (device("tpu"), "bfloat16", 64, "xla"),
+        (device("cpu"), "float32", 64, "xla"),
+    ],
+)
+def test_auto_is_the_fused_kernel_where_there_is_one_that_has_been_used(on, dtype, size, chosen):
+    assert attention.choose("auto", dtype, size, on) == chosen

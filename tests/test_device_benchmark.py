@@ -101,7 +101,7 @@ def tiny():
 def test_each_program_adds_the_products_of_its_part(tiny):
     """The parts are times of programs that leave later parts out: here their products, which must be the budget's."""
     model, mesh, state, batch, images = tiny
-    counted = budget.count_multiply_adds(model)
+    counted = budget.count_computed(model)
     before, added = 0, {}
     for rung in device_parts.RUNGS:
         with sharding.use(mesh):

@@ -173,14 +173,16 @@ def test_part_takes_the_longer_of_arithmetic_and_memory():
 
 def test_device_row_says_what_limits_and_the_mfu_that_is_left():
     found = [roofline.Work("blocks/mlp", Matrices(1, 197 * 10**6, 64, 128), 1)]
-    counts = budget.Budget({"backbone": 0}, {"backbone": 197 * 10**6 * 64 * 128 // 3})
+    counts = budget.Budget({"backbone": 0}, {"backbone": 0}, {"backbone": 197 * 10**6 * 64 * 128 // 3})
     row = next(line for line in roofline.devices_table(found, counts, 1).splitlines() if "v5e" in line)
     assert row == "| TPU v5e | 16.4 | 32.8 | 0.0 | 32.8 | 50 % | backbone, the rest: 32.8 ms, arithmetic |"
 
 
-def test_float32_at_the_highest_precision_takes_six_passes():
+@pytest.mark.parametrize(("precision", "passes"), [(None, 1), ("high", 3), ("highest", 6)])
+def test_float32_at_a_high_precision_takes_several_passes(precision, passes):
     def product(x, y):
-        return jnp.dot(x, y, precision="highest")
+        return jnp.dot(x, y, precision=precision)
 
     (found,) = roofline.work(jax.make_jaxpr(product)(jnp.zeros((128, 128)), jnp.zeros((128, 128))).jaxpr, 7)
-    assert roofline.bound([found], 0, "TPU v4").padded["upsampling to image size"] == 6 * found.matrices.flops / 275e12
+    padded = roofline.bound([found], 0, "TPU v4").padded["upsampling to image size"]
+    assert padded == passes * found.matrices.flops / 275e12

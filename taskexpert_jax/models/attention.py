@@ -13,30 +13,52 @@ from taskexpert_jax import sharding
 from taskexpert_jax.errors import UserError
 
 Kind = Literal["xla", "cudnn", "splash"]
+Choice = Literal["auto", "xla", "cudnn", "splash"]
 
 # Kind -> the platform that alone has it, what that is for people, and the dtypes.
 _NEEDS = {
     "cudnn": ("gpu", "an NVIDIA GPU", ("bfloat16",)),
     "splash": ("tpu", "a TPU", ("bfloat16", "float32")),
 }
+_FUSED_SINCE = 8  # the compute capability, Ampere's, from which cuDNN has fused attention
+_FUSED_SIZES = range(8, 129, 8)  # of a head, that it takes on all of these
 _LANES = 128  # splash takes lengths that are multiples of it
 _LONGEST_BLOCK = 512  # of queries or keys: a block of float32 scores is 1 MiB of a TPU core's 16 MiB or more
 
 
-def check(kind: Kind, dtype: str, platform: str) -> None:
-    """Raises UserError where devices of this platform (cpu, gpu or tpu) have no such attention for this dtype."""
-    if kind not in _NEEDS:
-        return
-    needed, device, dtypes = _NEEDS[kind]
-    if platform != needed or dtype not in dtypes:
-        words = [device, *(f"config.dtype={dtypes[0]}" for _ in dtypes[:1] if len(dtypes) == 1)]
-        raise UserError(
-            f"config.model.attention={kind!r} needs {' and '.join(words)}, but this is {platform} with {dtype}; use xla"
-        )
+def choose(choice: Choice, dtype: str, size: int, device: Any) -> Kind:
+    """What a choice means on a device, real or described: itself, or for auto what there is.
+
+    auto is cudnn where that exists, for this dtype and size of a head, and xla elsewhere: splash has not run on a TPU.
+
+    Raises:
+      UserError: the device has no such attention for this dtype.
+    """
+    platform = device.platform
+    if choice == "auto":
+        fused = _capability(device) >= _FUSED_SINCE and dtype in _NEEDS["cudnn"][2] and size in _FUSED_SIZES
+        return "cudnn" if fused else "xla"
+    if choice in _NEEDS:
+        needed, name, dtypes = _NEEDS[choice]
+        if platform != needed or dtype not in dtypes:
+            words = [name, *(f"config.dtype={dtypes[0]}" for _ in dtypes[:1] if len(dtypes) == 1)]
+            raise UserError(
+                f"config.model.attention={choice!r} needs {' and '.join(words)}, but this is {platform} with {dtype}; "
+                "use auto"
+            )
+    return choice
+
+
+def _capability(device: Any) -> float:
+    """The compute capability of an NVIDIA GPU; 0 of everything else (AMD's are names)."""
+    try:
+        return float(getattr(device, "compute_capability", 0))
+    except ValueError:
+        return 0.0
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, kind: Kind) -> jax.Array:
-    """Softmax of query times key over sqrt(d), in float32, times value, as `kind` says."""
+    """Softmax of query times key over sqrt(d), in float32, times value, as `kind` says (not auto: see `choose`)."""
     if kind == "splash":
         return splash(query, key, value)
     if kind == "xla" and query.dtype == jnp.bfloat16:

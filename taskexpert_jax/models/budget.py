@@ -3,6 +3,8 @@
 Multiply-adds are counted analytically, one for each product in a matmul, convolution, attention or gated sum of one
 image's forward pass; norms, activations and bilinear resizing are left out, as the field's counters leave them out.
 (XLA's own cost analysis counts a scanned body once, so it cannot be used.)
+
+What is computed is less than the definition: the heads' 3x3 convolutions come before the upsampling (`upsampling`).
 """
 
 import dataclasses
@@ -19,10 +21,11 @@ PARTS = ("backbone", "experts", "gates", "memory", "heads")
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Counts by part; see `PARTS`."""
+    """Counts by part; see `PARTS`. multiply_adds: of the model's definition. computed: of the program."""
 
     parameters: dict[str, int]
     multiply_adds: dict[str, int]
+    computed: dict[str, int]
 
     @property
     def total_parameters(self) -> int:
@@ -32,12 +35,17 @@ class Budget:
     def total_multiply_adds(self) -> int:
         return sum(self.multiply_adds.values())
 
+    @property
+    def total_computed(self) -> int:
+        return sum(self.computed.values())
+
     def table(self) -> str:
         """A table for people: one line a part and the total."""
-        rows = [(p, self.parameters[p], self.multiply_adds[p]) for p in PARTS]
-        rows.append(("total", self.total_parameters, self.total_multiply_adds))
-        lines = [f"{'part':<10}{'parameters':>14}{'multiply-adds':>16}"]
-        lines += [f"{name:<10}{params / 1e6:>12.2f} M{macs / 1e9:>14.2f} G" for name, params, macs in rows]
+        rows = [(p, self.parameters[p], self.multiply_adds[p], self.computed[p]) for p in PARTS]
+        rows.append(("total", self.total_parameters, self.total_multiply_adds, self.total_computed))
+        lines = [f"{'part':<10}{'parameters':>14}{'multiply-adds':>16}{'computed':>14}"]
+        for name, parameters, products, computed in rows:
+            lines.append(f"{name:<10}{parameters / 1e6:>12.2f} M{products / 1e9:>14.2f} G{computed / 1e9:>12.2f} G")
         return "\n".join(lines)
 
 
@@ -67,7 +75,7 @@ def count_parameters(model: TaskExpert) -> dict[str, int]:
 
 
 def count_multiply_adds(model: TaskExpert) -> dict[str, int]:
-    """Multiply-adds of one image's forward pass by part, at the size that the model was built for."""
+    """Multiply-adds by part of one image's forward pass as it is defined, at the size that the model was built for."""
     backbone, tokens = model.backbone, math.prod(model.grid)
     width, depth, patch = backbone.width, model.width, backbone.patch_size  # C, D, P
     tasks, taps = len(model.tasks), model.taps
@@ -98,6 +106,14 @@ def _gate(model: TaskExpert, tokens: int, choices: int) -> int:
     return (local + context) * width * hidden + (tokens if local else 1) * hidden * choices
 
 
+def count_computed(model: TaskExpert) -> dict[str, int]:
+    """The same as it is computed: with the heads' 3x3 convolutions made of the memory, not of the upsampled memory."""
+    tokens, depth = math.prod(model.grid), model.width
+    upsampled = model.head_upsample**2
+    heads = sum(tokens * (9 * depth**2 + upsampled * depth * task.channels) for task in model.tasks)
+    return {**count_multiply_adds(model), "heads": heads}
+
+
 def count(model: TaskExpert) -> Budget:
     """The model's budget; see the module's text for what is counted."""
-    return Budget(count_parameters(model), count_multiply_adds(model))
+    return Budget(count_parameters(model), count_multiply_adds(model), count_computed(model))

@@ -115,17 +115,25 @@ def _scattered(_: None, gradient: jax.Array) -> tuple[jax.Array]:
 _gathered.defvjp(lambda kernel: (_gathered(kernel), None), _scattered)
 
 
-def _gathered_conv(inputs: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-    """A convolution whose kernel is gathered over its shards of input features first.
+def gathered_conv(conv: Any, inputs: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    """The convolution `conv`, whose kernel is gathered over its shards of input features first.
 
     Left alone, XLA's partitioner gets the gradient of the input wrong where the kernel is sharded over input features
     and over output features, and the batch over the former's mesh axis too.
     """
-    return jax.lax.conv_general_dilated(inputs, _gathered(kernel), *args, **kwargs)
+    return conv(inputs, _gathered(kernel), *args, **kwargs)
 
 
-def spatial_conv(features: int, kernel: int, dtype: Dtype, name: str, *, use_bias: bool = True) -> nn.Conv:
-    """A same-padded convolution with the project's initialisation and axis names."""
+def spatial_conv(
+    features: int,
+    kernel: int,
+    dtype: Dtype,
+    name: str,
+    *,
+    use_bias: bool = True,
+    conv: Any = jax.lax.conv_general_dilated,
+) -> nn.Conv:
+    """A same-padded convolution with the project's initialisation and axis names; `conv` computes it."""
     return nn.Conv(
         features,
         (kernel, kernel),
@@ -134,7 +142,7 @@ def spatial_conv(features: int, kernel: int, dtype: Dtype, name: str, *, use_bia
         dtype=dtype,
         kernel_init=logical(nn.initializers.he_normal(), None, None, "feature_in", "feature_out"),
         bias_init=logical(nn.initializers.zeros, "feature_out"),
-        conv_general_dilated=_gathered_conv,
+        conv_general_dilated=functools.partial(gathered_conv, conv),
         name=name,
     )
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from taskexpert_jax import inputs, sharding
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import attention, heads, mmoe, vit
+from taskexpert_jax.models.upsampling import resize_bilinear
 from taskexpert_jax.models.vit import Dtype, logical
 from taskexpert_jax.tasks import Task
 
@@ -60,7 +61,7 @@ class TaskExpert(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool, return_gates: bool = False, full_size: bool = True) -> Any:
         """Predictions; with `return_gates` also the gates, (S, T, B, N, K or K + 1) float32.
 
-        Without `full_size` they are as the heads make them, (B, head_upsample * h, head_upsample * w, channels).
+        Without `full_size` they are the heads', (B, head_upsample * h, head_upsample * w, channels) of `dtype`.
 
         Training needs the random streams `drop_path` and, for noisy gates, `gate_noise`; it updates `batch_stats`.
         """
@@ -78,7 +79,7 @@ class TaskExpert(nn.Module):
         for task, features in zip(self.tasks, memory, strict=True):
             head = heads.Head(task.channels, self.head_upsample, self.head_norm, self.dtype, name=f"head_{task.name}")
             maps = head(features, train)
-            outputs[task.name] = heads.resize_bilinear(maps, image_height, image_width) if full_size else maps
+            outputs[task.name] = resize_bilinear(maps, image_height, image_width) if full_size else maps
         return (outputs, gates) if return_gates else outputs
 
     def _taps(self, tokens: jax.Array, train: bool) -> jax.Array:
@@ -163,20 +164,23 @@ def _positive(config: Any, field: str) -> float:
     return value
 
 
-def _backbone(model: Any) -> vit.Backbone:
-    """The ViT of `config.model`."""
+def _backbone(config: Any, device: Any) -> vit.Backbone:
+    """The ViT of `config.model`, for a device."""
+    model = config.model
     if model.layer_scale < 0 or model.registers < 0:
         raise UserError(
             f"config.model.layer_scale={model.layer_scale}, registers={model.registers}: neither may be less than 0"
         )
     shape = (model.width, model.depth, model.heads, model.mlp_ratio, model.patch_size)
-    return vit.Backbone(*shape, model.layer_scale, model.class_token, model.registers, model.attention)
+    asked = _choice(model, "attention", attention.Choice)
+    kind = attention.choose(asked, config.dtype, model.width // model.heads, device)
+    return vit.Backbone(*shape, model.layer_scale, model.class_token, model.registers, kind)
 
 
-def from_config(config: Any, tasks: tuple[Task, ...], platform: str | None = None) -> TaskExpert:
+def from_config(config: Any, tasks: tuple[Task, ...], device: Any = None) -> TaskExpert:
     """The model of a config (`config.model`, `config.dataset.image_size`, `config.dtype`).
 
-    platform: cpu, gpu or tpu, of the devices that it is for; JAX's own choice if None.
+    device: one of those that it is for, real or described; this process's first if None.
 
     Raises:
       UserError: a value outside of what the field allows, named.
@@ -194,13 +198,12 @@ def from_config(config: Any, tasks: tuple[Task, ...], platform: str | None = Non
         raise UserError(f"config.model.heads={model.heads} must divide config.model.width={model.width}")
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype={config.dtype!r}: must be float32 or bfloat16")
-    platform = platform or jax.default_backend()
-    attention.check(_choice(model, "attention", attention.Kind), config.dtype, platform)
+    device = device or jax.local_devices()[0]
     norm = _choice(model, "norm", mmoe.NormKind)
     unroll = _choice(model, "unroll", Unroll)
     return TaskExpert(
         tasks=tasks,
-        backbone=_backbone(model),
+        backbone=_backbone(config, device),
         grid=(height // patch, width // patch),
         taps=model.taps,
         width=model.feature_width,
@@ -223,7 +226,7 @@ def from_config(config: Any, tasks: tuple[Task, ...], platform: str | None = Non
         head_upsample=model.head_upsample,
         head_norm=norm,
         remat=model.remat,
-        unroll=platform == "cpu" if unroll == "auto" else unroll == "yes",
+        unroll=device.platform == "cpu" if unroll == "auto" else unroll == "yes",
         dtype=jnp.dtype(config.dtype),
         normalisation=inputs.normalisation(config),
     )
