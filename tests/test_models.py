@@ -65,6 +65,19 @@ def test_outputs_have_image_size_and_the_tasks_channels(outputs, model):
     assert gates.shape == (4, 4, 2, 20, 6)  # stages, tasks, images, tokens, experts and the memory
 
 
+def test_gelu_is_the_exact_one_and_so_is_its_gradient():
+    values = jnp.concatenate([jnp.linspace(-8, 8, 1001), jnp.array([-1e4, 1e4, 0.0])])
+    exact = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
+    for ours, theirs in (
+        (vit.gelu, exact),
+        (jax.grad(lambda x: vit.gelu(x).sum()), jax.grad(lambda x: exact(x).sum())),
+    ):
+        np.testing.assert_allclose(ours(values), theirs(values), rtol=1e-6, atol=1e-6)
+    half = values.astype(jnp.bfloat16)
+    assert vit.gelu(half).dtype == jnp.bfloat16
+    np.testing.assert_allclose(vit.gelu(half), exact(half.astype(jnp.float32)), rtol=2**-8, atol=2e-6)
+
+
 def test_gates_sum_to_one(outputs):
     np.testing.assert_allclose(outputs[1].sum(axis=-1), 1.0, rtol=1e-6)
 

@@ -173,7 +173,7 @@ class Experts(nn.Module):
         # All K 1x1 convolutions as one matmul; the norm that follows has the bias.
         hidden = dense(count * width, self.dtype, "reduce", use_bias=False)(features)
         hidden = sharding.constrain(hidden, "batch", None, None, "feature_out")
-        hidden = nn.gelu(Norm(self.spec.norm, self.dtype, name="norm")(hidden, train), approximate=False)
+        hidden = vit.gelu(Norm(self.spec.norm, self.dtype, name="norm")(hidden, train))
         parts = jnp.split(hidden, count, axis=-1)
         return jnp.stack(
             [spatial_conv(width, self.spec.kernel, self.dtype, f"expert_{k}")(part) for k, part in enumerate(parts)]
@@ -198,7 +198,7 @@ class Gate(nn.Module):
             hidden = hidden + dense(self.spec.width, self.dtype, "local")(features)
         if self.spec.input in ("context", "both"):
             hidden = hidden + dense(self.spec.width, self.dtype, "context")(context)[:, None]
-        hidden = nn.gelu(hidden, approximate=False)
+        hidden = vit.gelu(hidden)
         logits = dense(self.choices, jnp.float32, "logits", zeros=self.spec.init == "even")(hidden)
         if self.spec.granularity == "image":
             logits = logits.mean(axis=1, keepdims=True)
