@@ -5,6 +5,7 @@ import contextlib
 import logging as logging_module
 import math
 import pathlib
+import re
 import sys
 import threading
 from typing import Any
@@ -31,9 +32,9 @@ def _worth_logging(record: logging_module.LogRecord) -> bool:
 
 
 logging.get_absl_logger().addFilter(_worth_logging)
-# Writes that had not begun when the one before them was refused, which has ended Orbax's event loop.
-_NOT_BEGUN = "coroutine 'async_serialize_from_host"
-warnings.filterwarnings("ignore", message=_NOT_BEGUN, category=RuntimeWarning)
+# Of writes that had not begun when the one before them was refused, which ends Orbax's event loop.
+_NOT_BEGUN = re.compile("coroutine '.*' was never awaited")
+warnings.filterwarnings("ignore", message=_NOT_BEGUN.pattern, category=RuntimeWarning)
 
 
 @contextlib.contextmanager
@@ -48,7 +49,7 @@ def quiet_refusals() -> Iterator[None]:
     def unraisable(args: Any) -> None:
         # Writes that end after the one that was refused, and those that have not begun, where warnings are errors.
         ended = isinstance(args.exc_value, RuntimeError) and "Event loop is closed" in str(args.exc_value)
-        not_begun = isinstance(args.exc_value, RuntimeWarning) and str(args.exc_value).startswith(_NOT_BEGUN)
+        not_begun = isinstance(args.exc_value, RuntimeWarning) and _NOT_BEGUN.match(str(args.exc_value))
         if not ended and not not_begun:
             before[1](args)
 

@@ -7,6 +7,7 @@ import math
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -251,13 +252,14 @@ def test_a_config_is_held_against_the_devices_that_it_is_compiled_for(monkeypatc
     config = small_config()
     config.model.attention, config.dtype = "cudnn", "bfloat16"
     tasks = from_config(config)
-    model = taskexpert.from_config(config, tasks, "gpu")
+    gpu, tpu, cpu = (SimpleNamespace(platform=platform) for platform in ("gpu", "tpu", "cpu"))
+    model = taskexpert.from_config(config, tasks, gpu)
     assert model.backbone.attention == "cudnn"
     with pytest.raises(UserError, match=r"attention='cudnn' needs an NVIDIA GPU.* but this is tpu with bfloat16"):
-        taskexpert.from_config(config, tasks, "tpu")
+        taskexpert.from_config(config, tasks, tpu)
     config.model.attention, config.model.unroll = "xla", "auto"
-    assert taskexpert.from_config(config, tasks, "cpu").unroll
-    assert not taskexpert.from_config(config, tasks, "tpu").unroll
+    assert taskexpert.from_config(config, tasks, cpu).unroll
+    assert not taskexpert.from_config(config, tasks, tpu).unroll
 
 
 ASSIGNMENT = """BufferAssignment:

@@ -1,6 +1,7 @@
 """benchmarks/compiled_program.py: what it reads of compiled programs, and that one compiled here is read right."""
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import pytest
 
@@ -290,8 +291,45 @@ def uncached():
     """A kept program would leave no notes."""
     kept = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]: made at run time
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # what JAX has once decided holds
     yield
     jax.config.update("jax_enable_compilation_cache", kept)
+    compilation_cache.reset_cache()
+
+
+def test_a_kernel_reads_what_it_uses_and_writes_its_result(gpu):
+    moved = {name: gpu.moved(gpu.step_of[name]) for name in ("product", "turned", "both", "keep", "fill")}
+    counter = 4
+    mib = compiled_text.MIB
+    assert moved == {
+        "product": 3 * mib,  # without the library's scratch memory
+        "turned": 2 * mib,
+        "both": 3 * mib,
+        "keep": 2 * mib + counter,  # what it writes in its place, not the array of all turns
+        "fill": 4 * mib,
+    }
+
+
+def test_a_slice_is_read_alone():
+    text = """\
+HloModule step, is_scheduled=true
+
+%fused_slice (param_0: f32[8,1024], param_1: s32[]) -> f32[1024] {
+  %param_0 = f32[8,1024]{1,0} parameter(0)
+  %param_1 = s32[] parameter(1)
+  %bitcast.1 = f32[8,1024]{1,0} bitcast(%param_0)
+  %dynamic-slice.1 = f32[1,1024]{1,0} dynamic-slice(%bitcast.1, %param_1, %param_1), dynamic_slice_sizes={1,1024}
+  ROOT %reshape.1 = f32[1024]{0} reshape(%dynamic-slice.1)
+}
+
+ENTRY %main (all: f32[8,1024], place: s32[]) -> f32[1024] {
+  %all = f32[8,1024]{1,0} parameter(0)
+  %place = s32[] parameter(1)
+  ROOT %one = f32[1024]{0} fusion(%all, %place), kind=kLoop, calls=%fused_slice
+}
+"""
+    program = Program(text)
+    assert program.moved(program.step_of["one"]) == 2 * 4096 + 4
 
 
 @pytest.mark.usefixtures("uncached")
