@@ -10,6 +10,7 @@ Needs libtpu (requirements-tpu.txt), or JAX's CUDA plugin (requirements-cuda.txt
 - products whose operands are float32, and of a GPU's convolutions which are bfloat16 with their channels last;
 - copies and transpositions of more than 1 MiB, and what the loops keep for the backward pass;
 - what runs, by part; what updates the state; collectives, and whether there is work beside them;
+- of GPUs what the kernels read and write, each operand and result once;
 - of TPUs the compiler's own estimate of the cycles of what it fused. It is an estimate, and leaves out what waits.
 
 XLA's GPU compiler cannot time kernels without a GPU: there the algorithms of cuBLAS and cuDNN are not chosen, and
@@ -54,7 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--topology", default="v5e:2x2", help="of taskexpert_jax/topologies.py")
     parser.add_argument("--devices", type=int, default=0, help="how many of it; default: all")
     parser.add_argument("--fsdp", type=int, default=1, help="config.mesh.fsdp")
-    parser.add_argument("--attention", default="xla", help="config.model.attention")
+    parser.add_argument("--attention", default="auto", help="config.model.attention")
     parser.add_argument("--remat", action="store_true", help="config.model.remat")
     parser.add_argument("--feature_width", type=int, default=0, help="config.model.feature_width; default: the size's")
     parser.add_argument("--whole", action="store_true", help="compile to the end, as is always done for GPUs")
@@ -218,6 +219,23 @@ def kernel_lines(program: Program) -> list[str]:
     return [*lines, f"| all | {' | '.join(map(str, row))} | {sum(row)} |"]
 
 
+def traffic_lines(program: Program) -> list[str]:
+    """Markdown: what a GPU's kernels read and write, by part."""
+    products: collections.Counter[str] = collections.Counter()
+    others: collections.Counter[str] = collections.Counter()
+    for step in program.steps:
+        (products if step.kind in compiled_text.PRODUCTS else others)[step.part] += (
+            step.times * program.moved(step) * bool(step.kind)
+        )
+    parts = sorted({*products, *others}, key=lambda part: -others[part])
+    lines = ["", "| GB read and written | cuBLAS and cuDNN | other kernels |", "|---|---|---|"]
+    lines += [f"| {part} | {products[part] / 1e9:.1f} | {others[part] / 1e9:.1f} |" for part in parts]
+    lines.append(f"| all | {products.total() / 1e9:.1f} | {others.total() / 1e9:.1f} |")
+    bandwidths = {name: traced_products.DATA_SHEETS[name][1] for name in ("H100 SXM", "H200")}
+    times = (f"{1e3 * others.total() / rate:.1f} ms on an {name}" for name, rate in bandwidths.items())
+    return [*lines, "", f"at the memory's rate by data sheet the other kernels take {' and '.join(times)}"]
+
+
 def collective_lines(program: Program, text: str, devices: int) -> list[str]:
     """Collectives by kind, and by what runs beside them."""
     traffic = collectives.count(text, devices).traffic
@@ -256,7 +274,7 @@ def report(text: str, devices: int, clock: float) -> list[str]:
         *product_lines(program),
         *move_lines(program),
         *collective_lines(program, text, devices),
-        *(cycle_lines(program, clock) if clock else kernel_lines(program)),
+        *(cycle_lines(program, clock) if clock else [*kernel_lines(program), *traffic_lines(program)]),
     ]
 
 

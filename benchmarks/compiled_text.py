@@ -22,6 +22,7 @@ CONTROL = {"constant", "while", "call", "conditional", "partition-id", "opt-barr
 NAMES = {"AllocateBuffer", "ConcatBitcast"}  # of the TPU compiler for places in memory, as calls that do nothing
 # How the names end of what writes a turn's arrays to those of all turns, and takes them out again.
 SCANS = ("dynamic_update_slice", "dynamic_slice", "squeeze", "while")
+SCAN_STARTS = ("._taps/broadcast_in_dim", "._assemble/broadcast_in_dim")  # and of these arrays before the first turn
 # How the names begin of a GPU's calls, and what they are.
 LIBRARIES = {
     "__cublas": "cuBLAS products",
@@ -58,7 +59,8 @@ class Step:
         if not self.path:
             return UNNAMED
         if "(TaskExpert)" in self.path:
-            if "/while" in self.path and self.path.endswith(SCANS):
+            in_loop = "/while" in self.path and self.path.endswith(SCANS)
+            if in_loop or self.path.endswith(SCAN_STARTS):
                 return "kept by the scans for the backward pass"
             return traced_products.part_of(self.path)
         if "(_resize)" in self.path:
@@ -190,7 +192,31 @@ class Program:
         """Of what a run of a step writes: its result; of an array that it changes in one place, what it puts there."""
         updates = [of for of in step.inside if of.opcode == "dynamic-update-slice"]
         types = [self._type(operands_of(of)[1]) for of in updates] or [step.instruction.type]
+        if step.kind in PRODUCTS:
+            types = [re.sub(r"\b[su]8\[\d+\]", "", of) for of in types]  # the library's scratch memory
         return sum(map(collectives.bytes_of, types))
+
+    def moved(self, step: Step) -> int:
+        """Bytes that a run of a step writes and reads: its result once, and of each operand what it uses, once."""
+        if step.instruction.opcode in SLICES:
+            return 2 * self.bytes(step)
+        names = operands_of(step.instruction)
+        return self.bytes(step) + sum(self._used(step, place, name) for place, name in enumerate(names))
+
+    def _used(self, step: Step, place: int, name: str) -> int:
+        """Of an operand of a step: all of it, or the slices that it cuts out; nothing of what it writes into."""
+        whole = collectives.bytes_of(self._type(name))
+        parameters = {of.name for of in step.inside if of.opcode == "parameter" and of.rest.startswith(f"{place})")}
+        used = 0
+        for of in step.inside:
+            operands = operands_of(of)
+            if of.opcode == "bitcast" and parameters & set(operands):
+                parameters.add(of.name)
+            elif of.opcode in ("slice", "dynamic-slice") and operands[0] in parameters:
+                used += collectives.bytes_of(of.type)
+            elif parameters & set(operands[of.opcode == "dynamic-update-slice" :]):
+                return whole
+        return min(used, whole) if parameters else whole
 
 
 @dataclasses.dataclass(frozen=True)
