@@ -25,12 +25,13 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import device_variants
-from benchmarks.device_variants import Variant
+from benchmarks.device_variants import WORKLOAD, Variant
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MIB = 2**20
 LONGEST = 150.0  # seconds of one variant, compiling included; a quarter of the whole time where that is more
 SHORTEST = 15.0  # less is not worth a start
+STEPS = ("training", "evaluation", "latency")  # of a record: what was timed
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -130,38 +131,35 @@ def add_rates(record: dict[str, Any], ceilings: Mapping[str, float]) -> None:
 
     mfu: model FLOPs a second over those of this device's bfloat16 matrix product, for float32 too.
     """
-    steps = [record[key] for key in ("training", "evaluation") if key in record]
+    steps = [record[key] for key in STEPS if key in record]
     steps += list(record.get("parts", {}).values())
     for step in steps:
         if step["median_s"] > 0:
             rate = step["model_flops"] / step["median_s"]
             step["model_flops_per_s"] = rate
             step["mfu"] = rate / ceilings["matmul_bfloat16"] if ceilings else None
-    for key in ("training", "evaluation"):
+    for key in STEPS:
         if key in record:
             record[key]["images_per_s"] = record["batch"] / record[key]["median_s"]
 
 
 def compare_with_torch(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For every training step of PyTorch: ours of the same work, as shipped, and the best of ours, over PyTorch's."""
-    measured = [record for record in results if "training" in record and "images_per_s" in record["training"]]
-    workload = lambda record: [record[key] for key in ("benchmark", "size", "image", "batch", "dtype")]  # noqa: E731
+    """For everything of PyTorch: ours of the same work, as shipped, and the best of ours, over PyTorch's images/s."""
+    rates = [(record, _images_per_s(record)) for record in results if _images_per_s(record)]
+    workload = lambda record: [record[key] for key in WORKLOAD]  # noqa: E731
     found = []
-    for torch in (record for record in measured if record["kind"] == "torch"):
-        same = [r for r in measured if r["kind"] == "ours" and workload(r) == workload(torch)]
+    for torch, rate in (pair for pair in rates if pair[0]["kind"] == "torch"):
+        same = [pair for pair in rates if pair[0]["kind"] == "ours" and workload(pair[0]) == workload(torch)]
         if same:
-            best = max(same, key=lambda record: record["training"]["images_per_s"])
-            rate = torch["training"]["images_per_s"]
-            found.append(
-                {
-                    "torch": torch["name"],
-                    "ours": same[0]["name"],
-                    "ratio": same[0]["training"]["images_per_s"] / rate,
-                    "best_of_ours": best["name"],
-                    "best_ratio": best["training"]["images_per_s"] / rate,
-                }
-            )
+            (first, shipped), (best, fastest) = same[0], max(same, key=lambda pair: pair[1])
+            pair = {"torch": torch["name"], "ours": first["name"], "ratio": shipped / rate}
+            found.append({**pair, "best_of_ours": best["name"], "best_ratio": fastest / rate})
     return found
+
+
+def _images_per_s(record: Mapping[str, Any]) -> float:
+    """Of what the record was made for; 0 where it has nothing of that."""
+    return record.get("latency" if record["inference"] else "training", {}).get("images_per_s", 0.0)
 
 
 def line(record: Mapping[str, Any]) -> str:
@@ -174,7 +172,7 @@ def line(record: Mapping[str, Any]) -> str:
         of = record["ceilings"]
         rates = f"{of['matmul_bfloat16'] / 1e12:.2f} / {of['matmul_float32'] / 1e12:.2f} TFLOP/s"
         words.append(f"bfloat16 / float32 products {rates}, copy {of['copy'] / 1e9:.1f} GB/s")
-    for key in ("training", "evaluation"):
+    for key in STEPS:
         if key in record:
             step = record[key]
             utilisation = "" if step["mfu"] is None else f", MFU {100 * step['mfu']:.1f} %"

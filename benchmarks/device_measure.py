@@ -57,7 +57,7 @@ class Ours:
         self.mesh = sharding.make_mesh(self.config.mesh, sizes, devices=jax.devices()[:1])
         self.model = taskexpert.from_config(self.config, self.tasks)
         self.tx = optimizer.build(self.config)
-        self.flops = budget.count(self.model).total_multiply_adds * variant.batch
+        self.flops = budget.count(self.model).total_computed * variant.batch
         initialise, _, self.shardings = train_state.abstract_and_shardings(
             self.model, self.tx, self.mesh, self.config.seed
         )
@@ -84,8 +84,10 @@ def compiled(jitted: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
 def measure_ours(variant: Variant, seconds: float) -> dict[str, Any]:
     """The training step and, where asked for, the evaluation step, of a variant."""
     ours = Ours(variant)
-    result: dict[str, Any] = {"scanned": not ours.model.unroll}
+    result: dict[str, Any] = {"scanned": not ours.model.unroll, "attention_is": ours.model.backbone.attention}
     with sharding.use(ours.mesh):
+        if variant.inference:
+            return {**result, "latency": latency(ours, seconds)}
         if variant.evaluated:
             result["evaluation"] = evaluation(ours, seconds)
         result["training"] = training(ours, seconds)
@@ -127,6 +129,20 @@ def evaluation(ours: Ours, seconds: float) -> dict[str, Any]:
     return {**facts, **times, "model_flops": EVAL_FLOPS * ours.flops}
 
 
+def latency(ours: Ours, seconds: float) -> dict[str, Any]:
+    """Times a picture's predictions, as `predict` makes them: each call is waited for, its result stays there."""
+    infer = inference.make_inference(ours.model, ours.config)
+    following = device_timing.in_turn([(batch["image"], batch["window"]) for batch in ours.batches])
+    variables = ours.state.variables()
+    program, facts = compiled(jax.jit(infer), variables, *following())
+    run = lambda: jax.block_until_ready(program(variables, *following()))  # noqa: E731
+    return {
+        **facts,
+        **device_timing.steady(run, lambda _: None, seconds=seconds),
+        "model_flops": EVAL_FLOPS * ours.flops,
+    }
+
+
 def measure_parts(variant: Variant, seconds: float) -> dict[str, Any]:
     """What each part adds to the training step, from programs that leave the later parts out."""
     ours = Ours(variant)
@@ -148,14 +164,15 @@ def measure_ceilings(variant: Variant, seconds: float) -> dict[str, Any]:
 
 
 def measure_torch(variant: Variant, seconds: float) -> dict[str, Any]:
-    """PyTorch's training step of the same model, losses and optimiser."""
+    """PyTorch's training step of the same model, losses and optimiser, or its predictions of a picture."""
     from benchmarks import device_torch
 
     config = config_of(variant)
     tasks = from_config(config)
     flops = budget.count(taskexpert.from_config(config, tasks)).total_multiply_adds * variant.batch
-    found = device_torch.training(variant, config, tasks, seconds)
-    return {"training": {**found, "model_flops": TRAIN_FLOPS * flops}}
+    if variant.inference:
+        return {"latency": {**device_torch.latency(variant, config, tasks, seconds), "model_flops": EVAL_FLOPS * flops}}
+    return {"training": {**device_torch.training(variant, config, tasks, seconds), "model_flops": TRAIN_FLOPS * flops}}
 
 
 def measure_equality(variant: Variant, seconds: float) -> dict[str, Any]:

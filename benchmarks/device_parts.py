@@ -89,7 +89,7 @@ def differences(programs: dict[str, Any], model: TaskExpert, batch: int) -> dict
 
 def _operations(model: TaskExpert, batch: int) -> dict[str, int]:
     """Model FLOPs of a training step by part, as `budget` counts them."""
-    counts = budget.count_multiply_adds(model)
+    counts = budget.count_computed(model)
     tokens = math.prod(model.grid)
     writes = model.taps * len(model.tasks) * tokens * 9 * model.width**2
     split = {

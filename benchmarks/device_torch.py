@@ -1,6 +1,6 @@
-"""PyTorch's side of benchmarks/device.py: the training step of `torch_reference`, and its distance from ours."""
+"""PyTorch's side of benchmarks/device.py: what `torch_reference` does in which time, and its distance from ours."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import time
 from typing import Any
 
@@ -26,23 +26,47 @@ def training(variant: Variant, config: Any, tasks: Any, seconds: float) -> dict[
 
     float32 products use TF32 where the GPU has it, as ours do by default.
     """
+    net, following = _network(variant, config, tasks)
+    step = torch_reference.make_train_step(
+        net.train(), config, tasks, bfloat16=variant.dtype == "bfloat16", compiled=variant.compiled
+    )
+    return _timed(lambda: step(following()), lambda loss: loss.item(), seconds)
+
+
+def latency(variant: Variant, config: Any, tasks: Any, seconds: float) -> dict[str, Any]:
+    """Times a picture's predictions by PyTorch, from bytes on the device to float32 maps there; each is waited for."""
+    net, following = _network(variant, config, tasks)
+    predict = torch_reference.make_inference(
+        net.eval(), config, bfloat16=variant.dtype == "bfloat16", compiled=variant.compiled
+    )
+
+    def run() -> None:
+        predict(following())
+        if place() == "cuda":
+            torch.cuda.synchronize()
+
+    return _timed(run, lambda _: None, seconds)
+
+
+def _network(variant: Variant, config: Any, tasks: Any) -> tuple[torch.nn.Module, Callable[[], Any]]:
+    """The model with random weights, and what gives one of two batches in turn, both on the device."""
     device = place()
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
-    net = torch_reference.TaskExpert(config, tasks).to(device, memory_format=torch.channels_last).train()
+    net = torch_reference.TaskExpert(config, tasks).to(device, memory_format=torch.channels_last)
     batches = [random_batch.make(config, tasks, variant.batch, seed=seed) for seed in range(2)]
-    following = device_timing.in_turn([random_batch.as_tensors(batch, device) for batch in batches])
-    step = torch_reference.make_train_step(
-        net, config, tasks, bfloat16=variant.dtype == "bfloat16", compiled=variant.compiled
-    )
+    return net, device_timing.in_turn([random_batch.as_tensors(batch, device) for batch in batches])
+
+
+def _timed(run: Callable[[], Any], wait: Callable[[Any], Any], seconds: float) -> dict[str, Any]:
     started = time.perf_counter()
-    step(following()).item()
+    wait(run())
     first = time.perf_counter() - started
-    times = device_timing.steady(lambda: step(following()), lambda loss: loss.item(), seconds=seconds)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    return {"compile_s": first, **times, "peak_memory_bytes": peak, "torch_device": device}
+    times = device_timing.steady(run, wait, seconds=seconds)
+    peak = torch.cuda.max_memory_allocated() if place() == "cuda" else None
+    return {"compile_s": first, **times, "peak_memory_bytes": peak, "torch_device": place()}
 
 
 def distances(config: Any) -> dict[str, Any]:

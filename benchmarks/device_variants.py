@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 Kind = Literal["ceilings", "ours", "torch", "parts", "equality"]
 
+WORKLOAD = ("benchmark", "size", "image", "batch", "dtype", "inference")
 IMAGES = {"pascal_context": (512, 512), "nyud": (448, 576)}
 
 
@@ -23,6 +24,7 @@ class Variant:
       dtype: bfloat16 or float32.
       remat, unroll, attention: fields of `config.model`.
       evaluated: whether the evaluation step is timed too.
+      inference: the time from a picture to its predictions, waited for, in place of the training step.
       compiled: torch alone: through torch.compile.
     """
 
@@ -34,8 +36,9 @@ class Variant:
     dtype: str = "bfloat16"
     remat: bool = False
     unroll: str = "auto"
-    attention: str = "xla"
+    attention: str = "auto"
     evaluated: bool = False
+    inference: bool = False
     compiled: bool = False
 
     @property
@@ -47,45 +50,58 @@ class Variant:
         if self.kind == "torch":
             words.append("torch.compile" if self.compiled else "eager")
         words += ["remat"] * self.remat + [f"unroll={self.unroll}"] * (self.unroll != "auto")
-        words += [f"attention={self.attention}"] * (self.attention != "xla")
+        words += [f"attention={self.attention}"] * (self.attention != "auto") + ["inference"] * self.inference
         return ", ".join((" ".join(words[:2]), *words[2:]))
 
     @property
     def workload(self) -> tuple[Any, ...]:
         """What two variants share whose speeds may be compared."""
-        return self.benchmark, self.size, self.image, self.batch, self.dtype
+        return tuple(getattr(self, field) for field in WORKLOAD)
 
 
 def full_plan() -> list[Variant]:
     """ViT-L and ViT-B on both benchmarks."""
     large = Variant("ours", evaluated=True)
     base = dataclasses.replace(large, size="vit_b16", batch=16)
-    plan = [Variant("ceilings"), *_first(large), *_first(base)]
+    plan = [Variant("ceilings"), *_first(large), *_inference(large), _parts(large), *_first(base), _parts(base)]
     plan += [Variant("equality", size="vit_ti16", batch=2)]
     plan += [dataclasses.replace(large, benchmark="nyud", image=IMAGES["nyud"])]
     plan += _others(large, (16, 4, 32))
     plan += [dataclasses.replace(base, benchmark="nyud", image=IMAGES["nyud"])]
     plan += _others(base, (32, 8, 64))
-    for of in (large, base):
-        plan += [_torch(of, compiled=False)]
-        plan += [_torch(dataclasses.replace(of, benchmark="nyud", image=IMAGES["nyud"]), compiled=True)]
+    plan += _inference(base)
+    plan += [
+        _torch(dataclasses.replace(of, benchmark="nyud", image=IMAGES["nyud"]), compiled=True) for of in (large, base)
+    ]
     return plan
 
 
 def plan_of(ours: Variant) -> list[Variant]:
     """A variant of ours, and what can be varied there."""
-    plan = [Variant("ceilings"), *_first(ours), _torch(ours, compiled=False)]
     equality = Variant("equality", ours.benchmark, ours.size, ours.image, batch=2)
-    return [*plan, equality, *_others(ours, (2 * ours.batch,))]
+    first = [Variant("ceilings"), *_first(ours), _parts(ours), *_inference(ours)]
+    return [*first, equality, *_others(ours, (2 * ours.batch,))]
 
 
 def _first(ours: Variant) -> Iterator[Variant]:
-    """The training step as shipped, PyTorch's, the fused attention, and the parts."""
+    """The training step as shipped, PyTorch's, and the attention that is not fused."""
     yield ours
     yield _torch(ours, compiled=True)
+    yield _torch(ours, compiled=False)
     if ours.dtype == "bfloat16":
-        yield dataclasses.replace(ours, attention="cudnn")
-    yield dataclasses.replace(ours, kind="parts", evaluated=False)
+        yield dataclasses.replace(ours, attention="xla")
+
+
+def _inference(ours: Variant) -> Iterator[Variant]:
+    """One picture's predictions, ours and PyTorch's."""
+    one = dataclasses.replace(ours, batch=1, evaluated=False, inference=True)
+    yield one
+    yield _torch(one, compiled=True)
+    yield _torch(one, compiled=False)
+
+
+def _parts(ours: Variant) -> Variant:
+    return dataclasses.replace(ours, kind="parts", evaluated=False)
 
 
 def _others(ours: Variant, batches: tuple[int, ...]) -> Iterator[Variant]:

@@ -346,3 +346,22 @@ def make_train_step(
         return total.detach()
 
     return step
+
+
+def make_inference(
+    net: nn.Module, config: Any, *, bfloat16: bool, compiled: bool
+) -> Callable[[Batch], dict[str, Tensor]]:
+    """batch -> {task: (B, channels, H, W) float32}, without gradients; compiled: through torch.compile."""
+    mean, std = tuple(config.model.image_mean), tuple(config.model.image_std)
+    kind = next(net.parameters()).device.type
+
+    def predict(image: Tensor, window: Tensor) -> dict[str, Tensor]:
+        return net(normalise(image, window, mean, std))
+
+    predict = torch.compile(predict) if compiled else predict
+
+    def run(batch: Batch) -> dict[str, Tensor]:
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=bfloat16):
+            return predict(batch["image"], batch["window"])
+
+    return run

@@ -39,7 +39,7 @@ def test_plan_starts_with_what_matters_and_names_everything_once():
     for size in ("vit_l16", "vit_b16"):
         of_size = [variant for variant in ours if variant.size == size]
         assert {variant.image for variant in of_size} == {(512, 512), (448, 576)}
-        for field in ("batch", "remat", "unroll", "attention", "dtype", "evaluated"):
+        for field in ("batch", "remat", "unroll", "attention", "dtype", "evaluated", "inference"):
             assert len({getattr(variant, field) for variant in of_size}) > 1, (size, field)
 
 
@@ -65,7 +65,8 @@ def test_comparison_takes_the_same_work_alone():
     results = [
         record(5.0),
         torch,
-        record(20.0, attention="cudnn"),
+        record(20.0, attention="xla"),
+        record(99.0, inference=True),
         record(99.0, batch=16),
         record(99.0, size="vit_b16"),
     ]
@@ -124,7 +125,7 @@ def test_parts_are_differences_and_their_flops_add_up(tiny):
     parts = device_parts.differences(programs, model, images)
     assert {part["median_s"] for part in parts.values()} == {1.0}
     total = sum(part["model_flops"] for part in parts.values())
-    assert total == images * 6 * budget.count(model).total_multiply_adds
+    assert total == images * 6 * budget.count(model).total_computed
 
 
 @pytest.mark.slow
@@ -138,7 +139,7 @@ def test_smoke_run_writes_every_figure(tmp_path, capsys):
     assert ours["status"] == "measured", ours
     config = nyud.get_config("tiny")
     config.dataset.image_size = (64, 80)
-    products = budget.count(taskexpert.from_config(config, from_config(config))).total_multiply_adds
+    products = budget.count(taskexpert.from_config(config, from_config(config))).total_computed
     for key, factor in (("training", 6), ("evaluation", 2)):
         step = ours[key]
         assert step["model_flops"] == factor * 2 * products
@@ -164,6 +165,18 @@ def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, capsys):
     first.write_text(json.dumps({"results": results}))
     device.main(["--list", f"--after={first}"])
     assert capsys.readouterr().out.splitlines() == [names[0], *names[4:]]
+
+
+def test_inference_is_compared_with_inference():
+    def record(kind, seconds, **fields):
+        variant = dataclasses.asdict(Variant(kind, **fields)) | {"name": kind}
+        return variant | {"latency": {"median_s": seconds, "model_flops": 1}}
+
+    results = [record("torch", 0.02, inference=True), record("ours", 0.01, inference=True)]
+    for of in results:
+        device.add_rates(of, {})
+    (pair,) = device.compare_with_torch(results)
+    assert pair["ratio"] == 2.0
 
 
 def test_a_variant_that_breaks_is_a_result():
