@@ -160,7 +160,7 @@ def _cases() -> Iterator[tuple[str, Callable[..., jax.Array], list[tuple[int, ..
     """Name, function and operands' shapes of products of ViT-L's step and similar ones; eight images of 512x512."""
     for width in (384, 448, 480, 512):
         shapes = [(8, 128, 128, width), (3, 3, width, width)]
-        yield f"head's 3x3 convolution, D={width}", _convolution, shapes
+        yield f"3x3 convolution, D={width}", _convolution, shapes
         yield f"its gradient of the input, D={width}", _of_input, shapes
         yield f"its gradient of the kernel, D={width}", _of_kernel, shapes
     yield "MLP, 1024 x 4096", jnp.dot, [(8 * 1024, 1024), (1024, 4096)]

@@ -61,7 +61,7 @@ def test_with_fsdp_it_does_not_grow_once_there_are_several_copies():
         several = [program for count, program in group if count > scaling.SHARDS]
         for program in several[1:]:
             assert total(program, "bytes") <= SAME * total(several[0], "bytes")
-            assert total(program, "sent") <= 1.2 * total(group[0][1], "sent")
+            assert total(program, "sent") <= 1.25 * total(group[0][1], "sent")
 
 
 def test_a_device_of_a_large_machine_needs_no_more_memory_than_one_of_a_small_one():
