@@ -106,15 +106,18 @@ def test_vit_l_on_pascal_context_is_within_the_published_budget():
 
 
 def test_counted_multiply_adds_equal_the_compilers():
-    """Unrolled, so that XLA counts every block; it leaves out products with padding and counts norms and the like."""
+    """Unrolled, so that XLA counts every block; it leaves out products with padding and counts norms and the like.
+
+    At this size neither is much.
+    """
     config = nyud.get_config("tiny")
     config.model.width, config.model.feature_width, config.model.heads = 128, 96, 4
     config.model.unroll = "yes"
-    config.dataset.image_size = (96, 128)
+    config.dataset.image_size = (384, 512)
     config.tasks = ("depth", "edge")
     model = taskexpert.from_config(config, tasks.from_config(config))
-    image = jax.ShapeDtypeStruct((1, 96, 128, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, 384, 512, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
     lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)).lower(variables, image)
     flops = lowered.cost_analysis()["flops"]
-    assert 2 * budget.count(model).total_computed == pytest.approx(flops, rel=0.1)
+    assert 2 * budget.count(model).total_computed == pytest.approx(flops, rel=0.03)
