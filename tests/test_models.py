@@ -110,6 +110,28 @@ def test_assemble_is_the_gated_sum():
     np.testing.assert_allclose(mmoe.assemble(gates, experts, read), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
+def test_assembles_gradient_is_the_gated_sums(dtype, rtol):
+    keys = jax.random.split(jax.random.key(0), 4)
+    gates = jax.nn.softmax(jax.random.normal(keys[0], (2, 2, 5, 4)))
+    experts, read = jax.random.normal(keys[1], (3, 2, 5, 8), dtype), jax.random.normal(keys[2], (2, 2, 5, 8), dtype)
+    weights = jax.random.normal(keys[3], read.shape)
+
+    def defined(gates, experts, read):
+        choices = jnp.concatenate([jnp.broadcast_to(experts[:, None], (3, *read.shape)), read[None]])
+        return jnp.sum(weights * jnp.einsum("tbnk,ktbnd->tbnd", gates, choices.astype(jnp.float32)))
+
+    def ours(*args):
+        return jnp.sum(weights * mmoe.assemble(*args).astype(jnp.float32))
+
+    for found, expected in zip(
+        jax.grad(ours, (0, 1, 2))(gates, experts, read), jax.grad(defined, (0, 1, 2))(gates, experts, read), strict=True
+    ):
+        assert found.dtype == expected.dtype
+        found, expected = np.asarray(found, np.float32), np.asarray(expected, np.float32)
+        np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+
+
 def test_top_k_keeps_the_largest_and_renormalises():
     logits = jnp.array([1.0, 3.0, 2.0, 0.0])
     kept = jnp.exp(jnp.array([3.0, 2.0]))

@@ -239,10 +239,37 @@ def assemble(gates: jax.Array, experts: jax.Array, read: jax.Array | None) -> ja
     Returns:
       The task features, (T, B, N, D).
     """
-    # Elementwise and not a product: K numbers to contract at every token would leave a matrix unit nearly empty.
-    choices = [*experts] if read is None else [*experts, read]
-    weighed = (gates[..., k : k + 1] * choice.astype(jnp.float32) for k, choice in enumerate(choices))
-    return functools.reduce(jnp.add, weighed).astype(experts.dtype)
+    mixed = _weighed_sum(gates[..., : len(experts)], experts)
+    if read is not None:
+        mixed = mixed + gates[..., -1:] * read.astype(jnp.float32)
+    return mixed.astype(experts.dtype)
+
+
+@jax.custom_vjp
+def _weighed_sum(gates: jax.Array, experts: jax.Array) -> jax.Array:
+    """(T, B, N, K) float32, (K, B, N, D) -> (T, B, N, D) float32.
+
+    Elementwise and not a product: K numbers to contract at every token would leave a matrix unit nearly empty. So is
+    the gradient, which is written out: the derived one is slower on CPUs and TPUs (docs/performance.md).
+    """
+    return functools.reduce(jnp.add, (gates[..., k : k + 1] * expert for k, expert in enumerate(_float32(experts))))
+
+
+def _weighed_sum_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gates, experts = kept
+    to_gates = [jnp.sum(gradient * expert, axis=-1) for expert in _float32(experts)]
+    to_experts = [
+        functools.reduce(jnp.add, (of[..., k : k + 1] * to for of, to in zip(gates, gradient, strict=True)))
+        for k in range(len(experts))
+    ]
+    return jnp.stack(to_gates, axis=-1), jnp.stack(to_experts).astype(experts.dtype)
+
+
+_weighed_sum.defvjp(lambda gates, experts: (_weighed_sum(gates, experts), (gates, experts)), _weighed_sum_backward)
+
+
+def _float32(experts: jax.Array) -> list[jax.Array]:
+    return [expert.astype(jnp.float32) for expert in experts]
 
 
 class MemorialMixture(nn.Module):
