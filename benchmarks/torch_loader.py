@@ -5,6 +5,7 @@ NumPy and OpenCV transform; `torch.utils.data.DataLoader` gives worker processes
 from the same protocol as ours. Of two usual ways to write a step the faster one is taken; nothing is cached or fused.
 """
 
+import abc
 import functools
 import pathlib
 import random
@@ -43,7 +44,7 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
     return picture if picture.ndim == 3 else picture[..., None]
 
 
-class MultiTaskDataset(Dataset):
+class MultiTaskDataset(Dataset, abc.ABC):
     """Training samples of a benchmark; a subclass says where their files are and what is in them.
 
     Attributes:
@@ -78,9 +79,9 @@ class MultiTaskDataset(Dataset):
             sample = transform(sample)
         return to_tensors(sample)
 
+    @abc.abstractmethod
     def load(self, example_id: str) -> Sample:
         """The image and the labels of an example."""
-        raise NotImplementedError
 
 
 class Nyud(MultiTaskDataset):

@@ -231,12 +231,18 @@ def test_a_write_that_is_refused_in_the_background_is_one_line(replacing, small_
     assert same(restored.state, state(steps[-1]))
 
 
-def test_writes_that_a_refused_one_keeps_from_beginning_are_not_warned_of():
+def test_writes_that_a_refused_one_keeps_from_beginning_are_not_warned_of(monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: said.append(str(args.exc_value)))
+
     async def write():
         pass
 
     with checkpoint_manager.quiet_refusals():
-        write()  # never awaited, and gone at once: an error in tests elsewhere
+        write()  # never awaited, and gone at once: an error, for warnings are errors in tests
+    assert not said
+    write()
+    assert len(said) == 1 and "never awaited" in said[0]
 
 
 def test_a_checkpoint_that_cannot_be_sealed_is_not_said_to_be_saved(tmp_path, monkeypatch, capsys):

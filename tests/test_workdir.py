@@ -52,7 +52,7 @@ def test_a_killed_program_leaves_no_lock(holder):
     process.kill()
     process.wait()
     with workdir.lock(folder):
-        pass
+        assert f"process {os.getpid()} on" in (folder / ".lock").read_text()
 
 
 def test_a_directory_that_cannot_be_made_is_said(tmp_path):
