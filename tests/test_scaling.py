@@ -24,11 +24,12 @@ def ring(count):
     return (count - 1) / count
 
 
-def by_machine(*shards):
-    """Lists of (devices, program) that differ in the number of TPUs alone, the smallest first."""
+def by_machine(*shards, size=None):
+    """Lists of (devices, program) that differ in the number of TPUs alone, the smallest first; of all sizes or one."""
     groups = {}
     for row, program in ROWS.items():
-        if program["reserved"] is not None and row.topology.startswith("v5e") and row.fsdp in shards:
+        asked_for = row.fsdp in shards and size in (None, row.size)
+        if asked_for and program["reserved"] is not None and row.topology.startswith("v5e"):
             groups.setdefault(dataclasses.replace(row, topology=""), []).append((devices(row), program))
     return [sorted(group, key=lambda pair: pair[0]) for group in groups.values()]
 
@@ -66,7 +67,17 @@ def test_with_fsdp_it_does_not_grow_once_there_are_several_copies():
         for count, program in larger:
             assert total(program, "bytes") <= SAME * total(least, "bytes")
             assert total(program, "sent") <= SAME * ring(count) / ring(first) * total(least, "sent")
-            assert total(program, "sent") <= 1.25 * total(group[0][1], "sent")
+
+
+MISSED = pytest.mark.xfail(strict=True, reason="ViT-L: up to 1.24 times, which docs/scaling.md says")
+
+
+@pytest.mark.parametrize("size", ["vit_b16", pytest.param("vit_l16", marks=MISSED)])
+def test_several_copies_send_at_most_a_fifth_more_than_one(size):
+    groups = by_machine(scaling.SHARDS, size=size)
+    assert groups
+    for (_, alone), *several in groups:
+        assert max(total(program, "sent") for _, program in several) <= 1.2 * total(alone, "sent")
 
 
 def test_a_device_of_a_large_machine_needs_no_more_memory_than_one_of_a_small_one():

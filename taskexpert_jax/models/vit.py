@@ -168,6 +168,7 @@ class Attention(nn.Module):
     dtype: Dtype
 
     def setup(self) -> None:
+        """Parameters of the projections: heads apart, so that they can be sharded."""
         width, heads = self.backbone.width, self.backbone.heads
         shape = (width, 3, heads, width // heads)
         # Written out because DenseGeneral cannot carry these axis names under set_mesh.
