@@ -12,9 +12,10 @@ import pathlib
 from absl import app, flags
 from ml_collections import config_flags
 
-from taskexpert_jax import command_line, distributed, processes, sharding
-from taskexpert_jax import workdir as workdirs
+from taskexpert_jax import command_line
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.parallel import distributed, processes, sharding
+from taskexpert_jax.runs import workdir as workdirs
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and variant: configs/nyud.py:vit_b16.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
@@ -31,7 +32,7 @@ def _run() -> None:
     """Dispatches on the mode."""
     config = _CONFIG.value
     if _MODE.value == "compile":
-        from taskexpert_jax import compilation
+        from taskexpert_jax.compile import steps as compilation
 
         report = pathlib.Path(_REPORT.value) if _REPORT.value else None
         compilation.run(config, _TOPOLOGY.value, report, quick=_QUICK.value)

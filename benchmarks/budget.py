@@ -11,7 +11,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
 
 from configs import nyud, pascal_context
-from taskexpert_jax.models import budget, taskexpert
+from taskexpert_jax.models import budget
+from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.tasks import from_config
 
 SIZES = ("vit_ti16", "vit_s16", "vit_b16", "vit_l16")

@@ -36,7 +36,8 @@ import jax
 
 from benchmarks import compiled_buffers, compiled_text, traced_products
 from benchmarks.compiled_text import MIB, Program, Step
-from taskexpert_jax import collectives, memory_layout, tasks, topologies
+from taskexpert_jax import tasks
+from taskexpert_jax.compile import collectives, memory_layout, topologies
 
 # Cycles a second: the data sheet's bfloat16 rate over what the matrix units of a chip do in a cycle.
 CLOCKS = {"v4": 275e12 / (8 * 128**2 * 2), "v5e": 197e12 / (4 * 128**2 * 2), "v6e": 918e12 / (4 * 256**2 * 2)}
@@ -52,7 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", default="vit_l16", help="of configs/defaults.py")
     parser.add_argument("--benchmark", choices=tuple(traced_products.BENCHMARKS), default="pascal_context")
     parser.add_argument("--batch", type=int, default=0, help="images a step; default: one a device")
-    parser.add_argument("--topology", default="v5e:2x2", help="of taskexpert_jax/topologies.py")
+    parser.add_argument("--topology", default="v5e:2x2", help="of taskexpert_jax/compile/topologies.py")
     parser.add_argument("--devices", type=int, default=0, help="how many of it; default: all")
     parser.add_argument("--fsdp", type=int, default=1, help="config.mesh.fsdp")
     parser.add_argument("--attention", default="auto", help="config.model.attention")

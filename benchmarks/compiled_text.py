@@ -11,8 +11,8 @@ import functools
 import re
 
 from benchmarks import traced_products
-from taskexpert_jax import collectives
-from taskexpert_jax.collectives import Instruction
+from taskexpert_jax.compile import collectives
+from taskexpert_jax.compile.collectives import Instruction
 
 MIB = 2**20
 MOVES = {"copy", "transpose"}

@@ -23,11 +23,16 @@ import optax
 from benchmarks import device_parts, device_timing, random_batch
 from benchmarks.device_variants import Variant
 from configs import nyud, pascal_context
-from taskexpert_jax import evaluate, inference, optimizer, sharding, tally, train_state
+from taskexpert_jax import evaluate
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models import budget, taskexpert
+from taskexpert_jax.evaluation import inference
+from taskexpert_jax.models import budget
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import from_config
-from taskexpert_jax.train_step import make_train_step
+from taskexpert_jax.training import optimizer, tally
+from taskexpert_jax.training import state as train_state
+from taskexpert_jax.training.step import make_train_step
 
 BENCHMARKS = {"nyud": nyud, "pascal_context": pascal_context}
 # Multiply-adds are two operations; a backward pass multiplies twice as much as the forward pass, for the gradients of

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from taskexpert_jax import inputs, objective
-from taskexpert_jax.models import budget, heads, mmoe
-from taskexpert_jax.models.taskexpert import TaskExpert
+from taskexpert_jax.models import budget, heads, inputs
+from taskexpert_jax.models.decoders import taskexpert
+from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.training import objective
 
 # Reading the memory belongs to "experts and gates": it is one expert more. After these comes the whole training step.
 RUNGS = ("backbone", "experts and gates", "memory writes", "heads", "upsampling and losses")
@@ -56,7 +57,7 @@ def _left_out(index: int, kept: list[jax.Array]) -> Callable[..., Any]:
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         module, method = context.module, context.method_name
-        if isinstance(module, mmoe.MemorialMixture):
+        if isinstance(module, taskexpert.MemorialMixture):
             if method == "__call__" and index < RUNGS.index("experts and gates"):
                 tokens, memory = args[0], args[1]
                 seen = tokens.mean(axis=-1).reshape(1, *memory.shape[1:4], 1)

@@ -11,8 +11,9 @@ import torch
 
 from benchmarks import device_timing, random_batch, torch_reference, torch_weights
 from benchmarks.device_variants import Variant
-from taskexpert_jax import inputs, sharding
-from taskexpert_jax.models import taskexpert
+from taskexpert_jax.models import inputs
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import from_config
 
 

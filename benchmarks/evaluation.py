@@ -26,8 +26,8 @@ from scipy import ndimage
 from input_pipeline import scenes
 from taskexpert_jax import images
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.metrics import boundary
-from taskexpert_jax.metrics.boundary_matching import Matcher, shortest_pairs
+from taskexpert_jax.tasks.metrics.boundary import counts as boundary
+from taskexpert_jax.tasks.metrics.boundary.matching import Matcher, shortest_pairs
 
 Example = tuple[str, np.ndarray, np.ndarray]  # id, prediction, label
 MATCHERS: dict[str, Matcher] = {

@@ -31,7 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from taskexpert_jax import checkpoint_files
+from taskexpert_jax.runs import sealing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -122,7 +122,7 @@ class Fault:
 
 def newest(workdir: pathlib.Path) -> int:
     """The newest step that lies in the directory as a complete checkpoint: one that is sealed."""
-    steps = [int(path.parent.name) for path in (workdir / "checkpoints").glob(f"[0-9]*/{checkpoint_files.MANIFEST}")]
+    steps = [int(path.parent.name) for path in (workdir / "checkpoints").glob(f"[0-9]*/{sealing.MANIFEST}")]
     return max(steps, default=0)
 
 
@@ -284,10 +284,13 @@ def print_digests(workdir: pathlib.Path, step: int, flags: list[str]) -> None:
     import numpy as np
 
     import main as program  # defines --config
-    from taskexpert_jax import evaluate, optimizer, sharding, train_state
-    from taskexpert_jax.checkpoint import Checkpoints
-    from taskexpert_jax.models import taskexpert
+    from taskexpert_jax import evaluate
+    from taskexpert_jax.models import model as taskexpert
+    from taskexpert_jax.parallel import sharding
+    from taskexpert_jax.runs.checkpoints import Checkpoints
     from taskexpert_jax.tasks import from_config
+    from taskexpert_jax.training import optimizer
+    from taskexpert_jax.training import state as train_state
 
     sys.argv = [program.__name__, *flags]  # where ml_collections looks for the fields that are changed
     absl_flags.FLAGS(sys.argv)

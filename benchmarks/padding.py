@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import traced_products
-from taskexpert_jax import collectives, topologies
+from taskexpert_jax.compile import collectives, topologies
 
 SIDES = {"TPU v4": 128, "TPU v5e": 128, "TPU v6e": 256}  # of the matrix unit
 UNITS = {"TPU v4": 8, "TPU v5e": 4, "TPU v6e": 4}  # of a chip

@@ -33,7 +33,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
 
 from benchmarks import padding, scan_traffic, traced_products
-from taskexpert_jax.models import budget, taskexpert
+from taskexpert_jax.models import budget
+from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.tasks import from_config
 
 PASSES = {"": 1, "high": 3, "highest": 6}  # of bfloat16 products in one of float32, by the precision asked for

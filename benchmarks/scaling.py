@@ -63,7 +63,8 @@ ROWS = tuple(
 
 def compile_row(row: Row, *, whole: bool) -> dict[str, Any]:
     """The report of a row's train step, as `--mode=compile` makes it: with `--quick`, unless whole or for GPUs."""
-    from taskexpert_jax import compilation, topologies
+    from taskexpert_jax.compile import steps as compilation
+    from taskexpert_jax.compile import topologies
 
     config = importlib.import_module(f"configs.{row.benchmark}").get_config(row.size)
     config.batch_size = config.eval.batch_size = len(topologies.devices(row.topology))

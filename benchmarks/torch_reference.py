@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
-from taskexpert_jax import losses
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.tasks import Task
+from taskexpert_jax.tasks import Task, losses
 
 Batch = Mapping[str, Tensor]
 
@@ -224,7 +223,7 @@ def _only_default(model: Any) -> None:
             raise UserError(f"config.model.{field}={given!r}: the PyTorch reference has only {value!r}")
 
 
-# --- losses: see taskexpert_jax/losses.py; prediction (B, c, H, W) float32, label (B, H, W, c), mask (B,) ---
+# --- losses: see taskexpert_jax/tasks/losses.py; prediction (B, c, H, W) float32, label (B, H, W, c), mask (B,) ---
 
 
 def _valid(label: Tensor, mask: Tensor, ignore: int = 255) -> Tensor:

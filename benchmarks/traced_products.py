@@ -21,10 +21,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
 import jax
 
 from configs import nyud, pascal_context
-from taskexpert_jax import compilation, optimizer, sharding, tally, train_state
-from taskexpert_jax.models import budget, taskexpert
+from taskexpert_jax.compile import steps as compilation
+from taskexpert_jax.models import budget
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import from_config
-from taskexpert_jax.train_step import make_train_step
+from taskexpert_jax.training import optimizer, state, tally
+from taskexpert_jax.training.step import make_train_step
 
 BENCHMARKS = {"nyud": nyud, "pascal_context": pascal_context}
 # bfloat16 FLOP/s (dense) and bytes/s of memory, by the makers' data sheets; no device was asked.
@@ -149,7 +152,7 @@ def trace_train_step(config: Any, devices: Sequence[Any] | None = None) -> Any:
     devices = jax.devices()[:1] if devices is None else devices
     model, tx = taskexpert.from_config(config, tasks, devices[0]), optimizer.build(config)
     mesh = sharding.make_mesh(config.mesh, {}, devices=devices)
-    _, abstract, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
+    _, abstract, shardings = state.abstract_and_shardings(model, tx, mesh, config.seed)
     batch = compilation.abstract_batch(tasks, config.batch_size, tuple(config.dataset.image_size), mesh)
     with sharding.use(mesh):
         step: Any = make_train_step(model, tx, config, mesh, shardings)

@@ -17,8 +17,8 @@ import scipy.io
 
 from input_pipeline import archives, class_names
 from input_pipeline.archives import AGAIN, Problems
-from taskexpert_jax.metrics.boundary_candidates import region_boundaries
-from taskexpert_jax.metrics.boundary_thinning import thin
+from taskexpert_jax.tasks.metrics.boundary.candidates import region_boundaries
+from taskexpert_jax.tasks.metrics.boundary.thinning import thin
 
 cv2.setNumThreads(1)  # examples are read in parallel: threads inside of one would get in each other's way
 

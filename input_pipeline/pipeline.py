@@ -21,8 +21,8 @@ import tensorflow as tf
 from input_pipeline import records, transforms
 from input_pipeline.records import Example, Source
 from input_pipeline.sources import KeptSource, ReducedSource, ReplacingSource
-from taskexpert_jax import inputs
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import inputs
 from taskexpert_jax.tasks import Task
 
 Batch = dict[str, np.ndarray]

@@ -21,9 +21,9 @@ from PIL import Image
 
 from input_pipeline import pipeline, transforms
 from input_pipeline.records import Example, Source
-from taskexpert_jax import command_line, visualize
+from taskexpert_jax import command_line
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.tasks import Task, from_config
+from taskexpert_jax.tasks import Task, drawing, from_config
 
 HATCH = (255, 0, 200)  # over ignored pixels: a colour that few images have
 PERIOD = 8  # pixels from one stripe of the hatching to the next; a stripe is two wide
@@ -37,7 +37,7 @@ def _ignored(label: np.ndarray, task: Task) -> np.ndarray:
 
 def overlay(image: np.ndarray, label: np.ndarray, task: Task) -> np.ndarray:
     """The label's colours half-transparent over the image, ignored pixels hatched: (H,W,3) uint8."""
-    blended = (image.astype(np.uint16) + visualize.colour(task, task.label_values(label))) // 2
+    blended = (image.astype(np.uint16) + drawing.colour(task, task.label_values(label))) // 2
     rows, columns = np.indices(image.shape[:2])
     ignored = _ignored(label, task)
     blended[ignored] = image[ignored]
@@ -45,19 +45,19 @@ def overlay(image: np.ndarray, label: np.ndarray, task: Task) -> np.ndarray:
     return blended.astype(np.uint8)
 
 
-def rows_of(title: str, example: Example, tasks: Sequence[Task]) -> list[list[visualize.Cell | None]]:
+def rows_of(title: str, example: Example, tasks: Sequence[Task]) -> list[list[drawing.Cell | None]]:
     """Two rows of a sheet: the image with a picture of each label, and below each label the two together."""
     image = example["image"]
-    labels: list[visualize.Cell | None] = [(title, visualize.at_display_size(image))]
-    over: list[visualize.Cell | None] = [None]
+    labels: list[drawing.Cell | None] = [(title, drawing.at_display_size(image))]
+    over: list[drawing.Cell | None] = [None]
     for task in tasks:
         label = example[task.name]
         if _ignored(label, task).all():
-            labels.append((f"{task.title}: nothing is labelled", visualize.picture(task, task.label_values(label))))
+            labels.append((f"{task.title}: nothing is labelled", drawing.picture(task, task.label_values(label))))
             over.append(None)
         else:
-            labels.append((task.title, visualize.picture(task, task.label_values(label))))
-            over.append((f"{task.title} over the image", visualize.at_display_size(overlay(image, label, task))))
+            labels.append((task.title, drawing.picture(task, task.label_values(label))))
+            over.append((f"{task.title} over the image", drawing.at_display_size(overlay(image, label, task))))
     return [labels, over]
 
 
@@ -91,7 +91,7 @@ def draw(config: Any, split: str, count: int, *, stored: bool) -> Image.Image:
     shown = itertools.islice(examples(config, tasks, split, stored=stored), count * (1 + stored))
     for title, example in shown:
         rows += rows_of(title, example, tasks)
-    return visualize.sheet(rows)
+    return drawing.sheet(rows)
 
 
 def check(config: Any) -> list[str]:

@@ -57,7 +57,7 @@ for ((index = 0; index < PROCESSES; index++)); do
     if [[ ${DRY_RUN:-0} != 0 ]]; then wait "$!"; fi # the lines in order
 done
 
-# Where one fails the others end by themselves (taskexpert_jax/distributed.py); a killed one says nothing, so stop them.
+# Where one fails the others end by themselves (taskexpert_jax/parallel/distributed.py); a killed one says nothing, so stop them.
 status=0
 for process in "${started[@]}"; do
     wait "$process" || { status=$?; break; }

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from taskexpert_jax import tasks as task_records
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.published import PUBLISHED
+from taskexpert_jax.evaluation.published import PUBLISHED
 
 DELTA = "delta-m"
 

@@ -11,13 +11,17 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from taskexpert_jax import full_pass, optimizer, report, results, sharding, train_state
-from taskexpert_jax.checkpoint import Checkpoints
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.inference import Inference
-from taskexpert_jax.models import taskexpert
-from taskexpert_jax.models.taskexpert import TaskExpert
+from taskexpert_jax.evaluation import full_pass, results
+from taskexpert_jax.evaluation.inference import Inference
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.parallel import sharding
+from taskexpert_jax.report import evaluation_page
+from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.tasks import Task, from_config
+from taskexpert_jax.training import optimizer
+from taskexpert_jax.training import state as train_state
 
 Batch = Mapping[str, Any]
 MetricStates = dict[str, clu_metrics.Metric]
@@ -126,7 +130,7 @@ def evaluate(
 ) -> Results:
     """Evaluates a checkpoint, prints a table beside the best constants, and writes WORKDIR/evaluation/.
 
-    That holds metrics.json, per_class.csv and report.html, a page to look at.
+    That holds metrics.json, per_class.csv and evaluation_page.html, a page to look at.
 
     Args:
       config: the run's config.
@@ -161,8 +165,8 @@ def evaluate(
         print(f"{found.examples} examples in {seconds:.1f} s, compilation and reading included\n")
         print(results.table(results.rows(model.tasks, evaluation.metrics, evaluation.best_constant)) + "\n")
         paths = results.write(evaluation, workdir / "evaluation")
-        page = workdir / "evaluation" / "report.html"
-        page.write_text(report.html(evaluation))
+        page = workdir / "evaluation" / "evaluation_page.html"
+        page.write_text(evaluation_page.html(evaluation))
         for path in (*paths, page):
             print(f"written: {path}")
     return evaluation.metrics

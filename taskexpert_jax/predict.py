@@ -8,9 +8,12 @@ import jax
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax import evaluate, images, inference, inputs, sharding, visualize
+from taskexpert_jax import evaluate, images
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.tasks import Task
+from taskexpert_jax.evaluation import inference
+from taskexpert_jax.models import inputs
+from taskexpert_jax.parallel import sharding
+from taskexpert_jax.tasks import Task, drawing
 
 
 def fit(image: np.ndarray, size: tuple[int, int], largest: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +108,7 @@ def write(folder: pathlib.Path, image: np.ndarray, tasks: tuple[Task, ...], valu
     for task in tasks:
         sized = restore_size(task, np.asarray(values[task.name]), *image.shape[:2])
         np.save(folder / f"{task.name}.npy", sized)
-        picture = visualize.picture(task, sized)
+        picture = drawing.picture(task, sized)
         picture.save(folder / f"{task.name}.png")
         panels.append((task.title, picture))
-    visualize.montage(image, panels).save(folder / "montage.png")
+    drawing.montage(image, panels).save(folder / "montage.png")

@@ -33,8 +33,10 @@ from ml_collections import config_flags
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax import command_line, full_pass, images, results, sharding
+from taskexpert_jax import command_line, images
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.evaluation import full_pass, results
+from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import Task, from_config
 
 SUFFIXES = (".npy", ".png")

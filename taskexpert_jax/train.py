@@ -10,20 +10,26 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from taskexpert_jax import evaluate, inference, optimizer, pretrained, processes, sharding, train_state
-from taskexpert_jax import workdir as workdirs
-from taskexpert_jax.checkpoint import Checkpoints, saved_steps
-from taskexpert_jax.guards import Guard, NotFinite, batch_ids
-from taskexpert_jax.models import budget, taskexpert
-from taskexpert_jax.progress import Progress
-from taskexpert_jax.stopping import Stopped, on_sigterm
-from taskexpert_jax.tally import Tally
-from taskexpert_jax.tally import empty as empty_tally
+from taskexpert_jax import evaluate
+from taskexpert_jax.evaluation import inference
+from taskexpert_jax.models import budget
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.parallel import processes, sharding
+from taskexpert_jax.parallel.stopping import Stopped, on_sigterm
+from taskexpert_jax.pretrained import load as pretrained
+from taskexpert_jax.runs import workdir as workdirs
+from taskexpert_jax.runs.checkpoints import Checkpoints, saved_steps
+from taskexpert_jax.runs.writer import RunWriter
 from taskexpert_jax.tasks import Task, from_config
-from taskexpert_jax.train_state import TrainState
-from taskexpert_jax.train_step import batch_sizes, make_train_step
-from taskexpert_jax.watchdog import Watchdog
-from taskexpert_jax.writers import RunWriter
+from taskexpert_jax.training import optimizer
+from taskexpert_jax.training import state as train_state
+from taskexpert_jax.training.guard import Guard, NotFinite, batch_ids
+from taskexpert_jax.training.progress import Progress
+from taskexpert_jax.training.state import TrainState
+from taskexpert_jax.training.step import batch_sizes, make_train_step
+from taskexpert_jax.training.tally import Tally
+from taskexpert_jax.training.tally import empty as empty_tally
+from taskexpert_jax.training.watchdog import Watchdog
 
 HostBatches = Iterable[Mapping[str, np.ndarray]]
 
@@ -212,7 +218,7 @@ def draw_examples(
     """
     if not count:
         return {}
-    from taskexpert_jax import visualize  # matplotlib is slow to import, and only needed here
+    from taskexpert_jax.tasks import drawing  # matplotlib is slow to import, and only needed here
 
     batch = next(iter(eval_batches()))
     (on_devices,) = sharding.to_devices([batch], mesh)
@@ -226,7 +232,7 @@ def draw_examples(
         top, left, height, width = batch["window"][i]
         rows, columns = slice(top, top + height), slice(left, left + width)
         pictures[f"prediction/{i}"] = np.asarray(
-            visualize.comparison(
+            drawing.comparison(
                 batch["image"][i, rows, columns],
                 tasks,
                 {task.name: values[task.name][i, rows, columns] for task in tasks},

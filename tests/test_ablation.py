@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks import ablation as program
 from configs import ablation
-from taskexpert_jax.models import budget, taskexpert
+from taskexpert_jax.models import budget
+from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.tasks import from_config
 
 BASES = ("nyud,small", "pascal_context,small", "nyud,vit_b16", "pascal_context,vit_l16")

@@ -9,7 +9,7 @@ import pytest
 from taskexpert_jax import compare
 from taskexpert_jax.compare import Column
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.published import PUBLISHED
+from taskexpert_jax.evaluation.published import PUBLISHED
 
 PAPER = {"semseg": ("mIoU", 55.35), "depth": ("rmse", 0.5157), "normals": ("mean", 18.54), "edge": ("odsF", 78.40)}
 

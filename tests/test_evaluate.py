@@ -18,12 +18,16 @@ import pytest
 
 from configs import demo
 from input_pipeline import pipeline
-from taskexpert_jax import evaluate, full_pass, inference, inputs, optimizer, results, sharding, train_state
-from taskexpert_jax.checkpoint import Checkpoints
+from taskexpert_jax import evaluate
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.metrics import boundary
-from taskexpert_jax.models import taskexpert
+from taskexpert_jax.evaluation import full_pass, inference, results
+from taskexpert_jax.models import inputs
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.parallel import sharding
+from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.tasks import from_config
+from taskexpert_jax.tasks.metrics.boundary import counts as boundary
+from taskexpert_jax.training import optimizer, state
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXAMPLES = 11  # in batches of 8: the second has 5 of padding
@@ -55,7 +59,7 @@ def save_random(config, workdir):
     mesh = sharding.make_mesh(config.mesh, {})
     with sharding.use(mesh), contextlib.closing(Checkpoints(workdir, tasks[0])) as checkpoints:
         model = taskexpert.from_config(config, tasks)
-        initialise, _, shardings = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, config.seed)
+        initialise, _, shardings = state.abstract_and_shardings(model, optimizer.build(config), mesh, config.seed)
         checkpoints.save(jax.jit(initialise, out_shardings=shardings)(), config.to_dict(), None)
 
 

@@ -15,12 +15,16 @@ import pytest
 
 from configs import demo
 from input_pipeline import pipeline
-from taskexpert_jax import evaluate, optimizer, predict, score, sharding, train_state
-from taskexpert_jax.checkpoint import Checkpoints
+from taskexpert_jax import evaluate, predict, score
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.metrics import boundary, boundary_scores
-from taskexpert_jax.models import taskexpert
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.parallel import sharding
+from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.tasks import from_config
+from taskexpert_jax.tasks.metrics.boundary import counts as boundary
+from taskexpert_jax.tasks.metrics.boundary import scores as boundary_scores
+from taskexpert_jax.training import optimizer
+from taskexpert_jax.training import state as train_state
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -15,13 +15,17 @@ import pytest
 
 from configs import demo, nyud, pascal_context
 from input_pipeline import pipeline, prepare
-from taskexpert_jax import evaluate, optimizer, sharding, tally, train, train_state, workdir
-from taskexpert_jax.checkpoint import Checkpoints
+from taskexpert_jax import evaluate, train
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models import taskexpert
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.parallel import sharding
+from taskexpert_jax.runs import workdir
+from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.tasks import from_config
-from taskexpert_jax.train_step import make_train_step
-from tests import nyud_layout, pascal_layout
+from taskexpert_jax.training import optimizer, tally
+from taskexpert_jax.training import state as train_state
+from taskexpert_jax.training.step import make_train_step
+from tests.input_pipeline import nyud_layout, pascal_layout
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

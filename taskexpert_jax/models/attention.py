@@ -9,8 +9,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from taskexpert_jax import sharding
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.parallel import sharding
 
 Kind = Literal["xla", "cudnn", "splash"]
 Choice = Literal["auto", "xla", "cudnn", "splash"]

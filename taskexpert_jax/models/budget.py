@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from taskexpert_jax.models.taskexpert import TaskExpert
+from taskexpert_jax.models.model import TaskExpert
 
 PARTS = ("backbone", "experts", "gates", "memory", "heads")
 

@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from taskexpert_jax import sharding
 from taskexpert_jax.models import upsampling
-from taskexpert_jax.models.mmoe import Norm, NormKind, spatial_conv
-from taskexpert_jax.models.vit import Dtype, logical, recomputed
+from taskexpert_jax.models.backbones.vit import Dtype, logical, recomputed
+from taskexpert_jax.models.decoders.taskexpert import Norm, NormKind, spatial_conv
+from taskexpert_jax.parallel import sharding
 
 
 class Head(nn.Module):

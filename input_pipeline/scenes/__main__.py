@@ -1,0 +1,5 @@
+"""python -m input_pipeline.scenes --output=DIR."""
+
+from input_pipeline.scenes.scene import main
+
+main()

@@ -1,0 +1,195 @@
+"""Built-in data set: rooms with furniture and people, drawn on the fly, with exact labels for all six tasks.
+
+Nothing is downloaded: a scene is a function of (seed, index). One ray a pixel decides all labels, so they agree to the
+pixel; the picture adds rays where the first ones meet edges. Depth is planar, in metres.
+"""
+
+import argparse
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from input_pipeline.scenes import geometry, layout, shading
+from input_pipeline.scenes.geometry import Hits, Pairs, Surface
+from input_pipeline.scenes.layout import CLASSES, Scene
+from taskexpert_jax.errors import UserError
+
+__all__ = ["CLASSES", "render", "source"]
+
+VERSION = "scenes-1"  # of what is drawn; whoever changes a scene raises it
+SPLITS = ("train", "val")
+CHANNELS = {"image": 3, "semseg": 1, "depth": 1, "normals": 3, "edge": 1, "human_parts": 1, "sal": 1}
+DTYPES = dict.fromkeys(CHANNELS, "uint8") | {"depth": "float32", "normals": "float16"}
+
+# Extra rays of a pixel on an edge, in pixels from its centre: no two share a row or a column.
+SUB_X = np.array([-0.375, -0.125, 0.125, 0.375], np.float32)
+SUB_Y = np.array([0.125, -0.375, 0.375, -0.125], np.float32)
+NOISE = np.float32(2.0)  # standard deviation of the sensor's noise, in display values
+
+
+def render(index: int, *, seed: int = 0, height: int = 96, width: int = 128) -> dict[str, Any]:
+    """Scene `index` of the family `seed`: the same on every call, whatever was drawn before.
+
+    Returns image (H,W,3) uint8; semseg (H,W,1) uint8, index into CLASSES; depth (H,W,1) float32 metres; normals
+    (H,W,3) float16, unit, camera frame x right, y down, z forward, facing the camera; edge (H,W,1) uint8, 1 where class
+    or instance differ from the pixel to the right or below; human_parts (H,W,1) uint8, 0 background, 1 head, 2 torso,
+    3 upper arm, 4 lower arm, 5 upper leg, 6 lower leg; sal (H,W,1) uint8, 1 on the people, or without any on the most
+    prominent object; id str. No pixel is invalid. The size changes the resolution; the field of view keeps its height.
+    """
+    scene = layout.compose(index, seed)
+    pairs = geometry.candidate_pairs(scene.solids, scene.camera, height, width)
+    x, y = geometry.pixel_rays(scene.camera, height, width)
+    hits = geometry.cast(scene.solids, scene.camera, x, y, pairs)
+    seen = geometry.surface(scene.solids, scene.camera, x, y, hits)
+
+    labels = _labels(scene, hits, seen, (height, width))
+    uneven = _changes(hits.solid.reshape(height, width)) | _creases(labels["normals"])
+    image = _picture(scene, pairs, (x, y), (hits, seen), uneven)
+    return {"image": image, **labels, "id": f"scene_{seed}_{index:06d}"}
+
+
+def _labels(scene: Scene, hits: Hits, seen: Surface, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """All labels, (H, W, c), of the rays through the pixel centres."""
+    normals = np.einsum("ji,in->nj", scene.camera.rotation, seen.normal)
+    semseg, instance = (of[hits.solid].reshape(size) for of in (scene.semantic, scene.instance))
+    labels = {
+        "semseg": semseg,
+        "depth": hits.depth,
+        "normals": normals,
+        "edge": _boundaries(instance),
+        "human_parts": scene.body[hits.solid],
+        "sal": _subject(semseg, instance),
+    }
+    return {name: label.reshape(*size, CHANNELS[name]).astype(DTYPES[name]) for name, label in labels.items()}
+
+
+def _boundaries(instance: np.ndarray) -> np.ndarray:
+    """(H, W) bool, lines of one pixel: where the instance is not that of the pixel to the right or below.
+
+    Pixels of one instance have one class, so that these are the changes of class too.
+    """
+    edge = np.zeros(instance.shape, bool)
+    edge[:, :-1] |= instance[:, 1:] != instance[:, :-1]
+    edge[:-1] |= instance[1:] != instance[:-1]
+    return edge
+
+
+def _subject(semseg: np.ndarray, instance: np.ndarray) -> np.ndarray:
+    """(H, W) bool: all people; without any, the object that fills most of the picture, its middle counting most."""
+    people = semseg == layout.PERSON
+    if people.any():
+        return people
+    height, width = semseg.shape
+    row = (np.arange(height) + 0.5) / height - 0.5
+    column = (np.arange(width) + 0.5) / width - 0.5
+    weight = np.exp(-6 * (row[:, None] ** 2 + column**2))
+    score = np.bincount(instance.ravel(), (weight * (semseg >= layout.FOREGROUND)).ravel())
+    return (instance == score.argmax()) & (score.max() > 0)
+
+
+def _changes(label: np.ndarray) -> np.ndarray:
+    """(H, W) bool: pixels on both sides of every change of a label."""
+    change = np.zeros(label.shape, bool)
+    for here, there in (np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1]):
+        differs = label[here] != label[there]
+        change[here] |= differs
+        change[there] |= differs
+    return change
+
+
+def _creases(normals: np.ndarray) -> np.ndarray:
+    """(H, W) bool: pixels on both sides of a fold of a surface, by the octant that its normal is in."""
+    return _changes((normals > 0.3).astype(np.int8) @ np.array([1, 2, 4], np.int8))
+
+
+def _picture(
+    scene: Scene,
+    pairs: Pairs,
+    rays: tuple[np.ndarray, np.ndarray],
+    central: tuple[Hits, Surface],
+    uneven: np.ndarray,
+) -> np.ndarray:
+    """Image (H, W, 3) uint8, with SUB_X.size rays in each pixel that `uneven` (H, W) marks and one in every other.
+
+    rays: x and y of the directions through the pixel centres; central: what they met.
+    """
+    solids, camera, look = scene.solids, scene.camera, scene.look
+    height, width = uneven.shape
+    shadows = shading.shadow_map(solids, look.light)
+    color = shading.radiance(look, shadows, camera, height, *central)
+
+    chosen = np.flatnonzero(uneven)
+    pitch = np.float32(1 / (camera.focal * height))
+    x, y = ((ray[chosen, None] + pitch * sub).ravel() for ray, sub in zip(rays, (SUB_X, SUB_Y), strict=True))
+    finer = geometry.cast(solids, camera, x, y, geometry.keep_rays(pairs, chosen, uneven.size, SUB_X.size))
+    finer_seen = geometry.surface(solids, camera, x, y, finer)
+    finer_color = shading.radiance(look, shadows, camera, height, finer, finer_seen)
+    color[:, chosen] = finer_color.reshape(3, -1, SUB_X.size).mean(axis=2)
+
+    noise = NOISE * scene.rng.standard_normal((height, width, 3), dtype=np.float32)
+    return shading.display(color.T.reshape(height, width, 3), look.brightness, noise)
+
+
+class _Scenes:
+    """One split. The scenes of "train" have even numbers and those of "val" odd ones, so that they never coincide."""
+
+    labels = tuple(name for name in CHANNELS if name != "image")
+
+    def __init__(self, split: str, count: int, seed: int, size: tuple[int, int]):
+        self._first, self._count, self._seed, self._size = SPLITS.index(split), count, seed, size
+
+    def __len__(self) -> int:
+        return self._count
+
+    def load(self, index: int) -> dict[str, Any]:
+        """See `records.Source.load`."""
+        height, width = self._size
+        return render(len(SPLITS) * index + self._first, seed=self._seed, height=height, width=width)
+
+
+def source(config: Any, split: str) -> _Scenes:
+    """A split of the data set.
+
+    config: image_size (H, W), seed of the family of scenes, train_scenes and val_scenes, how many of each.
+
+    Raises:
+      UserError: an unknown split, or a field out of range.
+    """
+    if split not in SPLITS:
+        raise UserError(f"the scenes have no split {split!r}; choose train or val")
+    count = {"train": config.train_scenes, "val": config.val_scenes}[split]
+    if count < 1:
+        raise UserError(f"config.dataset.{split}_scenes is {count}; give at least 1")
+    size = tuple(config.image_size)
+    if len(size) != 2 or min(size) < 1:
+        raise UserError(f"config.dataset.image_size is {size}; give a height and a width in pixels")
+    if config.seed < 0:
+        raise UserError(f"config.dataset.seed is {config.seed}; give 0 or more")
+    return _Scenes(split, count, config.seed, (int(size[0]), int(size[1])))
+
+
+def fingerprint(config: Any) -> str:
+    """What tells these scenes from those of another version; with seed, counts and size, all of them in the config."""
+    del config
+    return VERSION
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes pictures of scenes, for `main.py --mode=predict`: python -m input_pipeline.scenes --output=DIR."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder that gets SCENE.png")
+    parser.add_argument("--count", type=int, default=6)
+    parser.add_argument(
+        "--first", type=int, default=1_000_000, help="number of the first scene; the default is far beyond training"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, nargs=2, default=(96, 128), metavar=("HEIGHT", "WIDTH"))
+    options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for index in range(options.first, options.first + options.count):
+        scene = render(index, seed=options.seed, height=options.size[0], width=options.size[1])
+        Image.fromarray(scene["image"]).save(options.output / f"{scene['id']}.png")
+    print(f"written: {options.count} pictures of unseen scenes in {options.output}")

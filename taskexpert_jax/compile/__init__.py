@@ -1,0 +1,1 @@
+"""`--mode=compile`: a config's steps compiled for hardware that need not be there."""

@@ -1,0 +1,1 @@
+"""From a model and batches to metrics: inference, one pass over a set, what it found."""

@@ -1,0 +1,75 @@
+"""The boundary benchmark beside an evaluation: threads count while the device goes on with the next examples."""
+
+import collections
+from collections.abc import Callable
+from concurrent import futures
+import os
+from typing import Any
+
+import numpy as np
+
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.parallel import processes
+from taskexpert_jax.tasks.metrics.boundary.scores import BoundaryCounts, image_curves
+
+_LABELS = ("regions", "lines")
+
+
+class BoundaryRun:
+    """Counts the boundary pixels of examples, and hands out each one's own score in the order of the examples.
+
+    Few examples are held at a time: `add` waits where the threads do not keep up. They run without Python's lock.
+    """
+
+    def __init__(self, config: Any):
+        """Starts the threads.
+
+        config: `config.eval.boundary`.
+
+        Raises:
+          UserError: a value outside of what a field allows, named.
+        """
+        if config.labels not in _LABELS:
+            raise UserError(f"config.eval.boundary.labels={config.labels!r}: must be one of {', '.join(_LABELS)}")
+        if not 0 < config.max_dist < 1:
+            raise UserError(f"config.eval.boundary.max_dist={config.max_dist}: must be a share of the diagonal")
+        from taskexpert_jax.tasks.metrics.boundary import (
+            counts as boundary,  # SciPy and Numba are needed for nothing else here
+        )
+
+        self._count = boundary.image_counts
+        self._config = config
+        self._workers = os.cpu_count() or 1
+        self._pool = futures.ThreadPoolExecutor(self._workers)
+        self._begun: collections.deque[tuple[futures.Future[BoundaryCounts], Callable[[float], None]]] = (
+            collections.deque()
+        )
+        self._parts = [BoundaryCounts.empty()]
+
+    def add(self, prediction: np.ndarray, label: np.ndarray, scored: Callable[[float], None]) -> None:
+        """Takes an example: its probability (h, w) as uint8 and its label (h, w), without padding.
+
+        scored: gets the example's own best F in percent, in a later call of `add` or in `counts`.
+        """
+        config = self._config
+        self._begun.append(
+            (self._pool.submit(self._count, prediction, label, config.max_dist, kind=config.labels), scored)
+        )
+        if len(self._begun) > 2 * self._workers:
+            self._finish_one()
+
+    def counts(self) -> BoundaryCounts:
+        """Those of all examples of all processes, an image a row, when all are done."""
+        while self._begun:
+            self._finish_one()
+        return BoundaryCounts.join(processes.gather(BoundaryCounts.join(self._parts)))
+
+    def close(self) -> None:
+        """Drops what has not begun, and waits for what has."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _finish_one(self) -> None:
+        future, scored = self._begun.popleft()
+        counts = future.result()
+        self._parts.append(counts)
+        scored(100 * float(image_curves(counts).f.max()))

@@ -1,0 +1,255 @@
+"""One pass over a set that looks at every example: metrics, gates, boundaries, the best and the worst examples."""
+
+from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+from clu import metrics as clu_metrics
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+import tqdm
+
+from taskexpert_jax.evaluation import extremes, inference
+from taskexpert_jax.evaluation.best_constant import LabelSample
+from taskexpert_jax.evaluation.boundaries import BoundaryRun
+from taskexpert_jax.evaluation.extremes import Extremes
+from taskexpert_jax.evaluation.gate_statistics import MEMORY, GateStatistics
+from taskexpert_jax.evaluation.inference import Inference
+from taskexpert_jax.models import inputs
+from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.parallel import processes, sharding
+from taskexpert_jax.tasks import Task
+from taskexpert_jax.tasks.metrics.boundary.scores import BoundaryCounts
+
+States = dict[str, clu_metrics.Metric]
+HostBatch = Mapping[str, np.ndarray]
+# (variables, gates, batch) -> (predictions by task, gates), inside of the jitted step; gates: see `Totals`.
+Forward = Callable[
+    [Any, GateStatistics | None, Mapping[str, Any]], tuple[Mapping[str, jax.Array], GateStatistics | None]
+]
+
+
+class Totals(NamedTuple):
+    """Sums over the examples so far, the same on every device."""
+
+    metrics: States
+    gates: GateStatistics | None  # None where the gates of several views would have to be mixed
+
+
+class Outputs(NamedTuple):
+    """What the examples of a batch gave; every leaf has the batch as its first axis, split as the batch is.
+
+    states: the metric of each example alone.
+    values: by task, see `Task.values`; few of them ever leave the device.
+    strengths: of the tasks with a boundary benchmark, 255 times the probability, (B, H, W) uint8.
+    """
+
+    states: States
+    values: dict[str, jax.Array]
+    strengths: dict[str, jax.Array]
+
+
+class Pass(NamedTuple):
+    """What a pass has found, of all processes: see `results.Evaluation` for the parts."""
+
+    examples: int
+    totals: Totals  # on the host
+    boundaries: dict[str, BoundaryCounts]
+    extremes: dict[str, Extremes]
+    best_constant: dict[str, float]
+
+
+def choices(model: TaskExpert) -> tuple[str, ...]:
+    """What the model's gates weigh, in their order."""
+    memory = () if model.memory.read == "none" else (MEMORY,)
+    return (*(f"expert {k + 1}" for k in range(model.experts.count)), *memory)
+
+
+def empty_totals(model: TaskExpert, *, single: bool) -> Totals:
+    """The totals of no example; `single`: one forward pass over the whole frame is all there is."""
+    gates = GateStatistics.zeros(model.taps, len(model.tasks), len(choices(model))) if single else None
+    return Totals({task.name: task.metric.empty() for task in model.tasks}, gates)
+
+
+def model_forward(model: TaskExpert, infer: Inference) -> Forward:
+    """Predictions of the model; the gates too, where the totals so far have some."""
+
+    def forward(variables: Any, gates: GateStatistics | None, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        image, window = batch["image"], batch["window"]
+        if gates is None:
+            return infer(variables, image, window), None
+        picture = inputs.normalise(image, window, model.normalisation)
+        answer: Any = model.apply(variables, picture, train=False, return_gates=True)
+        predictions, weights = answer
+        size = (image.shape[1], image.shape[2])
+        own = GateStatistics.from_gates(weights, window, batch["mask"], size, model.backbone.patch_size)
+        return predictions, gates.merge(own)
+
+    return forward
+
+
+def make_step(
+    tasks: tuple[Task, ...], forward: Forward, mesh: Mesh
+) -> Callable[[Any, Totals, Mapping[str, Any]], tuple[Totals, Outputs]]:
+    """(variables, totals, batch) -> (totals, outputs), jitted; the totals are donated."""
+
+    def step(variables: Any, totals: Totals, batch: Mapping[str, Any]) -> tuple[Totals, Outputs]:
+        predictions, gates = forward(variables, totals.gates, batch)
+        states = {task.name: _single_states(task, predictions[task.name], batch) for task in tasks}
+        merged = {name: totals.metrics[name].merge(state.reduce()) for name, state in states.items()}
+        values = {task.name: task.values(predictions[task.name]) for task in tasks}
+        strengths = {
+            task.name: jnp.rint(255 * values[task.name]).astype(jnp.uint8) for task in tasks if task.boundary_benchmark
+        }
+        return Totals(merged, gates), Outputs(states, values, strengths)
+
+    places = (sharding.replicated(mesh), sharding.batch_sharding(mesh))
+    return jax.jit(step, donate_argnums=1, out_shardings=places)
+
+
+def _single_states(task: Task, prediction: jax.Array, batch: Mapping[str, Any]) -> Any:
+    """The metric of every example, its leaves (B, ...)."""
+
+    def single(prediction: jax.Array, label: jax.Array, mask: jax.Array) -> clu_metrics.Metric:
+        return task.metric.from_model_output(prediction=prediction[None], label=label[None], mask=mask[None])
+
+    return jax.vmap(single)(prediction, batch[task.name], batch["mask"])
+
+
+def run(config: Any, model: TaskExpert, variables: Any, batches: Iterable[HostBatch], mesh: Mesh) -> Pass:
+    """One pass of a model over this process's batches of an evaluation set; errors as `run_forward`."""
+    forward = model_forward(model, inference.make_inference(model, config))
+    single = inference.is_single(inference.views(config), inputs.frame_size(config))
+    totals = empty_totals(model, single=single)
+    return run_forward(config, model.tasks, forward, variables, totals, batches, mesh)
+
+
+def run_forward(
+    config: Any,
+    tasks: tuple[Task, ...],
+    forward: Forward,
+    variables: Any,
+    totals: Totals,
+    batches: Iterable[HostBatch],
+    mesh: Mesh,
+) -> Pass:
+    """One pass over this process's batches of an evaluation set, whatever gives the predictions.
+
+    totals: those of no example.
+
+    Raises:
+      UserError: a field of `config.eval.boundary` that does not fit, or a task without any label.
+    """
+    step = make_step(tasks, forward, mesh)
+    totals = jax.device_put(totals, sharding.replicated(mesh))
+    on_host, to_send = itertools.tee(batches)
+    shown = None if jax.process_index() == 0 else True  # None: on a terminal
+    with (
+        contextlib.closing(_Examples(config, tasks, mesh)) as examples,
+        tqdm.tqdm(unit=" examples", mininterval=1.0, leave=False, disable=shown) as bar,
+    ):
+        before = None
+        for batch, on_devices in zip(on_host, sharding.to_devices(to_send, mesh), strict=True):
+            totals, outputs = step(variables, totals, on_devices)
+            bar.update(processes.global_size(mesh, len(batch["mask"])))
+            if before is not None:
+                examples.add(*before)  # fetched one step late, when the devices have the next one to work on
+            before = batch, outputs
+        if before is not None:
+            examples.add(*before)
+        return examples.found(totals)
+
+
+def _fetch(values: jax.Array, row: int, rows: slice, columns: slice) -> np.ndarray:
+    """A part of one of this process's rows of a batch's values."""
+    return processes.local_row(values, row)[rows, columns]
+
+
+class _Example(NamedTuple):
+    """One task's view of an example, without padding: image (h, w, 3) uint8, label (h, w, label_channels)."""
+
+    task: Task
+    position: int
+    example_id: str
+    image: np.ndarray
+    label: np.ndarray
+
+
+class _Examples:
+    """What the examples of this process have given so far, on the host."""
+
+    def __init__(self, config: Any, tasks: tuple[Task, ...], mesh: Mesh):
+        self._tasks = tasks
+        self._mesh = mesh
+        self._counted = 0
+        self._batches = 0
+        self._sample = LabelSample(tasks)
+        benchmarked = [task.name for task in tasks if task.boundary_benchmark and config.eval.boundary.odsf]
+        self._runs = {name: BoundaryRun(config.eval.boundary) for name in benchmarked}
+        benchmark_results = [f"{name}/odsF" for name in benchmarked]
+        self._extremes = {task.name: Extremes(task.published(benchmark_results)) for task in tasks}
+
+    def add(self, batch: HostBatch, outputs: Outputs) -> None:
+        """Takes in the examples of a batch, as this process has it and as the device has answered."""
+        size = processes.global_size(self._mesh, len(batch["mask"]))
+        rows = processes.batch_rows(self._mesh, size)
+        batch = {**batch, "mask": batch["mask"] * rows.counted}
+        self._sample.add(batch)
+        places = self._batches * size + rows.own
+        self._batches += 1
+        states: Any = jax.tree.map(processes.local_rows, outputs.states)
+        strengths = {name: processes.local_rows(outputs.strengths[name]) for name in self._runs}
+        for row in np.flatnonzero(batch["mask"] > 0).tolist():
+            self._counted += 1
+            top, left, height, width = batch["window"][row].tolist()
+            inside = (row, slice(top, top + height), slice(left, left + width))
+            for task in self._tasks:
+                label = batch[task.name][inside]
+                if (label == task.ignore).all():
+                    continue
+                example = _Example(task, int(places[row]), str(batch["id"][row]), batch["image"][inside], label)
+                if task.name in self._runs:
+                    truth = batch.get(task.benchmark_label, batch[task.name])[inside]
+                    self._count_boundaries(example, truth[..., 0], strengths[task.name][inside])
+                else:
+                    state = jax.tree.map(lambda leaf, row=row: leaf[row], states[task.name])
+                    score = state.of_one_image(self._extremes[task.name].score.metric)
+                    self._rank(example, score, functools.partial(_fetch, outputs.values[task.name], *inside))
+
+    def _rank(self, example: _Example, score: float, values: Callable[[], np.ndarray]) -> None:
+        """Keeps the example if it is among the best or the worst; `values` gives what is predicted for its pixels."""
+        task, position, example_id, image, label = example
+        draw = lambda: extremes.pictures(task, image, values(), label)  # noqa: E731
+        self._extremes[task.name].offer(score, position, example_id, draw)
+
+    def _count_boundaries(self, example: _Example, truth: np.ndarray, strength: np.ndarray) -> None:
+        """Starts counting the boundaries of an example; it is ranked when that is done."""
+        # Copies, or the whole batch would be kept until then.
+        example = example._replace(image=example.image.copy(), label=example.label.copy())
+        known = truth != example.task.ignore
+        truth, strength = truth * known, strength * known
+
+        def scored(score: float) -> None:
+            self._rank(example, score, lambda: strength.astype(np.float32) / 255)
+
+        self._runs[example.task.name].add(strength, truth, scored)
+
+    def found(self, totals: Totals) -> Pass:
+        """Everything, of all processes; `totals` are those of the last step."""
+        boundaries = {name: run.counts() for name, run in self._runs.items()}
+        ranked = {task.name: self._extremes[task.name] for task in self._tasks}
+        own = jax.process_index()
+        for index, others in enumerate(processes.gather(ranked)):
+            for name in ranked if index != own else ():
+                ranked[name].merge(others[name])
+        examples = sum(processes.gather(self._counted))
+        return Pass(examples, jax.device_get(totals), boundaries, ranked, self._sample.results())
+
+    def close(self) -> None:
+        """Stops the threads."""
+        for run in self._runs.values():
+            run.close()

@@ -1,0 +1,227 @@
+"""What an evaluation found, and how it is kept: metrics.json for programs, per_class.csv, a table for people."""
+
+from collections.abc import Mapping
+import csv
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import math
+import pathlib
+import platform
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from clu import metrics as clu_metrics
+import jax
+import numpy as np
+
+from taskexpert_jax.evaluation.extremes import Extremes
+from taskexpert_jax.evaluation.gate_statistics import GateSummary
+from taskexpert_jax.tasks import Published, Task
+from taskexpert_jax.tasks.metrics import MeanIoU
+from taskexpert_jax.tasks.metrics.boundary.scores import THRESHOLDS, BoundaryCounts, curve, scores
+
+Values = dict[str, float]  # by `task/metric`
+_PACKAGES = ("jax", "flax", "clu", "numpy", "scipy")  # those whose versions may show in the last digits
+
+
+class ClassScore(NamedTuple):
+    """One class of a task: IoU in percent, and pixels by label, by prediction, and where both agree."""
+
+    index: int
+    name: str
+    iou: float
+    labelled: int
+    predicted: int
+    correct: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Everything that one evaluation found.
+
+    Attributes:
+      tasks: the tasks, in the config's order.
+      facts: what was evaluated, and how; see `facts`.
+      metrics: of the model, and best_constant: of the best constant predictions.
+      per_class: by name of a task with classes.
+      boundaries: counts of the set, by name of a task that the boundary benchmark was run for.
+      gates: means over the set; None where predictions were averaged over several views.
+      extremes: by task.
+    """
+
+    tasks: tuple[Task, ...]
+    facts: Mapping[str, Any]
+    metrics: Values
+    best_constant: Values
+    per_class: Mapping[str, tuple[ClassScore, ...]]
+    boundaries: Mapping[str, BoundaryCounts]
+    gates: GateSummary | None
+    extremes: Mapping[str, Extremes]
+
+
+class Row(NamedTuple):
+    """A line of the table of metrics; `published` is None but for one of a task, `constant` where none was scored."""
+
+    task: Task
+    metric: str
+    published: Published | None
+    value: float
+    constant: float | None
+
+
+def rows(tasks: tuple[Task, ...], metrics: Values, best_constant: Values) -> list[Row]:
+    """The metrics task by task, the published one of each first."""
+    lines = []
+    for task in tasks:
+        published = task.published(metrics)
+        names = [name.split("/", 1)[1] for name in metrics if name.startswith(task.name + "/")]
+        names.remove(published.metric)
+        for metric in (published.metric, *names):
+            name, mark = f"{task.name}/{metric}", published if metric == published.metric else None
+            lines.append(Row(task, metric, mark, metrics[name], best_constant.get(name)))
+    return lines
+
+
+def table(lines: list[Row]) -> str:
+    """The table as text; the published metric of each task is starred and carries its direction."""
+    text = [f"{'task':<24}{'metric':<16}{'model':>10}{'best constant':>16}"]
+    for row in lines:
+        arrow = f" {row.published.arrow} *" if row.published else ""
+        constant = "-" if row.constant is None else f"{row.constant:.4g}"
+        title = row.task.title if row.published else ""
+        text.append(f"{title:<24}{row.metric + arrow:<16}{row.value:>10.4g}{constant:>16}")
+    return "\n".join(text)
+
+
+def metrics(
+    tasks: tuple[Task, ...],
+    states: Mapping[str, clu_metrics.Metric],
+    boundaries: Mapping[str, BoundaryCounts] = MappingProxyType({}),
+) -> Values:
+    """`task/metric` -> value, of the states on the host and, where the boundary benchmark was run, of its counts."""
+    values = {}
+    for task in tasks:
+        own = scores(boundaries[task.name]) if task.name in boundaries else {}
+        computed: Any = states[task.name].compute()  # clu types the result of some of its own metrics
+        own |= {name: float(value) for name, value in computed.items()}
+        values |= {f"{task.name}/{name}": value for name, value in own.items()}
+    return values
+
+
+def per_class(tasks: tuple[Task, ...], states: Mapping[str, clu_metrics.Metric]) -> dict[str, tuple[ClassScore, ...]]:
+    """The classes of the tasks whose metric, in its state on the host, is an IoU."""
+    found = {}
+    for task in tasks:
+        state = states[task.name]
+        if isinstance(state, MeanIoU):
+            confusion = state.confusion.value()
+            columns = (state.per_class(), confusion.sum(axis=1), confusion.sum(axis=0), np.diagonal(confusion))
+            values = zip(task.class_names, *(column.tolist() for column in columns), strict=True)
+            found[task.name] = tuple(ClassScore(index, *of_class) for index, of_class in enumerate(values))
+    return found
+
+
+def facts(
+    config: Any, *, workdir: pathlib.Path, which: str, step: int, examples: int, seconds: float
+) -> dict[str, Any]:
+    """What was evaluated, on what, how and when; plain values.
+
+    which: the checkpoint as asked for. seconds: of the pass over the set.
+    """
+    dataset = config.dataset
+    return {
+        "workdir": str(workdir),
+        "checkpoint": which,
+        "step": step,
+        "examples": examples,
+        "seconds": round(seconds, 1),
+        "variant": config.variant,
+        "tasks": list(config.tasks),
+        "dataset": {
+            "name": dataset.name,
+            "split": dataset.eval_split,
+            "fingerprint": dataset.get("fingerprint", ""),
+            "image_size": list(dataset.image_size),
+            "downscale": dataset.downscale,
+        },
+        "eval": json.loads(config.eval.to_json_best_effort()),
+        "model": json.loads(config.model.to_json_best_effort()),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def to_json(found: Evaluation) -> dict[str, Any]:
+    """The content of metrics.json."""
+    shown = rows(found.tasks, found.metrics, found.best_constant)
+    return {
+        **found.facts,
+        "published": {
+            row.task.name: {
+                "metric": row.metric,
+                "value": row.value,
+                "best_constant": row.constant,
+                "higher_is_better": row.published.higher_is_better,
+            }
+            for row in shown
+            if row.published
+        },
+        "metrics": found.metrics,
+        "best_constant": found.best_constant,
+        "per_class": {name: {of.name: of.iou for of in classes} for name, classes in found.per_class.items()},
+        "boundary": {
+            name: {
+                "thresholds": THRESHOLDS.tolist(),
+                **{key: of.tolist() for key, of in curve(counts)._asdict().items()},
+            }
+            for name, counts in found.boundaries.items()
+        },
+        "gates": _gates(found),
+        "examples_ranked": {
+            name: {
+                "score": of.score.metric,
+                **{
+                    end: [{"id": entry.example_id, "score": entry.score} for entry in entries]
+                    for end, entries in (("worst", of.worst), ("best", of.best))
+                },
+            }
+            for name, of in found.extremes.items()
+        },
+    }
+
+
+def _gates(found: Evaluation) -> dict[str, Any] | None:
+    if found.gates is None:
+        return None
+    by_task = {
+        task.name: {"weights": weights.tolist(), "entropy": entropy.tolist()}
+        for task, weights, entropy in zip(found.tasks, found.gates.weights, found.gates.entropy, strict=True)
+    }
+    return {"choices": list(found.gates.choices), "tasks": by_task}
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for every number that is none: JSON has no word for it, and most readers would stop."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write(found: Evaluation, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes metrics.json and, of tasks with classes, per_class.csv; returns the paths."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / "metrics.json"]
+    paths[0].write_text(json.dumps(_finite(to_json(found)), indent=2, allow_nan=False) + "\n")
+    if found.per_class:
+        paths.append(folder / "per_class.csv")
+        with paths[1].open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("task", *ClassScore._fields))
+            writer.writerows((name, *of) for name, classes in found.per_class.items() for of in classes)
+    return paths

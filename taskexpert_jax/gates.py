@@ -1,0 +1,297 @@
+"""Looks inside a run: python -m taskexpert_jax.gates --workdir=RUN --images=FILE_OR_FOLDER.
+
+Writes to RUN/inspection/ what the gates of every tap and task weigh where in each image, and a page that shows it.
+docs/evaluation.md says what the files hold.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+from absl import app, flags
+import jax
+from ml_collections import ConfigDict, config_flags
+import numpy as np
+
+from taskexpert_jax import command_line, evaluate, images, predict
+from taskexpert_jax import tasks as task_records
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.evaluation import full_pass, gate_findings, results
+from taskexpert_jax.evaluation.gate_findings import Inspection
+from taskexpert_jax.evaluation.gate_statistics import GateStatistics, GateSummary
+from taskexpert_jax.models import inputs
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.parallel import sharding
+from taskexpert_jax.report.markup import Element
+from taskexpert_jax.tasks import Task
+from taskexpert_jax.training import optimizer
+
+IMAGES = "images"  # folder of the images' own folders
+
+
+class Inside(NamedTuple):
+    """What the model gives for one image.
+
+    name: of its folder.
+    picture: (rows, columns, 3) uint8, what the model saw, without padding.
+    values: by task, (rows, columns) or (rows, columns, 3), see `Task.values`.
+    gates: (S, T, h, w, choices) float32, of the token grid of the whole frame, padding included.
+    window: (4,) int32: top, left, rows and columns of the picture in the frame.
+    patch: pixels of a token's side.
+    summary: the gates' means over the picture.
+    """
+
+    name: str
+    picture: np.ndarray
+    values: Mapping[str, np.ndarray]
+    gates: np.ndarray
+    window: np.ndarray
+    patch: int
+    summary: GateSummary
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+    """The config of a run as its directory keeps it; what are tuples in configs, are tuples again.
+
+    Fields that the program did not have when the run started get their defaults, and a line on stdout says so.
+
+    Raises:
+      UserError: there is none, or it is not a run's.
+    """
+    from configs import defaults  # says which fields every config has
+
+    path = workdir / "config.json"
+    try:
+        saved = _with_tuples(json.loads(path.read_text()))
+        added = list(_add_missing(saved, defaults.base("tiny").to_dict()))
+        config = ConfigDict(saved)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; give the --workdir of a run, as main.py makes it") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a run's config ({error}); give --config") from error
+    try:
+        taskexpert.from_config(config, task_records.from_config(config))
+        optimizer.build(config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        text = " ".join(str(error.args[0] if error.args else error).split())
+        missing = "no field " if isinstance(error, AttributeError | KeyError) else ""
+        raise UserError(f"{path} is not a run's config ({missing}{text}); give --config") from error
+    if added:
+        print(f"{path} is of an earlier version; with its default each: {', '.join(added)}")
+    return config
+
+
+def _add_missing(saved: dict[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Puts the fields that are only in the defaults into `saved`; yields their names."""
+    for name, value in defaults.items():
+        if name not in saved:
+            # A run without a model or an optimiser is none: only single fields are ever added.
+            if not isinstance(value, dict):
+                saved[name] = value
+                yield f"{prefix}{name}"
+        elif isinstance(value, dict):
+            yield from _add_missing(saved[name], value, f"{prefix}{name}.")
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_tuples(inner) for key, inner in value.items()}
+    return tuple(_with_tuples(inner) for inner in value) if isinstance(value, list) else value
+
+
+def make_step(model: TaskExpert) -> Callable[[Any, Mapping[str, Any]], tuple[dict[str, jax.Array], jax.Array, Any]]:
+    """(variables, {image, window}) -> values by task, gates (S, T, B, N, choices), their statistics; jitted."""
+
+    def step(variables: Any, batch: Mapping[str, Any]) -> tuple[dict[str, jax.Array], jax.Array, GateStatistics]:
+        image, window = batch["image"], batch["window"]
+        picture = inputs.normalise(image, window, model.normalisation)
+        answer: Any = model.apply(variables, picture, train=False, return_gates=True)
+        predictions, gates = answer
+        mask = jax.numpy.ones(len(image), jax.numpy.float32)
+        size = (image.shape[1], image.shape[2])
+        statistics = GateStatistics.from_gates(gates, window, mask, size, model.backbone.patch_size)
+        return {task.name: task.values(predictions[task.name]) for task in model.tasks}, gates, statistics
+
+    return jax.jit(step)
+
+
+def inspect(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path, output: pathlib.Path) -> Inspection:
+    """Inspects a checkpoint on an image or the images of a folder, prints a table and writes the pictures and a page.
+
+    An image larger than `config.dataset.image_size` is reduced to fit: the gates are those of one pass over all of it.
+    `config.eval.flip` and `config.eval.scales` have no effect: the gates of several views cannot be averaged.
+
+    Args:
+      config: the run's config.
+      workdir: the run's directory.
+      which: "best", "latest" or a step.
+      source: an image file or a folder of them.
+      output: where to write; existing files of the same name are replaced.
+
+    Raises:
+      UserError: no image there, one that cannot be read (the others are still inspected), or no fitting checkpoint.
+    """
+    from taskexpert_jax.report import gates_page  # matplotlib is slow to import: wrong input is said first
+
+    paths = images.list_images(source)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.local_devices()[:1])
+    failures: list[UserError] = []
+    total, summaries, sections = None, {}, []
+    with sharding.use(mesh):
+        model, variables, at = evaluate.load(config, workdir, which, mesh)
+        print(f"inspecting {workdir} at step {at} ({which}) on {len(paths)} image(s)", flush=True)
+        _make_folder(output)
+        started = time.monotonic()
+        step = make_step(model)
+        for name, image in images.read_each(paths, failures):
+            frame, window = predict.fit(image, config.dataset.image_size, config.dataset.image_size)
+            batch = jax.device_put({"image": frame[None], "window": window[None]}, sharding.replicated(mesh))
+            values, gates, statistics = step(variables, batch)
+            total = statistics if total is None else total.merge(statistics)
+            inside = _on_host(model, name, frame, window, values, gates, statistics)
+            summaries[name] = inside.summary
+            section = write_image(output / IMAGES / name, inside, model.tasks, number=len(summaries))
+            if len(sections) < gates_page.MOST_IMAGES:
+                sections.append(section)
+    if total is None:
+        raise UserError(f"{failures[0]} ({len(failures)} of {len(paths)} images not inspected)")
+    seconds = time.monotonic() - started
+    facts = results.facts(config, workdir=workdir, which=which, step=at, examples=len(summaries), seconds=seconds)
+    del facts["eval"]  # has no part in this
+    facts["images_from"] = str(source)
+    summary = jax.device_get(total).summary(full_pass.choices(model))
+    found = Inspection(model.tasks, facts, summary, summaries)
+    _report(found, sections, output)
+    if failures:
+        raise UserError(f"{failures[0]} ({len(failures)} of {len(paths)} images not inspected)")
+    return found
+
+
+def _make_folder(output: pathlib.Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be made a folder ({error.strerror}); give another --output") from error
+
+
+def _on_host(
+    model: TaskExpert,
+    name: str,
+    frame: np.ndarray,
+    window: np.ndarray,
+    values: Mapping[str, jax.Array],
+    gates: jax.Array,
+    statistics: GateStatistics,
+) -> Inside:
+    """What the step gave for its one image, without padding but for the gates."""
+    patch = model.backbone.patch_size
+    top, left, rows, columns = window.tolist()
+    part = (slice(top, top + rows), slice(left, left + columns))
+    of_tokens = np.asarray(gates)[:, :, 0]  # (S, T, N, choices)
+    grid = (frame.shape[0] // patch, frame.shape[1] // patch)
+    return Inside(
+        name=name,
+        picture=frame[part],
+        values={task: np.asarray(value)[0][part] for task, value in values.items()},
+        gates=of_tokens.reshape(*of_tokens.shape[:2], *grid, -1),
+        window=window,
+        patch=patch,
+        summary=jax.device_get(statistics).summary(full_pass.choices(model)),
+    )
+
+
+def write_image(folder: pathlib.Path, inside: Inside, tasks: tuple[Task, ...], *, number: int) -> Element:
+    """Writes one image's pictures and arrays; returns its part of the page, as the image of that number."""
+    from taskexpert_jax.report import gate_maps, gates_page
+    from taskexpert_jax.tasks import drawing
+
+    folder.mkdir(parents=True, exist_ok=True)
+    choices = inside.summary.choices
+    grid = np.moveaxis(inside.gates, (2, 3), (0, 1))  # (h, w, S, T, choices)
+    pixels = gate_maps.over_image(grid, inside.window, inside.patch)
+    weights = np.moveaxis(pixels, (0, 1), (2, 3))  # (S, T, rows, columns, choices)
+    predictions = {task.name: drawing.colour(task, inside.values[task.name]) for task in tasks}
+    drawing.Image.fromarray(inside.picture).save(folder / "picture.png")
+    np.savez_compressed(
+        folder / "gates.npz",
+        gates=inside.gates,
+        tasks=np.array([task.name for task in tasks]),
+        choices=np.array(choices),
+        window=inside.window,
+        patch_size=inside.patch,
+    )
+    seen = gate_maps.Cell(inside.picture, inside.name)
+    for t, task in enumerate(tasks):
+        beside = (seen, gate_maps.Cell(predictions[task.name], "prediction"))
+        means = inside.summary.weights[t]
+        sheet = gate_maps.weights_sheet(beside, weights[:, t], means, choices, title=f"{task.title}: weights")
+        sheet.savefig(folder / f"{task.name}.png")
+    first = [gate_maps.Cell(predictions[task.name], "prediction") for task in tasks]
+    winners = weights.argmax(axis=-1).swapaxes(0, 1)  # (T, S, rows, columns)
+    title = f"{inside.name}: the choice that weighs most"
+    sheet = gate_maps.winners_sheet(first, winners, [task.title for task in tasks], choices, title=title)
+    sheet.savefig(folder / "winners.png")
+    print(f"written: {folder}", flush=True)
+    return gates_page.image_section(number, inside.name, inside.picture, predictions, weights, inside.summary, tasks)
+
+
+def _report(found: Inspection, sections: Sequence[Element], output: pathlib.Path) -> None:
+    """Prints what was found, and writes mean_weights.png and .pdf, inspection.json and inspection.html."""
+    from taskexpert_jax.report import gate_maps, gates_page
+
+    print("\n" + "\n".join(gate_findings.lines(found)) + "\n")
+    if note := gate_findings.by_design(found):
+        print(note)
+    for text in gate_findings.warnings(found):
+        print(f"warning: {text}")
+    figure = gate_maps.heat_map(found)
+    files = [output / f"mean_weights.{kind}" for kind in ("png", "pdf")]
+    for file in files:
+        figure.savefig(file)
+    files.append(output / "inspection.json")
+    files[-1].write_text(json.dumps(gate_findings.to_json(found), indent=2, allow_nan=False) + "\n")
+    files.append(output / "inspection.html")
+    files[-1].write_text(gates_page.html(found, sections, IMAGES))
+    for file in files:
+        print(f"written: {file}")
+
+
+def main() -> None:
+    """Defines the flags and runs the program."""
+    config = config_flags.DEFINE_config_file("config", None, "The run's config; default: WORKDIR/config.json.")
+    workdir = flags.DEFINE_string("workdir", None, "The run's directory.")
+    source = flags.DEFINE_string("images", None, "An image or a folder of images.")
+    checkpoint = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
+    output = flags.DEFINE_string("output", None, "Where to write; default: WORKDIR/inspection.")
+    flags.mark_flags_as_required(["workdir", "images"])
+
+    def run(argv: Sequence[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}: flags start with --")
+            command_line.quieten()
+            folder = pathlib.Path(str(workdir.value))
+            own = read_config(folder) if config.value is None else config.value
+            to = pathlib.Path(output.value) if output.value else folder / "inspection"
+            inspect(own, folder, str(checkpoint.value), pathlib.Path(str(source.value)), to)
+        except UserError as error:
+            command_line.fail(str(error))
+
+    app.run(run, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """As `command_line.parse_flags`, but a run's own config does where none is given."""
+    if any(argument.lstrip("-").startswith("config") for argument in argv[1:]):
+        return command_line.parse_flags(argv)
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        command_line.fail(" ".join(str(error).split()))
+
+
+if __name__ == "__main__":
+    main()

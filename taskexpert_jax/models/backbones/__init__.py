@@ -1,0 +1,1 @@
+"""Backbones: image -> tokens at several depths."""

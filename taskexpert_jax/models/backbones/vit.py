@@ -1,0 +1,284 @@
+"""The ViT backbone: patch and position embedding, and the transformer block that is scanned.
+
+Differences from the original ViT are those of the benchmark's family (InvPT, TaskPrompter): no class token, any image
+size whose sides are multiples of the patch size (position embeddings are resized to the grid), stochastic depth. For
+weights that were trained otherwise (DINOv2, MAE) there are a class token, registers and LayerScale.
+Dims: B batch, H W image, P patch, h w token grid, N = h * w tokens, C width; see docs/conventions.md.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from taskexpert_jax.models import attention
+from taskexpert_jax.models.backbones import position_embedding
+from taskexpert_jax.parallel import sharding
+
+Dtype = jnp.dtype
+AttentionKind = attention.Kind
+PRODUCTS = ("dot_general", "conv_general_dilated")
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """Shape of a ViT.
+
+    Attributes:
+      width: C.
+      depth: in blocks.
+      heads: of attention.
+      mlp_ratio: MLP width over C.
+      patch_size: P, in pixels.
+      layer_scale: initial factor on every channel of what a block adds, learned (LayerScale); 0: none.
+      class_token: whether one learned token stands before the patches'; it has part in the attention alone.
+      registers: how many more such tokens (Darcet et al., 2023, arXiv 2309.16588).
+      attention: how it is computed: xla, on any device; cudnn, NVIDIA's fused kernel, in bfloat16 on its GPUs alone;
+        splash, JAX's fused kernel for TPUs.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: int
+    patch_size: int
+    layer_scale: float = 0.0
+    class_token: bool = False
+    registers: int = 0
+    attention: AttentionKind = "xla"
+
+    @property
+    def extra_tokens(self) -> int:
+        """How many tokens stand before those of the patches."""
+        return self.class_token + self.registers
+
+
+def logical(initializer: nn.initializers.Initializer, *axes: str | None) -> nn.initializers.Initializer:
+    """The initializer with the parameter's logical axis names; `sharding` maps them to mesh axes."""
+    return nn.with_logical_partitioning(initializer, axes)
+
+
+def recomputed(function: Any, *, keep: tuple[str, ...] = PRODUCTS, scanned: bool = True) -> Any:
+    """`function` of a module and arrays, which keeps for its gradient only what `keep` made, and sums.
+
+    What is elementwise is computed again in the backward pass: norms and activations cost few operations, but what they
+    would keep is most of a step's traffic. Nor are weights kept in the computation's dtype.
+
+    keep: names of JAX's primitives.
+    scanned: whether it runs in a scan. Elsewhere XLA would take the forward pass's values, and must be kept from it.
+    """
+
+    def kept(primitive: Any, *_: Any, **__: Any) -> bool:
+        return primitive.name in keep or primitive.name == "reduce_sum"
+
+    return nn.remat(function, policy=kept, prevent_cse=not scanned)
+
+
+@jax.custom_vjp
+def gelu(inputs: jax.Array) -> jax.Array:
+    """Exact GELU, in the dtype of its inputs; computed in float32, as PyTorch defines it.
+
+    The gradient is written out. Of the derived one of `jax.nn.gelu` XLA's GPU compiler makes three kernels, with maps
+    of the MLP's width in memory between them, where one will do.
+    """
+    values = inputs.astype(jnp.float32)
+    return (values * _share_below(values)).astype(inputs.dtype)
+
+
+def _share_below(values: jax.Array) -> jax.Array:
+    """The standard normal distribution's integral up to each value."""
+    return 0.5 + 0.5 * jax.lax.erf(math.sqrt(0.5) * values)
+
+
+def _gelu_backward(inputs: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    values = inputs.astype(jnp.float32)
+    density = jnp.exp(-0.5 * jnp.square(values)) / math.sqrt(2 * math.pi)
+    slope = _share_below(values) + values * density
+    return ((slope * gradient.astype(jnp.float32)).astype(inputs.dtype),)
+
+
+gelu.defvjp(lambda inputs: (gelu(inputs), inputs), _gelu_backward)
+
+
+def _patches_product(image: jax.Array, kernel: jax.Array, *_settings: Any, **_more: Any) -> jax.Array:
+    """A convolution whose strides are its kernel's sides, as one product: (B, H, W, 3), (P, P, 3, C) -> (B, h, w, C).
+
+    As a convolution, 3 numbers are contracted at each of P * P places, where a matrix unit takes 128 at once.
+    """
+    batch, height, width, _ = image.shape
+    rows, columns, values, _ = kernel.shape
+    patches = image.reshape(batch, height // rows, rows, width // columns, columns, values)
+    patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // rows, width // columns, -1)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+
+class PatchEmbed(nn.Module):
+    """Image (B, H, W, 3) -> tokens (B, N, C): a strided convolution and learned position embeddings.
+
+    With a class token or registers, these come first: (B, extra_tokens + N, C). They have no position.
+    """
+
+    backbone: Backbone
+    grid: tuple[int, int]  # the grid that the position embeddings are learned on
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        size, width = self.backbone.patch_size, self.backbone.width
+        tokens = nn.Conv(
+            width,
+            (size, size),
+            strides=(size, size),
+            padding="VALID",
+            dtype=self.dtype,
+            kernel_init=logical(nn.initializers.lecun_normal(), None, None, None, "embed"),
+            bias_init=logical(nn.initializers.zeros, "embed"),
+            conv_general_dilated=_patches_product,
+            name="embedding",
+        )(image)  # (B, h, w, C)
+        positions = self.param(
+            "pos_embedding",
+            logical(nn.initializers.truncated_normal(0.02), None, None, "embed"),
+            (*self.grid, width),
+            jnp.float32,
+        )
+        batch, *grid, _ = tokens.shape
+        positions = position_embedding.resize(positions, (grid[0], grid[1]))
+        tokens = tokens + positions.astype(self.dtype)
+        tokens = tokens.reshape(batch, grid[0] * grid[1], width)
+        extra = [self._extra(name, shape) for name, shape in self._extra_shapes().items()]
+        before = [jnp.broadcast_to(of.astype(self.dtype), (batch, *of.shape)) for of in extra]
+        return jnp.concatenate([*before, tokens], axis=1) if before else tokens
+
+    def _extra_shapes(self) -> dict[str, tuple[int, int]]:
+        backbone = self.backbone
+        counts = {"class_token": int(backbone.class_token), "registers": backbone.registers}
+        return {name: (count, backbone.width) for name, count in counts.items() if count}
+
+    def _extra(self, name: str, shape: tuple[int, int]) -> jax.Array:
+        return self.param(name, logical(nn.initializers.truncated_normal(0.02), None, "embed"), shape, jnp.float32)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (B, N, C) -> (B, N, C); softmax in float32."""
+
+    backbone: Backbone
+    dtype: Dtype
+
+    def setup(self) -> None:
+        """Parameters of the projections: heads apart, so that they can be sharded."""
+        width, heads = self.backbone.width, self.backbone.heads
+        shape = (width, 3, heads, width // heads)
+        # Written out because DenseGeneral cannot carry these axis names under set_mesh.
+        init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1)
+        self.qkv_kernel = self.param("qkv_kernel", logical(init, "embed", None, "heads", None), shape, jnp.float32)
+        biases = logical(nn.initializers.zeros, None, "heads", None)
+        self.qkv_bias = self.param("qkv_bias", biases, shape[1:], jnp.float32)
+        self.out = nn.Dense(
+            width,
+            dtype=self.dtype,
+            kernel_init=logical(nn.initializers.xavier_uniform(), "heads", "embed"),
+            bias_init=logical(nn.initializers.zeros, "embed"),
+        )
+
+    def project(self, tokens: jax.Array) -> list[jax.Array]:
+        """Queries, keys and values, each (B, N, heads, C / heads)."""
+        kernel, bias = self.qkv_kernel.astype(self.dtype), self.qkv_bias.astype(self.dtype)
+        # Three products: a GPU would transpose the result of one for the attention, and its gradient back.
+        made = [jnp.einsum("bnc,chd->bnhd", tokens, kernel[:, i]) + bias[i] for i in range(3)]
+        return [sharding.constrain(each, "batch", None, "heads", None) for each in made]
+
+    def mix(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        """What `project` made -> (B, N, C)."""
+        mixed = attention.attend(query, key, value, self.backbone.attention)
+        return recomputed(Attention._out)(self, mixed)
+
+    def _out(self, mixed: jax.Array) -> jax.Array:
+        return self.out(mixed.reshape(*mixed.shape[:2], -1))
+
+
+class Mlp(nn.Module):
+    """Two dense layers with exact GELU between, (B, N, C) -> (B, N, C)."""
+
+    hidden: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        hidden = nn.Dense(
+            self.hidden,
+            dtype=self.dtype,
+            kernel_init=logical(nn.initializers.xavier_uniform(), "embed", "mlp"),
+            bias_init=logical(nn.initializers.zeros, "mlp"),
+            name="expand",
+        )(tokens)
+        hidden = gelu(sharding.constrain(hidden, "batch", None, "mlp"))
+        return nn.Dense(
+            tokens.shape[-1],
+            dtype=self.dtype,
+            kernel_init=logical(nn.initializers.xavier_uniform(), "mlp", "embed"),
+            bias_init=logical(nn.initializers.zeros, "embed"),
+            name="contract",
+        )(hidden)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, statistics in float32, eps 1e-6 as in ViT."""
+
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return nn.LayerNorm(
+            epsilon=1e-6,
+            dtype=self.dtype,
+            scale_init=logical(nn.initializers.ones, "norm"),
+            bias_init=logical(nn.initializers.zeros, "norm"),
+            name="norm",
+        )(inputs)
+
+
+def drop_path(module: nn.Module, branch: jax.Array, rate: jax.Array, train: bool) -> jax.Array:
+    """Stochastic depth: in training, zeroes an example's whole branch with probability `rate`, else scales it up."""
+    if not train:
+        return branch
+    keep = 1.0 - rate
+    kept = jax.random.bernoulli(module.make_rng("drop_path"), keep, (branch.shape[0], 1, 1))
+    return branch * (kept / keep).astype(branch.dtype)  # one factor an example: a mask would be kept at every channel
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block: (tokens (B, N, C), drop rate) -> tokens."""
+
+    backbone: Backbone
+    dtype: Dtype
+
+    def setup(self) -> None:
+        backbone = self.backbone
+        self.norm1, self.norm2 = LayerNorm(self.dtype), LayerNorm(self.dtype)
+        self.attention = Attention(backbone, self.dtype)
+        self.mlp = Mlp(backbone.mlp_ratio * backbone.width, self.dtype)
+        # LayerScale (Touvron et al., 2021, arXiv 2103.17239).
+        init = logical(nn.initializers.constant(backbone.layer_scale), "norm")
+        names = ("layer_scale1", "layer_scale2") if backbone.layer_scale else ()
+        self.scales = [self.param(name, init, (backbone.width,), jnp.float32) for name in names]
+
+    def __call__(self, tokens: jax.Array, drop_rate: jax.Array, train: bool) -> jax.Array:
+        tokens = sharding.constrain(tokens, "batch", None, None)
+        mixed = self.attention.mix(*recomputed(Block._project)(self, tokens))
+        tokens = tokens + drop_path(self, self._scaled(0, mixed), drop_rate, train)
+        mixed = recomputed(Block._mlp)(self, tokens)
+        return tokens + drop_path(self, self._scaled(1, mixed), drop_rate, train)
+
+    def _project(self, tokens: jax.Array) -> list[jax.Array]:
+        return self.attention.project(self.norm1(tokens))
+
+    def _mlp(self, tokens: jax.Array) -> jax.Array:
+        return self.mlp(self.norm2(tokens))
+
+    def _scaled(self, branch: int, outputs: jax.Array) -> jax.Array:
+        """A branch's outputs times LayerScale's learned factors, where there are such."""
+        return outputs * self.scales[branch].astype(self.dtype) if self.scales else outputs

@@ -1,0 +1,1 @@
+"""Decoders: backbone features -> a feature map for each task."""

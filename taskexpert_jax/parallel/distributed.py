@@ -1,0 +1,248 @@
+"""Several processes as one program: how they find each other, and how none waits for one that has failed.
+
+docs/several_hosts.md says how such runs are started.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import Any, NamedTuple, NoReturn
+
+from absl import flags
+import jax
+
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.parallel import processes
+
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT where process 0 listens.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of several processes: how many there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of several processes: which one this is, from 0.")
+
+_SECONDS_TO_SEE_A_FILE = 10  # of another host: network file systems answer late
+_SECONDS_TO_HEAR = 10  # a failed process stays at most so long for the others to read why
+_SECONDS_BETWEEN_LOOKS = 0.5
+_FAILED, _HEARD = "taskexpert/failed/", "taskexpert/heard/"  # keys of messages, each with a process's index
+
+
+class Group(NamedTuple):
+    """What a process must be told of its group."""
+
+    coordinator: str  # HOST:PORT
+    count: int
+    index: int
+
+
+def named_group(env: Mapping[str, str], coordinator: str | None, count: int | None, index: int | None) -> Group | None:
+    """The group that flags or else JAX's own environment variables name; None where neither does.
+
+    Raises:
+      UserError: only a part of what is needed is given, or an index that is not below the count.
+    """
+    given: dict[str, Any] = {"--coordinator": coordinator, "--num_processes": count, "--process_id": index}
+    if all(value is None for value in given.values()):
+        names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+        given = {name: env.get(name) or None for name in names}
+    if all(value is None for value in given.values()):
+        return None
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise UserError(f"several processes need {', '.join(given)}, but {', '.join(missing)} is missing")
+    address, count_name, index_name = given
+    try:
+        group = Group(str(given[address]), int(given[count_name]), int(given[index_name]))
+    except ValueError as error:
+        raise UserError(f"{count_name} and {index_name} must be whole numbers: {error}") from None
+    host, colon, port = group.coordinator.rpartition(":")
+    if not (host and colon and port.isdigit()):
+        raise UserError(f"{address}={group.coordinator}: must be HOST:PORT, a host that all processes reach")
+    if not 0 <= group.index < group.count:
+        raise UserError(f"{index_name}={group.index} must be from 0 to {count_name} - 1 = {group.count - 1}")
+    return group
+
+
+def is_slurm_step(env: Mapping[str, str]) -> bool:
+    """Whether `srun` started this process as one of several; a batch script by itself is not."""
+    return int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in env
+
+
+def is_tpu_pod(env: Mapping[str, str]) -> bool:
+    """Whether this host has TPU chips, of one host or of many: JAX finds out on the spot how many there are."""
+    if env.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+        return False
+    from jax._src import cloud_tpu_init  # where JAX notes that it has seen TPU chips and their library
+
+    return cloud_tpu_init.running_in_cloud_tpu_vm
+
+
+_SEVERAL = ("train", "evaluate")  # the modes that several processes share
+
+
+def start() -> bool:
+    """Joins this process to its group, where flags or the environment say that there is one; whether it did.
+
+    Must come before JAX is asked for its devices. In the order of precedence: --coordinator, --num_processes and
+    --process_id; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; Slurm's `srun`; a TPU VM.
+
+    Raises:
+      UserError: as `named_group`; the others are not there in time.
+    """
+    group = named_group(os.environ, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    try:
+        if group is not None:
+            # All of the host's devices: told nothing, JAX would take one alone where it sees Slurm's variables.
+            jax.distributed.initialize(*group, cluster_detection_method="deactivate")
+        elif is_slurm_step(os.environ) or is_tpu_pod(os.environ):
+            jax.distributed.initialize()
+        else:
+            return False
+    except (RuntimeError, ValueError) as error:
+        where = f" at {group.coordinator}" if group else ""
+        raise UserError(f"the processes did not find each other{where}: {' '.join(str(error).split())}") from error
+    return jax.process_count() > 1
+
+
+def _refuse_several(mode: str) -> None:
+    group = named_group(os.environ, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if (group and group.count > 1) or is_slurm_step(os.environ):
+        raise UserError(f"--mode={mode} runs in one process: start it once, without srun and without --coordinator")
+
+
+@contextlib.contextmanager
+def joined(mode: str) -> Iterator[None]:
+    """Runs its body, a mode of the program, as one of several processes where there are several: see `start`.
+
+    Only process 0 prints. If one process fails, all of them end: each with one line that says why, and its status.
+
+    Raises:
+      UserError: as `start`; several processes for a mode that runs in one.
+    """
+    if mode not in _SEVERAL:
+        _refuse_several(mode)
+    if mode not in _SEVERAL or not start():
+        yield
+        return
+    messages = _Messages()
+    with contextlib.ExitStack() as stack:
+        if jax.process_index():
+            stack.enter_context(_silent())
+        stack.enter_context(contextlib.closing(messages))
+        try:
+            yield
+        except SystemExit:
+            raise
+        except UserError as error:
+            messages.fail(2, str(error))
+        except BaseException as error:
+            # What breaks here may be no more than the connection to a process that has failed: it has the first word.
+            time.sleep(2 * _SECONDS_BETWEEN_LOOKS)
+            messages.fail(1, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Whatever its body prints goes nowhere, of Python or of the libraries below: JAX's transport prints as well."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
+class _Messages:
+    """Messages between processes that are independent of the devices: these may all wait for a process that is gone."""
+
+    def __init__(self) -> None:
+        from jax._src import distributed  # JAX's own key-value store; it has no public name
+
+        self._client: Any = distributed.global_state.client
+        self._ending = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def fail(self, status: int, text: str, details: str = "") -> NoReturn:
+        """Tells all others that this process has failed, and ends it; `details` are printed here alone."""
+        self._ending.acquire()  # never given back: the process says one thing and ends
+        sys.stderr.write(details)
+        where = f"process {jax.process_index()} on {socket.gethostname()}"
+        message = json.dumps({"status": status, "text": " ".join(text.split()), "where": where})
+        with contextlib.suppress(RuntimeError):  # the process that carries the messages is gone
+            self._client.key_value_set(f"{_FAILED}{jax.process_index()}", message)
+        self._end(status, text)
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_SECONDS_BETWEEN_LOOKS):
+            try:
+                failed = self._client.key_value_dir_get(_FAILED)
+            except RuntimeError:  # process 0 is gone; JAX ends this one when it notices
+                return
+            if failed and self._ending.acquire(blocking=False):
+                message = json.loads(failed[0][1])
+                self._end(message["status"], f"{message['text']} ({message['where']})")
+
+    def _end(self, status: int, text: str) -> NoReturn:
+        """Ends the process when all have heard; an orderly end would wait for processes that wait for this one."""
+        print(f"error: {text}", file=sys.stderr, flush=True)
+        own = jax.process_index()
+        with contextlib.suppress(RuntimeError):
+            self._client.key_value_set(f"{_HEARD}{own}", "")
+            deadline = time.monotonic() + _SECONDS_TO_HEAR
+            while time.monotonic() < deadline and len(self._client.key_value_dir_get(_HEARD)) < jax.process_count():
+                time.sleep(0.1)
+            if own == 0:  # it carries the messages: the others go first
+                time.sleep(2 * _SECONDS_BETWEEN_LOOKS)
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def refuse_unshared(workdir: pathlib.Path) -> None:
+    """Raises UserError, in every process, if they do not all see the same directory; it need not exist yet.
+
+    Process 0 writes a file into it, or into the nearest folder above it that exists, and removes it again.
+    """
+    if jax.process_count() == 1:
+        return
+    workdir = workdir.absolute()
+    first = jax.process_index() == 0
+    above = next(i for i, folder in enumerate((workdir, *workdir.parents)) if folder.is_dir())
+    above, name = processes.gather((above, f".shared_by_all_processes_{secrets.token_hex(8)}"))[0]
+    token = ((workdir, *workdir.parents)[: above + 1])[-1] / name
+    problem = None
+    if first:
+        try:
+            token.touch()
+        except OSError as error:
+            problem = f"--workdir={workdir}: cannot be written to: {error}"
+    problem = processes.gather(problem)[0]
+    deadline = time.monotonic() + _SECONDS_TO_SEE_A_FILE
+    while problem is None and not token.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    seen = processes.gather((socket.gethostname(), token.exists()))
+    if first:
+        token.unlink(missing_ok=True)
+    blind = [f"{index} on {host}" for index, (host, sees) in enumerate(seen) if not sees]
+    if problem is None and blind:
+        problem = (
+            f"--workdir={workdir} is not shared: what process 0 writes there is not seen by process "
+            f"{', '.join(blind)}; give a directory on a file system that all hosts mount at the same place"
+        )
+    if problem is not None:
+        raise UserError(problem)

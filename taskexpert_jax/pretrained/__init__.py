@@ -1,0 +1,1 @@
+"""Pretrained backbones: weight files and finished runs."""

@@ -1,0 +1,266 @@
+"""How the published ViTs name their tensors, and what of ours each is.
+
+  AugReg      .npz in the first Flax naming (google-research/vision_transformer)
+  timm        and with it DINOv2's, DeiT's and MAE's own files: `blocks.0.attn.qkv.weight`
+  Hugging Face transformers' ViTModel and Dinov2Model: `encoder.layer.0.attention.attention.query.weight`
+
+All of them are pre-norm ViTs of the same arithmetic. The final norm and every head are dropped: our taps have norms of
+their own. The class token and its position are dropped where `config.model.class_token` is False, as the benchmark's
+family does it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.models.backbones.vit import Backbone
+from taskexpert_jax.pretrained.assemble import Family, Part, Shape
+
+Array = np.ndarray
+BLOCKS = "blocks/"
+POSITIONS = "patches/pos_embedding"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Names:
+    """PyTorch names; those from `norm1` on follow `block`, dense layers go without their `.weight` and `.bias`."""
+
+    patch: str
+    class_token: str
+    registers: str
+    positions: str
+    block: str
+    norm1: str
+    qkv: tuple[str, ...]  # one layer for all three, or three
+    out: str
+    norm2: str
+    expand: str
+    contract: str
+    layer_scales: tuple[str, str]
+    dropped: str
+
+
+_TIMM = _Names(
+    patch="patch_embed.proj",
+    class_token="cls_token",
+    registers="reg_token",
+    positions="pos_embed",
+    block="blocks.{}.",
+    norm1="norm1",
+    qkv=("attn.qkv",),
+    out="attn.proj",
+    norm2="norm2",
+    expand="mlp.fc1",
+    contract="mlp.fc2",
+    layer_scales=("ls1.gamma", "ls2.gamma"),
+    # MAE's whole training model brings its decoder; DINOv2's file the mask token.
+    dropped=r"cls_token|mask_token|(norm|fc_norm|head|pre_logits|decoder\w*)\..*|decoder_pos_embed",
+)
+_DINOV2 = dataclasses.replace(_TIMM, registers="register_tokens")
+_HF_VIT = _Names(
+    patch="embeddings.patch_embeddings.projection",
+    class_token="embeddings.cls_token",
+    registers="embeddings.register_tokens",
+    positions="embeddings.position_embeddings",
+    block="encoder.layer.{}.",
+    norm1="layernorm_before",
+    qkv=tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
+    out="attention.output.dense",
+    norm2="layernorm_after",
+    expand="intermediate.dense",
+    contract="output.dense",
+    layer_scales=("layer_scale1.lambda1", "layer_scale2.lambda1"),
+    dropped=r"embeddings\.(cls_token|mask_token)|(layernorm|pooler|classifier|decoder)\..*",
+)
+_HF_DINOV2 = dataclasses.replace(_HF_VIT, norm1="norm1", norm2="norm2", expand="mlp.fc1", contract="mlp.fc2")
+
+_AUGREG_PATCH = "embedding/kernel"
+
+
+def recognise(names: Iterable[str], backbone: Backbone, where: str) -> Family:
+    """The family that the tensors of a file are named by, for a backbone of ours.
+
+    Raises:
+      UserError: no family's patch embedding is there, or several of them.
+    """
+    names = set(names)
+    anchors = [f"{form.patch}.weight" for form in (_TIMM, _HF_VIT)] + [_AUGREG_PATCH]
+    found = [(name, anchor) for name in sorted(names) for anchor in anchors if _ends_in(name, anchor)]
+    if len(found) != 1:
+        listed = ", ".join(name for name, _ in found) or f"it has {', '.join(sorted(names)[:4])}, ..."
+        raise UserError(
+            f"{where} holds {len(found)} patch embeddings of a ViT ({listed}): give a file of one ViT in AugReg's "
+            ".npz, timm's or Hugging Face's naming"
+        )
+    ((name, anchor),) = found
+    prefix = name.removesuffix(anchor)
+    if anchor == _AUGREG_PATCH:
+        return _augreg(backbone, prefix)
+    if anchor.startswith(_TIMM.patch):
+        if prefix + _DINOV2.registers in names:
+            return _torch("DINOv2's own names, registers", _DINOV2, backbone, prefix)
+        return _torch("timm's names", _TIMM, backbone, prefix)
+    if f"{prefix}encoder.layer.0.norm1.weight" in names:
+        return _torch("Hugging Face Dinov2Model", _HF_DINOV2, backbone, prefix)
+    return _torch("Hugging Face ViTModel", _HF_VIT, backbone, prefix)
+
+
+def _ends_in(name: str, anchor: str) -> bool:
+    return name == anchor or name.endswith((f".{anchor}", f"/{anchor}"))
+
+
+# --- PyTorch ---
+
+
+def _torch(title: str, names: _Names, backbone: Backbone, prefix: str) -> Family:
+    width, patch = backbone.width, backbone.patch_size
+    parts = [
+        Part(
+            "patches/embedding/kernel",
+            None,
+            {f"{names.patch}.weight": (width, 3, patch, patch)},
+            lambda kernel: kernel.transpose(2, 3, 1, 0),
+        ),
+        Part("patches/embedding/bias", None, {f"{names.patch}.bias": (width,)}, _as_it_is),
+        *_tokens(names.class_token, names.registers, names.positions, backbone),
+    ]
+    for block in range(backbone.depth):
+        parts += _torch_block(names, backbone, block)
+    return Family(title, parts, names.dropped, prefix)
+
+
+def _torch_block(names: _Names, backbone: Backbone, block: int) -> list[Part]:
+    width, heads, hidden = backbone.width, backbone.heads, backbone.mlp_ratio * backbone.width
+    at = names.block.format(block)
+
+    def part(ours: str, theirs: str, shape: Shape, build: Callable[..., Array] = _as_it_is) -> Part:
+        return Part(BLOCKS + ours, block, {at + theirs: shape}, build)
+
+    def joined(ours: str, kind: str, *shape: int) -> Part:
+        """q, k and v from one tensor or three: rows are q, k, v by head."""
+        rows = 3 * width // len(names.qkv)
+        sources: Mapping[str, Shape] = {f"{at}{name}.{kind}": (rows, *shape) for name in names.qkv}
+        return Part(BLOCKS + ours, block, sources, functools.partial(_joined_heads, heads=heads))
+
+    parts = [
+        part("attention/out/kernel", f"{names.out}.weight", (width, width), np.transpose),
+        part("attention/out/bias", f"{names.out}.bias", (width,)),
+        part("mlp/expand/kernel", f"{names.expand}.weight", (hidden, width), np.transpose),
+        part("mlp/expand/bias", f"{names.expand}.bias", (hidden,)),
+        part("mlp/contract/kernel", f"{names.contract}.weight", (width, hidden), np.transpose),
+        part("mlp/contract/bias", f"{names.contract}.bias", (width,)),
+        joined("attention/qkv_kernel", "weight", width),
+        joined("attention/qkv_bias", "bias"),
+    ]
+    for ours, theirs in (("norm1", names.norm1), ("norm2", names.norm2)):
+        parts.append(part(f"{ours}/norm/scale", f"{theirs}.weight", (width,)))
+        parts.append(part(f"{ours}/norm/bias", f"{theirs}.bias", (width,)))
+    if backbone.layer_scale:
+        scales = zip(("layer_scale1", "layer_scale2"), names.layer_scales, strict=True)
+        parts += [part(ours, theirs, (width,)) for ours, theirs in scales]
+    return parts
+
+
+def _joined_heads(*rows: Array, heads: int) -> Array:
+    """PyTorch's (3 * C or C each, ...) -> (C, 3, heads, C / heads), or (3, heads, C / heads) of biases."""
+    stacked = np.concatenate(rows)
+    split = stacked.reshape(3, heads, -1, *stacked.shape[1:])
+    return np.moveaxis(split, -1, 0) if stacked.ndim == 2 else split
+
+
+# --- AugReg ---
+
+
+def _augreg(backbone: Backbone, prefix: str) -> Family:
+    width, patch = backbone.width, backbone.patch_size
+    parts = [
+        Part("patches/embedding/kernel", None, {_AUGREG_PATCH: (patch, patch, 3, width)}, _as_it_is),
+        Part("patches/embedding/bias", None, {"embedding/bias": (width,)}, _as_it_is),
+        *_tokens("cls", "registers", "Transformer/posembed_input/pos_embedding", backbone),
+    ]
+    for block in range(backbone.depth):
+        parts += _augreg_block(backbone, block)
+    dropped = r"cls|(head|pre_logits|Transformer/encoder_norm)/.*"
+    return Family("AugReg's names", parts, dropped, prefix, trained_with="AugReg's ViTs were trained with 0.5 and 0.5")
+
+
+def _augreg_block(backbone: Backbone, block: int) -> list[Part]:
+    width, heads, hidden = backbone.width, backbone.heads, backbone.mlp_ratio * backbone.width
+    at, attention = f"Transformer/encoderblock_{block}/", "MultiHeadDotProductAttention_1"
+    each = width // heads
+
+    def part(ours: str, theirs: str, shape: Shape, build: Callable[..., Array] = _as_it_is) -> Part:
+        return Part(BLOCKS + ours, block, {f"{at}{theirs}": shape}, build)
+
+    def joined(ours: str, kind: str, shape: Shape) -> Part:
+        sources = {f"{at}{attention}/{name}/{kind}": shape for name in ("query", "key", "value")}
+        return Part(BLOCKS + ours, block, sources, lambda *qkv: np.stack(qkv, axis=-3))
+
+    parts = [
+        joined("attention/qkv_kernel", "kernel", (width, heads, each)),
+        joined("attention/qkv_bias", "bias", (heads, each)),
+        part(
+            "attention/out/kernel",
+            f"{attention}/out/kernel",
+            (heads, each, width),
+            lambda kernel: kernel.reshape(width, width),
+        ),
+        part("attention/out/bias", f"{attention}/out/bias", (width,)),
+    ]
+    for ours, theirs in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
+        parts += [part(f"{ours}/norm/{kind}", f"{theirs}/{kind}", (width,)) for kind in ("scale", "bias")]
+    for ours, theirs, sizes in (("expand", "Dense_0", (width, hidden)), ("contract", "Dense_1", (hidden, width))):
+        parts.append(part(f"mlp/{ours}/kernel", f"MlpBlock_3/{theirs}/kernel", sizes))
+        parts.append(part(f"mlp/{ours}/bias", f"MlpBlock_3/{theirs}/bias", sizes[1:]))
+    if backbone.layer_scale:  # the files have none: the diff says so
+        parts += [part(name, name, (width,)) for name in ("layer_scale1", "layer_scale2")]
+    return parts
+
+
+# --- tokens and positions, alike everywhere ---
+
+
+def _tokens(class_token: str, registers: str, positions: str, backbone: Backbone) -> list[Part]:
+    """Position embeddings (1, N or 1 + N, C), and the tokens beside the patches where the backbone has them."""
+    width = backbone.width
+    table: Shape = (1, None, width)
+    parts = [Part(POSITIONS, None, {positions: table}, _patch_positions)]
+    if backbone.class_token:
+        sources = {class_token: (1, 1, width), positions: table}
+        parts.append(Part("patches/class_token", None, sources, _placed_class_token))
+    if backbone.registers:
+        sources = {registers: (1, backbone.registers, width)}
+        parts.append(Part("patches/registers", None, sources, lambda tokens: tokens[0]))
+    return parts
+
+
+def _patch_positions(table: Array) -> Array:
+    """(1, N or 1 + N, C) -> (h, w, C) of the square grid that N fills."""
+    count = table.shape[1] - _has_class_position(table)
+    side = math.isqrt(count)
+    return table[0, -count:].reshape(side, side, -1)
+
+
+def _placed_class_token(token: Array, table: Array) -> Array:
+    """The class token with its position, (C,): where the table has one for it."""
+    return token[0, 0] + (table[0, 0] if _has_class_position(table) else 0.0)
+
+
+def _has_class_position(table: Array) -> bool:
+    count = table.shape[1]
+    if math.isqrt(count) ** 2 == count:
+        return False
+    if math.isqrt(count - 1) ** 2 == count - 1:
+        return True
+    raise UserError(
+        f"position embeddings {table.shape} of the weights are of no square grid of patches, with or without a class "
+        "token; only square ones can be resized"
+    )
+
+
+def _as_it_is(array: Array) -> Array:
+    return array

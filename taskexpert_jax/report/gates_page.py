@@ -1,0 +1,352 @@
+"""The inspection of a run's gates as a page: one HTML file with everything in it, in the manner of `report`."""
+
+import base64
+from collections.abc import Sequence
+import io
+import math
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from taskexpert_jax.evaluation import gate_findings
+from taskexpert_jax.evaluation.gate_findings import Inspection
+from taskexpert_jax.evaluation.gate_statistics import MEMORY, GateSummary
+from taskexpert_jax.report import gate_maps
+from taskexpert_jax.report.markup import Element, element, footer, page, sentence
+from taskexpert_jax.tasks import Task
+
+MOST_IMAGES = 24  # that are shown on the page: each takes up to 0.8 MB, as measured with noise at 425x560, four tasks
+
+_STYLES = (pathlib.Path(__file__).with_name("evaluation_page.css"), pathlib.Path(__file__).with_name("gates_page.css"))
+
+_READING = (
+    (
+        "Nearly uniform",
+        "entropy near 1, every map of the same dull colour: the gates do not choose, and the decoder is close to the "
+        "plain mean of the experts. A winner map still shows a winner, by a hair: read it beside the weights.",
+    ),
+    (
+        "Static",
+        "variation near 0 while entropy is below 1, maps of one flat colour each: the task prefers some choices, but "
+        "whatever the picture shows. A fixed mixture would do the same.",
+    ),
+    (
+        "Dynamic",
+        "variation clearly above 0, maps that follow regions or borders of the picture: the gates decode by place. "
+        "Whether that helps is not to be seen here: it takes a run with static gates to compare with.",
+    ),
+    (
+        "Collapsed",
+        "one choice near 1 everywhere: the others are not used at this tap, and little gradient reaches them.",
+    ),
+    (
+        "Dominated by the memory",
+        "the memory's map is the brightest: what the task writes into its memory comes mostly from the memory itself, "
+        "and little from the experts of this tap. With all weight on the memory at the last tap, the prediction does "
+        "not use that tap's experts. At the first tap the memory is still the same for every picture.",
+    ),
+)
+
+
+def html(found: Inspection, sections: Sequence[Element], folder: str) -> str:
+    """The page's text.
+
+    sections: of the images that are shown, see `image_section`; the others are in `folder`, relative to the page.
+    """
+    facts = found.facts
+    title = f"Inside {facts['variant']}, trained on {facts['dataset']['name']}"
+    hidden = len(found.images) - len(sections)
+    note = (
+        f"{hidden} of {len(found.images)} images are not shown here; their maps are in {folder}/." if hidden else None
+    )
+    root = element(
+        "html",
+        element(
+            "head",
+            element("meta", charset="utf-8"),
+            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            element("title", title),
+            element("style", "\n".join(style.read_text() for style in _STYLES)),
+        ),
+        element(
+            "body",
+            element("header", element("h1", title), _facts(found), _warnings(found), _links(found, len(sections))),
+            element("main", _means(found), _reading(), *sections, element("p", note, class_="faint") if note else None),
+            footer(found.facts, "What was inspected, and how"),
+        ),
+        lang="en",
+    )
+    return page(root)
+
+
+def _facts(found: Inspection) -> Element:
+    facts, model = found.facts, found.facts["model"]
+    gate, memory = model["gate"], model["memory"]
+    extra = [f"top {gate['top_k']}"] if gate["top_k"] else []
+    if gate.get("temperature", 1.0) != 1.0:
+        extra.append(f"temperature {gate['temperature']:g}")
+    sees = [] if found.granularity in ("static", "uniform") else [f"input {gate['input']}"]
+    read = "not read" if memory["read"] == "none" else f"read {memory['read']}"
+    entries = [
+        ("run", facts["workdir"]),
+        ("checkpoint", f"step {facts['step']} ({facts['checkpoint']})"),
+        ("images", str(facts["examples"])),
+        ("gates", ", ".join([f"granularity {found.granularity}", *sees, *extra])),
+        ("experts", f"{model['experts']}, at {model['taps']} taps"),
+        ("memory", f"{read}, write {memory['write']}, init {memory['init']}"),
+        ("inspected", facts["date"].replace("T", " ").replace("+00:00", " UTC")),
+    ]
+    parts = (element("div", element("dt", name), element("dd", value)) for name, value in entries)
+    return element("dl", *parts, class_="facts")
+
+
+def _warnings(found: Inspection) -> Element:
+    notes = [text for text in (gate_findings.by_design(found),) if text]
+    alarms = [f"Warning: {text}." for text in gate_findings.warnings(found)]
+    quiet = "No warning: no gate is nearly uniform, collapsed, or the same at every pixel, and every choice is used."
+    texts = notes + alarms or [quiet]
+    return element("ul", *(element("li", text) for text in texts), class_="findings")
+
+
+def _links(found: Inspection, shown: int) -> Element:
+    links: list[Element | str] = [element("a", "mean weights", href="#means"), " · "]
+    links.append(element("a", "how to read the maps", href="#reading"))
+    for number, name in enumerate(list(found.images)[:shown], start=1):
+        links += [" · ", element("a", name, href=f"#image-{number}")]
+    return element("nav", element("p", *links), aria_label="sections")
+
+
+def _means(found: Inspection) -> Element:
+    choices, weights, entropy = found.gates
+    spread = gate_findings.variation(found.gates)
+    experts = len(choices) - (MEMORY in choices)
+    above: list[Element] = [element("th", "tap", scope="col", rowspan=2)]
+    above.append(element("th", "weight of expert", scope="colgroup", colspan=experts, class_="group"))
+    above += [element("th", name, scope="col", rowspan=2) for name in (*choices[experts:], "entropy", "variation")]
+    below = (element("th", str(k + 1), scope="col", class_="group") for k in range(experts))
+    head = (element("tr", *above), element("tr", *below))
+    even = 1 / len(choices)
+    bodies = []
+    for task, of_task, of_entropy, of_spread in zip(found.tasks, weights, entropy, spread, strict=True):
+        lines = [element("tr", element("th", sentence(task.title), scope="rowgroup", colspan=len(choices) + 3))]
+        for tap, of_tap in enumerate(of_task):
+            cells = [
+                _weight_cell(weight, f"{task.title}, tap {tap + 1}, {name}: {weight:.4f}; even weights: {even:.4f}")
+                for name, weight in zip(choices, of_tap.tolist(), strict=True)
+            ]
+            numbers = [element("td", _number(value)) for value in (of_entropy[tap], of_spread[tap])]
+            lines.append(element("tr", element("th", str(tap + 1), scope="row"), *cells, *numbers))
+        bodies.append(element("tbody", *lines))
+    return element(
+        "section",
+        element("h2", "Mean weights"),
+        element(
+            "p",
+            "Of each choice when a task's feature is assembled, at each tap, over the pixels of all images (padding "
+            "left out). Entropy is the mean of a pixel's, as a share of the largest possible: 0 where one choice takes "
+            "all, 1 where all weigh the same. Variation is how much the weights differ between pixels (Jensen-Shannon "
+            "divergence, as a share of the same): 0 where every pixel has the same.",
+        ),
+        element("div", element("table", element("thead", *head), *bodies, class_="means"), class_="scroll"),
+        _scale(),
+        id="means",
+    )
+
+
+def _weight_cell(weight: float, tooltip: str) -> Element:
+    colour = gate_maps.weight_colours()[gate_maps.steps(np.array(weight))]
+    style = f"background: {gate_maps.hexadecimal(colour)}; color: {gate_maps.ink_on(colour)}"
+    return element("td", f"{weight:.2f}", class_="weight", style=style, title=tooltip)
+
+
+def _scale() -> Element:
+    """The colours of the weights from 0 to 1."""
+    stops = ", ".join(gate_maps.hexadecimal(colour) for colour in gate_maps.weight_colours()[::15])
+    ticks = (element("span", text) for text in ("weight 0", "0.5", "1"))
+    return element(
+        "div",
+        element("div", class_="bar", style=f"background: linear-gradient(to right, {stops})"),
+        element("div", *ticks, class_="ticks"),
+        class_="scale",
+    )
+
+
+def _reading() -> Element:
+    entries = []
+    for name, text in _READING:
+        entries += [element("dt", name), element("dd", text)]
+    return element(
+        "section",
+        element("h2", "How to read the maps"),
+        element(
+            "p",
+            "A map shows one choice's weight at every token of the picture, from 0 (dark) to 1 (bright), the same "
+            "scale everywhere. At each token the weights of all choices sum to 1. Each tap has experts of its own: "
+            "expert 1 of two taps have nothing in common but the number.",
+        ),
+        element("dl", *entries, class_="reading"),
+        id="reading",
+    )
+
+
+def image_section(
+    number: int,
+    name: str,
+    picture: np.ndarray,
+    predictions: dict[str, np.ndarray],
+    weights: np.ndarray,
+    gates: GateSummary,
+    tasks: Sequence[Task],
+) -> Element:
+    """One image's part of the page.
+
+    Args:
+      number: of the image, from 1.
+      name: of the image's folder.
+      picture: (h, w, 3) uint8, what the model saw, without padding.
+      predictions: coloured, by task, (h, w, 3) uint8.
+      weights: (S, T, h, w, choices) float32, at the picture's pixels.
+      gates: their means over the picture.
+      tasks: the tasks.
+    """
+    maps = [[[_map_uri(of[..., k]) for k in range(of.shape[-1])] for of in weights[:, t]] for t in range(len(tasks))]
+    details = [_task_details(task, maps[t], gates, t, name) for t, task in enumerate(tasks)]
+    if MEMORY in gates.choices:
+        details.insert(0, _memory_details(tasks, maps, gates, name))
+    return element(
+        "section",
+        element("h2", name),
+        element(
+            "div",
+            element("img", src=_photo_uri(picture), alt=f"the picture {name}", class_="picture"),
+            element(
+                "div",
+                element(
+                    "p", "Below: which choice weighs most, at each token. Under a map: the one that wins most pixels."
+                ),
+                _key(gates.choices),
+            ),
+            class_="intro",
+        ),
+        _winners(tasks, predictions, weights, gates.choices, name),
+        *details,
+        id=f"image-{number}",
+        style=f"--ratio: {picture.shape[1] / picture.shape[0]:.3f}",
+    )
+
+
+def _key(choices: Sequence[str]) -> Element:
+    colours = gate_maps.choice_colours(choices)
+    entries = []
+    for choice, colour in zip(choices, colours, strict=True):
+        swatch = element("span", class_="swatch", style=f"background: {gate_maps.hexadecimal(colour)}")
+        entries.append(element("li", swatch, choice))
+    return element("ul", *entries, class_="key")
+
+
+def _winners(
+    tasks: Sequence[Task],
+    predictions: dict[str, np.ndarray],
+    weights: np.ndarray,
+    choices: Sequence[str],
+    name: str,
+) -> Element:
+    """A row a task: its prediction, and for each tap which choice weighs most."""
+    colours = gate_maps.choice_colours(choices)
+    heads = ["prediction", *(f"tap {tap + 1}" for tap in range(len(weights)))]
+    bodies = []
+    for t, task in enumerate(tasks):
+        cells = [_picture_cell(_prediction_uri(task, predictions[task.name]), f"{task.title} of {name}", "", task.draw)]
+        for tap in range(len(weights)):
+            winners = weights[tap, t].argmax(axis=-1)
+            shares = np.bincount(winners.ravel(), minlength=len(choices)) / winners.size
+            first = int(shares.argmax())
+            parts = (f"{of} {share:.0%}" for of, share in zip(choices, shares.tolist(), strict=True) if share >= 0.005)
+            tooltip = f"{task.title}, tap {tap + 1}, largest weight: {', '.join(parts)} of the pixels"
+            uri = _png_uri(winners.astype(np.uint8), colours)
+            cells.append(_picture_cell(uri, tooltip, f"{choices[first]} {shares[first]:.0%}"))
+        bodies.append(_task_rows(task, cells))
+    return _table(heads, bodies)
+
+
+def _task_rows(task: Task, cells: Sequence[Element]) -> Element:
+    """A task's name above its pictures: beside them it would take the room on a phone."""
+    name = element("th", sentence(task.title), scope="rowgroup", colspan=len(cells))
+    return element("tbody", element("tr", name), element("tr", *cells))
+
+
+def _memory_details(
+    tasks: Sequence[Task], maps: Sequence[Sequence[Sequence[str]]], gates: GateSummary, name: str
+) -> Element:
+    """The memory's weight, a row a task, a column a tap."""
+    taps = gates.weights.shape[1]
+    bodies = []
+    for t, task in enumerate(tasks):
+        cells = [_map_cell(maps[t][s][-1], task, s, MEMORY, gates.weights[t, s, -1], name) for s in range(taps)]
+        bodies.append(_task_rows(task, cells))
+    return _details("Weight of the memory, all tasks", _table([f"tap {tap + 1}" for tap in range(taps)], bodies))
+
+
+def _task_details(task: Task, maps: Sequence[Sequence[str]], gates: GateSummary, index: int, name: str) -> Element:
+    """One task's maps, a row a tap, a column a choice."""
+    rows = []
+    for tap, of_tap in enumerate(maps):
+        means = gates.weights[index, tap].tolist()
+        shown = zip(of_tap, gates.choices, means, strict=True)
+        cells = (_map_cell(uri, task, tap, choice, mean, name) for uri, choice, mean in shown)
+        rows.append(element("tr", element("th", str(tap + 1), scope="row"), *cells))
+    table = _table(["tap", *gates.choices], [element("tbody", *rows)])
+    return _details(f"{sentence(task.title)}: every weight", table)
+
+
+def _details(summary: str, table: Element) -> Element:
+    return element("details", element("summary", summary), table, _scale())
+
+
+def _table(heads: Sequence[str], bodies: Sequence[Element]) -> Element:
+    """Pictures in columns of equal width, but for one of the taps' numbers."""
+    head = element("tr", *(element("th", name, scope="col", class_="tap" if name == "tap" else None) for name in heads))
+    style = f"--columns: {len(heads)}"
+    table = element("table", element("thead", head), *bodies, class_="maps", style=style)
+    return element("div", table, class_="scroll")
+
+
+def _map_cell(uri: str, task: Task, tap: int, choice: str, mean: float, name: str) -> Element:
+    text = f"{task.title}, tap {tap + 1}, {choice}: mean weight {mean:.4f} over {name}"
+    return _picture_cell(uri, text, f"{mean:.2f}")
+
+
+def _picture_cell(uri: str, text: str, caption: str, kind: str | None = "map") -> Element:
+    image = element("img", src=uri, alt=text, title=text, class_=kind)
+    return element("td", image, element("span", caption, class_="faint") if caption else None)
+
+
+def _map_uri(weights: np.ndarray) -> str:
+    return _png_uri(gate_maps.steps(weights), gate_maps.weight_colours())
+
+
+def _png_uri(places: np.ndarray, colours: np.ndarray) -> str:
+    """A PNG with a palette, of the places (h, w) uint8 among the colours."""
+    picture = Image.fromarray(places)
+    picture.putpalette(colours.tobytes())
+    return _uri(picture, "PNG", optimize=True)
+
+
+def _photo_uri(rgb: np.ndarray) -> str:
+    return _uri(Image.fromarray(rgb), "JPEG", quality=85)
+
+
+def _prediction_uri(task: Task, rgb: np.ndarray) -> str:
+    """A prediction as large as the picture; PNG where colours stand for classes."""
+    return _uri(Image.fromarray(rgb), "PNG", optimize=True) if task.draw == "classes" else _photo_uri(rgb)
+
+
+def _uri(picture: Image.Image, kind: str, **options: int | bool) -> str:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"

@@ -1,0 +1,34 @@
+"""Metrics of the dense tasks: states that add up, exact for any split of the set into batches, devices and padding.
+
+Every metric is a `clu.metrics.Metric`:
+    from_model_output(prediction=, label=, mask=)   the state of one batch; runs under jit
+        prediction  (B, H, W, c) raw model output; logits for the tasks with classes
+        label       (B, H, W, c_label) of any dtype, with its ignore value where there is no ground truth
+        mask        (B,), 0 for padding examples, which count nowhere; None when every example counts
+    empty(), state.merge(other)                     states add up, in any order
+    compute()                                       dict of floats, on the host, in float64
+
+Without a single valid pixel nothing was measured: means and shares are then nan, while IoU and F are 0 by definition.
+"""
+
+from taskexpert_jax.tasks.metrics.depth import Depth
+from taskexpert_jax.tasks.metrics.edge import EdgeLoss, edge_loss
+from taskexpert_jax.tasks.metrics.normals import Normals
+from taskexpert_jax.tasks.metrics.saliency import Saliency
+from taskexpert_jax.tasks.metrics.segmentation import MeanIoU, mean_iou
+from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, Sum, histogram, ratio
+
+__all__ = [
+    "Count",
+    "Depth",
+    "EdgeLoss",
+    "MeanIoU",
+    "Normals",
+    "PooledMetric",
+    "Saliency",
+    "Sum",
+    "edge_loss",
+    "histogram",
+    "mean_iou",
+    "ratio",
+]

@@ -1,0 +1,1 @@
+"""odsF, the boundary benchmark of the field, without MATLAB."""

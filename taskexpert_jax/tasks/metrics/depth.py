@@ -1,0 +1,77 @@
+"""Depth errors, pooled over the valid pixels of the set."""
+
+from typing import Self
+
+import flax.struct
+from jax import Array
+import jax.numpy as jnp
+import numpy as np
+
+from taskexpert_jax.tasks.losses import DEPTH_IGNORE, valid_pixels
+from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, Sum, ratio
+
+MAX_DEPTH = 80.0  # metres
+SMALLEST_PREDICTION = 1e-9  # metres, in place of predictions that are not positive, in logarithms and quotients
+DELTA = 1.25
+
+
+@flax.struct.dataclass
+class Depth(PooledMetric):
+    """Sums over the pixels with a label g, 0 < g < 80 m, and a prediction p, taken as 0 where it is negative.
+
+    squares: (p - g)^2
+    log_squares: (ln p - ln g)^2, with p = 1e-9 where it is not positive
+    relatives: |p - g| / g
+    relative_squares: (p - g)^2 / g
+    within: (3,) pixels with max(p / g, g / p) < 1.25^k, k = 1, 2, 3
+    pixels: all of them
+    """
+
+    squares: Sum
+    log_squares: Sum
+    relatives: Sum
+    relative_squares: Sum
+    within: Count
+    pixels: Count
+
+    @classmethod
+    def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
+        """The state of a batch; prediction and label (B, H, W, 1) in metres, -1 = ignored."""
+        truth = label[..., 0].astype(jnp.float32)
+        valid = valid_pixels(label, mask, DEPTH_IGNORE) & (truth > 0) & (truth < MAX_DEPTH)
+        truth = jnp.where(valid, truth, 1.0)  # a depth that can be divided by: the other pixels do not count
+        depth = prediction[..., 0].astype(jnp.float32)
+        error = jnp.maximum(depth, 0.0) - truth
+        positive = jnp.where(depth <= 0, SMALLEST_PREDICTION, depth)
+        factor = jnp.maximum(positive / truth, truth / positive)
+        within = [jnp.sum(valid & (factor < DELTA**k), dtype=jnp.uint32) for k in (1, 2, 3)]
+        return cls(
+            squares=Sum.of(jnp.square(error), valid),
+            log_squares=Sum.of(jnp.square(jnp.log(positive) - jnp.log(truth)), valid),
+            relatives=Sum.of(jnp.abs(error) / truth, valid),
+            relative_squares=Sum.of(jnp.square(error) / truth, valid),
+            within=Count.of(jnp.stack(within)),
+            pixels=Count.of_pixels(valid),
+        )
+
+    @classmethod
+    def empty(cls) -> Self:
+        return cls(
+            squares=Sum.zeros(),
+            log_squares=Sum.zeros(),
+            relatives=Sum.zeros(),
+            relative_squares=Sum.zeros(),
+            within=Count.zeros((3,)),
+            pixels=Count.zeros(),
+        )
+
+    def compute(self) -> dict[str, float]:
+        """`rmse` and `sq_rel` in metres, `log_rmse`, `abs_rel`; `delta1`, `delta2`, `delta3` as shares in [0, 1]."""
+        pixels = int(self.pixels.value())
+        return {
+            "rmse": float(np.sqrt(ratio(self.squares.value(), pixels))),
+            "log_rmse": float(np.sqrt(ratio(self.log_squares.value(), pixels))),
+            "abs_rel": ratio(self.relatives.value(), pixels),
+            "sq_rel": ratio(self.relative_squares.value(), pixels),
+            **{f"delta{k}": ratio(count, pixels) for k, count in enumerate(self.within.value(), start=1)},
+        }

@@ -1,0 +1,60 @@
+"""The boundary loss over a set. It is not odsF, which thins and matches whole boundary maps."""
+
+import functools
+from typing import ClassVar, Self
+
+import flax.struct
+import jax
+from jax import Array
+import jax.numpy as jnp
+
+from taskexpert_jax.tasks.losses import edge_cross_entropy_map, valid_pixels
+from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, Sum, ratio
+
+
+@flax.struct.dataclass
+class EdgeLoss(PooledMetric):
+    """Sums over the valid pixels; `edge_loss` makes the metric for a weight of the positives.
+
+    losses: losses.edge_cross_entropy_map of the logit.
+    squashed_losses: the same of sigmoid(logit), a quirk of the family: its evaluation passes the probability to the
+        loss, which takes a sigmoid once more.
+    """
+
+    pos_weight: ClassVar[float]
+    losses: Sum
+    squashed_losses: Sum
+    pixels: Count
+
+    @classmethod
+    def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
+        """The state of a batch; prediction (B, H, W, 1) logit, label (B, H, W, 1) 0 or 1, 255 = ignored."""
+        valid = valid_pixels(label, mask)
+        probability = jax.nn.sigmoid(prediction.astype(jnp.float32))
+        return cls(
+            losses=Sum.of(edge_cross_entropy_map(prediction, label, cls.pos_weight), valid),
+            squashed_losses=Sum.of(edge_cross_entropy_map(probability, label, cls.pos_weight), valid),
+            pixels=Count.of_pixels(valid),
+        )
+
+    @classmethod
+    def empty(cls) -> Self:
+        return cls(losses=Sum.zeros(), squashed_losses=Sum.zeros(), pixels=Count.zeros())
+
+    def compute(self) -> dict[str, float]:
+        """Means over the valid pixels of the set: `loss` as the family evaluates, `loss_plain` as the model is trained.
+
+        The first is of sigmoid(logit), the second of the logit: they are different quantities.
+        """
+        pixels = int(self.pixels.value())
+        return {
+            "loss": ratio(self.squashed_losses.value(), pixels),
+            "loss_plain": ratio(self.losses.value(), pixels),
+        }
+
+
+@functools.cache
+def edge_loss(pos_weight: float) -> type[EdgeLoss]:
+    """The metric for a weight of the positives (the family's is 0.95); the same class for the same weight."""
+    members = {"__module__": __name__, "__doc__": EdgeLoss.__doc__, "pos_weight": pos_weight}
+    return flax.struct.dataclass(type("EdgeLoss", (EdgeLoss,), members))

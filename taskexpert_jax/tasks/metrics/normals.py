@@ -1,0 +1,75 @@
+"""Angles between predicted and true surface normals, pooled over the valid pixels of the set."""
+
+import math
+from typing import Self
+
+import flax.struct
+from jax import Array
+import jax.numpy as jnp
+import numpy as np
+
+from taskexpert_jax.tasks.losses import unit_length, valid_pixels
+from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, Sum, histogram, ratio
+
+BINS_PER_DEGREE = 20  # bins of 0.05 degrees
+BINS = 180 * BINS_PER_DEGREE
+LIMITS = (11.25, 22.5, 30.0)  # degrees; each lies between two bins
+
+
+@flax.struct.dataclass
+class Normals(PooledMetric):
+    """Over the valid pixels: the sum of the angles in degrees, that of their squares, and their histogram, (3600,)."""
+
+    angles: Sum
+    squares: Sum
+    bins: Count
+
+    @classmethod
+    def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
+        """The state of a batch; prediction and label (B, H, W, 3) of any length, a label with a component 255 ignored.
+
+        A prediction of length 0 points nowhere and counts as 90 degrees off. The family takes predictions through
+        (n + 1) * 255 / 2 and back; as nothing is rounded on the way, that changes no more than the last digits.
+        """
+        valid = valid_pixels(label, mask)
+        truth = unit_length(label.astype(jnp.float32))
+        predicted = unit_length(prediction.astype(jnp.float32))
+        # As accurate at 0 and 180 degrees as elsewhere, unlike the arc cosine of the dot product.
+        apart = jnp.linalg.norm(predicted - truth, axis=-1)
+        angle = jnp.rad2deg(2.0 * jnp.arctan2(apart, jnp.linalg.norm(predicted + truth, axis=-1)))
+        index = jnp.minimum((angle * BINS_PER_DEGREE).astype(jnp.int32), BINS - 1)
+        return cls(
+            angles=Sum.of(angle, valid),
+            squares=Sum.of(jnp.square(angle), valid),
+            bins=Count.of(histogram(jnp.where(valid, index, BINS), BINS)),
+        )
+
+    @classmethod
+    def empty(cls) -> Self:
+        return cls(angles=Sum.zeros(), squares=Sum.zeros(), bins=Count.zeros((BINS,)))
+
+    def compute(self) -> dict[str, float]:
+        """`mean`, `rmse`, `median` in degrees; `within_11.25`, `within_22.5`, `within_30`: percent of smaller angles.
+
+        The median is interpolated inside its bin of the histogram, so it is exact to 0.05 degrees.
+        """
+        bins = self.bins.value()
+        pixels = int(bins.sum())
+        within = {f"within_{limit:g}": bins[: round(limit * BINS_PER_DEGREE)].sum() for limit in LIMITS}
+        return {
+            "mean": ratio(self.angles.value(), pixels),
+            "rmse": float(np.sqrt(ratio(self.squares.value(), pixels))),
+            "median": _median(bins),
+            **{name: 100 * ratio(count, pixels) for name, count in within.items()},
+        }
+
+
+def _median(bins: np.ndarray) -> float:
+    """The angle in degrees below which half of the pixels of a histogram lie; nan without pixels."""
+    below = np.cumsum(bins, dtype=np.float64)
+    half = below[-1] / 2
+    if half == 0:
+        return math.nan
+    index = int(np.searchsorted(below, half))  # the first bin at whose upper end half is reached
+    count = float(bins[index])
+    return (index + 1 - (float(below[index]) - float(half)) / count) / BINS_PER_DEGREE

@@ -1,0 +1,81 @@
+"""F measure and mean error of saliency maps, pooled over the valid pixels of the set."""
+
+from typing import Self
+
+import flax.struct
+import jax
+from jax import Array
+import jax.numpy as jnp
+import numpy as np
+
+from taskexpert_jax.tasks.losses import valid_pixels
+from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, Sum, histogram, ratio
+
+BETA_SQUARED = 0.3
+THRESHOLDS = tuple(k / 20 for k in range(1, 20))  # 0.05 .. 0.95
+LEVELS = len(THRESHOLDS) + 1
+
+
+@flax.struct.dataclass
+class Saliency(PooledMetric):
+    """Valid pixels, (2, 20), by label (background, foreground) and by how many thresholds their score exceeds.
+
+    levels: the score is the foreground probability.
+    squashed_levels: the score is sigmoid(probability), a quirk of the family. It lies between 0.5 and 0.74, so that
+        only five maps are left: all foreground, and probability > 0.20, 0.41, 0.62, 0.85 (thresholds 0.55 .. 0.7).
+    errors: the sum of |probability - label|
+    """
+
+    levels: Count
+    squashed_levels: Count
+    errors: Sum
+
+    @classmethod
+    def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
+        """The state of a batch.
+
+        prediction (B, H, W, 2) logits of background and foreground, label (B, H, W, 1) 0 or 1, 255 = ignored.
+        """
+        valid = valid_pixels(label, mask)
+        foreground = label[..., 0] == 1
+        probability = jax.nn.sigmoid(prediction[..., 1].astype(jnp.float32) - prediction[..., 0].astype(jnp.float32))
+
+        def by_level(score: Array) -> Count:
+            level = jnp.zeros(score.shape, jnp.int32)
+            for threshold in THRESHOLDS:
+                level += score > threshold
+            cell = jnp.where(valid, foreground * LEVELS + level, 2 * LEVELS)
+            return Count.of(histogram(cell, 2 * LEVELS).reshape(2, LEVELS))
+
+        return cls(
+            levels=by_level(probability),
+            squashed_levels=by_level(jax.nn.sigmoid(probability)),
+            errors=Sum.of(jnp.abs(probability - foreground), valid),
+        )
+
+    @classmethod
+    def empty(cls) -> Self:
+        return cls(levels=Count.zeros((2, LEVELS)), squashed_levels=Count.zeros((2, LEVELS)), errors=Sum.zeros())
+
+    def compute(self) -> dict[str, float]:
+        """`maxF` and `maxF_plain` in percent; `mae`, the mean absolute error of the probability, in [0, 1].
+
+        The two F differ only in the score that is compared with the thresholds: maxF's is sigmoid(probability), as in
+        the numbers that the family publishes; maxF_plain's is the probability.
+        """
+        levels = self.levels.value()
+        return {
+            "maxF": _max_f(self.squashed_levels.value()),
+            "maxF_plain": _max_f(levels),
+            "mae": ratio(self.errors.value(), levels.sum()),
+        }
+
+
+def _max_f(levels: np.ndarray) -> float:
+    """The best F in percent over the thresholds, of pixels by label and level, (2, 20); 0 without foreground."""
+    above = levels.astype(np.float64)[:, ::-1].cumsum(axis=1)[:, :-1]  # (2, 19), from the highest threshold down
+    found = above[1]
+    precision = found / np.maximum(above.sum(axis=0), 1)
+    recall = found / max(float(levels[1].sum()), 1.0)
+    weighted = BETA_SQUARED * precision + recall
+    return float(100 * np.max((1 + BETA_SQUARED) * precision * recall / np.where(weighted > 0, weighted, 1)))

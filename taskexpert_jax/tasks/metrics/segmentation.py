@@ -1,0 +1,89 @@
+"""Mean intersection over union, of semantic segmentation and human parts."""
+
+import functools
+import math
+from typing import ClassVar, Self
+
+import flax.struct
+import jax
+from jax import Array
+import jax.numpy as jnp
+import numpy as np
+
+from taskexpert_jax.tasks.losses import valid_pixels
+from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, histogram, ratio
+
+
+@flax.struct.dataclass
+class MeanIoU(PooledMetric):
+    """Mean IoU of a set whose pixels are pooled; `mean_iou` makes the metric for a number of classes.
+
+    confusion: pixels by class of the label (row) and of the prediction (column), (num_classes, num_classes).
+    """
+
+    num_classes: ClassVar[int]
+    confusion: Count
+
+    @classmethod
+    def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
+        """The state of a batch. The largest of the logits decides, the first one on ties.
+
+        prediction (B, H, W, num_classes) logits, label (B, H, W, 1) in 0..num_classes-1 or 255 = ignored.
+        """
+        if prediction.shape[-1] != cls.num_classes:
+            raise ValueError(f"a prediction of {prediction.shape[-1]} channels for {cls.num_classes} classes")
+        predicted = largest_class(prediction)
+        cell = label[..., 0].astype(jnp.int32) * cls.num_classes + predicted
+        cells = cls.num_classes**2
+        counts = histogram(jnp.where(valid_pixels(label, mask), cell, cells), cells)
+        return cls(confusion=Count.of(counts.reshape(cls.num_classes, cls.num_classes)))
+
+    @classmethod
+    def empty(cls) -> Self:
+        return cls(confusion=Count.zeros((cls.num_classes, cls.num_classes)))
+
+    def per_class(self) -> np.ndarray:
+        """IoU of each class in percent, (num_classes,) float64; 0 for a class neither labelled nor predicted."""
+        confusion = self.confusion.value().astype(np.float64)
+        intersection = np.diagonal(confusion)
+        union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection
+        return 100 * intersection / np.maximum(union, 1)
+
+    def compute(self) -> dict[str, float]:
+        """`mIoU`, the mean of per_class() over all classes, also those never seen; `pixel_accuracy`; in percent."""
+        confusion = self.confusion.value()
+        accuracy = 100 * ratio(np.trace(confusion), confusion.sum())
+        return {"mIoU": float(self.per_class().mean()), "pixel_accuracy": accuracy}
+
+    def of_one_image(self, name: str) -> float:
+        """`mIoU` is of the classes labelled or predicted, for an image cannot help having few; nan for none."""
+        if name != "mIoU":
+            return super().of_one_image(name)
+        confusion = self.confusion.value()
+        seen = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
+        return float(self.per_class()[seen].mean()) if seen.any() else math.nan
+
+
+def largest_class(logits: Array) -> Array:
+    """The class of the largest logit, the first one on ties; (..., classes) to (...) int32."""
+    return jax.lax.platform_dependent(logits, cpu=_largest_by_comparing, default=_largest)
+
+
+def _largest(logits: Array) -> Array:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def _largest_by_comparing(logits: Array) -> Array:
+    """Class after class: beyond some 30 classes XLA's own reduction takes eight times as long on CPUs."""
+    largest, index = logits[..., 0], jnp.zeros(logits.shape[:-1], jnp.int32)
+    for k in range(1, logits.shape[-1]):
+        index = jnp.where(logits[..., k] > largest, k, index)
+        largest = jnp.maximum(largest, logits[..., k])
+    return index
+
+
+@functools.cache
+def mean_iou(num_classes: int) -> type[MeanIoU]:
+    """The metric over the classes 0..num_classes-1; the same class for the same number."""
+    members = {"__module__": __name__, "__doc__": MeanIoU.__doc__, "num_classes": num_classes}
+    return flax.struct.dataclass(type(f"MeanIoU{num_classes}", (MeanIoU,), members))

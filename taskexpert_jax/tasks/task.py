@@ -1,0 +1,342 @@
+"""Everything the program knows about a task, in one record a task.
+
+The pipeline, the losses, the metrics, the pictures and the constant baselines all read these records; no other file
+names a task. To add a task, add a builder to `_BUILDERS` (see docs/add_a_task.md).
+
+Conventions: labels are (..., H, W, label_channels), predictions (..., H, W, channels); see docs/conventions.md.
+"""
+
+from collections.abc import Callable, Container, Mapping, Sequence
+import dataclasses
+import difflib
+from typing import Any, NamedTuple
+
+from clu import metrics as clu_metrics
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.tasks import constants, conversions, losses, metrics
+
+HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
+
+
+class Published(NamedTuple):
+    """The number that papers give for a task: its name among the results, its title with a unit, its direction."""
+
+    metric: str
+    title: str
+    higher_is_better: bool
+
+    @property
+    def arrow(self) -> str:
+        """Towards what is better."""
+        return "↑" if self.higher_is_better else "↓"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One dense prediction task.
+
+    Attributes:
+      name: the key in batches, outputs and configs.
+      title: the name in tables and pictures.
+      channels: channels of the prediction (logits or values).
+      label_channels: channels of the label.
+      label_dtype: the label's dtype in a batch: the smallest that keeps it.
+      ignore: the label value of a pixel that counts nowhere.
+      invalid_value: a pixel whose label has this value in every channel is invalid and becomes `ignore`; None: none is.
+      ignore_if_empty: an image whose label has nothing but background is ignored as a whole.
+      flip_signs: 1 or -1 for each of the label's channels, its factor when the image is mirrored; empty: it only moves.
+        The prediction then has the same channels.
+      decides_crop: random crops are redrawn until they show a variety of this label's classes.
+      scale_exponent: a label value v becomes v * s**scale_exponent when the image is scaled by s.
+      loss: (prediction, label, mask) -> float32 scalar, a mean over the valid pixels of the batch.
+      loss_weight: the factor of the loss in the total.
+      metric: a clu Metric class, exact under any split of the data into batches.
+      main_metric: the published number among the metric's results, and main_metric_title: for people, with its unit.
+      higher_is_better: the direction of `main_metric`.
+      values: (..., H, W, channels) float32 predictions -> what a user wants to see: (..., H, W) class ids (uint8),
+        metres, probabilities (float32), or (..., H, W, 3) unit vectors.
+      from_values: NumPy values in that form -> NumPy predictions, as `metric` takes them, that have these `values`.
+      to_mean: (..., channels) float32 predictions -> the float32 numbers in which several predictions of a pixel are
+        averaged: probabilities, metres or unit vectors.
+      from_mean: such a mean -> the prediction that stands for it.
+      label_values: the label in the same form as `values`.
+      best_constant: (n, label_channels) float64 valid labels -> (channels,) the prediction that, given to every pixel,
+        scores best on them.
+      draw: how `visualize` shows the values: "classes", "depth", "normals", "probability".
+      class_names: names of the classes, where the values are class ids.
+      boundary_benchmark: the values are boundary probabilities that a full evaluation scores by odsF.
+    """
+
+    name: str
+    title: str
+    channels: int
+    label_channels: int
+    label_dtype: str
+    ignore: float
+    loss: Callable[..., jax.Array]
+    loss_weight: float
+    metric: type[clu_metrics.Metric]
+    main_metric: str
+    main_metric_title: str
+    higher_is_better: bool
+    values: Callable[[jax.Array], jax.Array]
+    from_values: Callable[[np.ndarray], np.ndarray]
+    to_mean: Callable[[jax.Array], jax.Array]
+    from_mean: Callable[[jax.Array], jax.Array]
+    label_values: Callable[[np.ndarray], np.ndarray]
+    best_constant: Callable[[np.ndarray], np.ndarray]
+    draw: str
+    invalid_value: float | None = None
+    ignore_if_empty: bool = False
+    decides_crop: bool = False
+    flip_signs: tuple[float, ...] = ()
+    scale_exponent: int = 0
+    class_names: tuple[str, ...] = ()
+    boundary_benchmark: bool = False
+
+    def published(self, results: Container[str]) -> Published:
+        """The published number among results `task/metric`: odsF after the boundary benchmark, else `main_metric`."""
+        if self.boundary_benchmark and f"{self.name}/odsF" in results:
+            return Published("odsF", "odsF (%)", higher_is_better=True)
+        return Published(self.main_metric, self.main_metric_title, self.higher_is_better)
+
+    @property
+    def benchmark_label(self) -> str:
+        """The name of the label that the boundary benchmark takes, where a data set has one besides the task's own."""
+        return f"{self.name}_benchmark"
+
+    @property
+    def missing(self) -> float:
+        """The label value of a pixel that has none, before invalid pixels are marked."""
+        return self.ignore if self.invalid_value is None else self.invalid_value
+
+    def flip(self, label: np.ndarray) -> np.ndarray:
+        """The label's values when the image is mirrored; the caller moves the pixels. Before marking invalid ones."""
+        if not self.flip_signs:
+            return label
+        flipped = label.copy()
+        for channel in np.flatnonzero(np.asarray(self.flip_signs) < 0):
+            # Changing the sign of one channel: products of float16 take forty times as long.
+            np.negative(flipped[..., channel], out=flipped[..., channel])
+        return flipped
+
+    def rescale(self, label: np.ndarray, scale: np.float32) -> np.ndarray:
+        """The label's values when the image is scaled by `scale`; the caller resizes. Before marking invalid ones."""
+        return label * scale**self.scale_exponent if self.scale_exponent else label
+
+    def undo_flip(self, prediction: jax.Array) -> jax.Array:
+        """Of the prediction for a mirrored image, the values for the image; the caller moves the pixels back."""
+        return prediction * jnp.asarray(self.flip_signs, prediction.dtype) if self.flip_signs else prediction
+
+    def undo_rescale(self, prediction: jax.Array, scale: float) -> jax.Array:
+        """Of the prediction for an image scaled by `scale`, the values for the image; the caller resizes it back."""
+        return prediction * scale**-self.scale_exponent if self.scale_exponent else prediction
+
+
+class _Given(NamedTuple):
+    """What a config settles about a task: its loss weight, and facts of the data set and of the boundary loss."""
+
+    loss_weight: float
+    semseg_classes: tuple[str, ...]
+    edge_pos_weight: float
+
+
+def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: float, **extra: Any) -> Task:
+    count = len(class_names)
+    if not 2 <= count <= 255:
+        raise UserError(
+            f"task {name}: {count} class names; labels are uint8 with 255 ignored, so give 2 to 255 "
+            "(semantic segmentation's are config.dataset.semseg_classes)"
+        )
+    return Task(
+        name=name,
+        title=title,
+        channels=count,
+        label_channels=1,
+        label_dtype="uint8",
+        ignore=255,
+        loss=losses.cross_entropy,
+        loss_weight=loss_weight,
+        metric=metrics.mean_iou(count),
+        main_metric="mIoU",
+        main_metric_title="mIoU (%)",
+        higher_is_better=True,
+        values=conversions.class_ids,
+        from_values=conversions.one_hot(count),
+        to_mean=conversions.softmax,
+        from_mean=conversions.log,
+        label_values=conversions.first_channel,
+        best_constant=constants.majority_class(count),
+        draw="classes",
+        class_names=class_names,
+        **extra,
+    )
+
+
+def _semseg(given: _Given) -> Task:
+    return _classes("semseg", "semantic segmentation", given.semseg_classes, given.loss_weight, decides_crop=True)
+
+
+def _human_parts(given: _Given) -> Task:
+    return _classes("human_parts", "human parts", HUMAN_PARTS, given.loss_weight, ignore_if_empty=True)
+
+
+def _depth(given: _Given) -> Task:
+    return Task(
+        name="depth",
+        title="depth",
+        channels=1,
+        label_channels=1,
+        label_dtype="float32",
+        ignore=-1,
+        invalid_value=0,
+        scale_exponent=-1,
+        loss=losses.depth_l1,
+        loss_weight=given.loss_weight,
+        metric=metrics.Depth,
+        main_metric="rmse",
+        main_metric_title="RMSE (m)",
+        higher_is_better=False,
+        values=lambda prediction: jnp.maximum(prediction[..., 0], 0.0),
+        from_values=conversions.one_channel,
+        to_mean=conversions.unchanged,
+        from_mean=conversions.unchanged,
+        label_values=conversions.first_channel,
+        best_constant=constants.mean_value,
+        draw="depth",
+    )
+
+
+def _normals(given: _Given) -> Task:
+    return Task(
+        name="normals",
+        title="surface normals",
+        channels=3,
+        label_channels=3,
+        label_dtype="float16",
+        ignore=255,
+        invalid_value=0,
+        flip_signs=(-1, 1, 1),
+        loss=losses.normals_l1,
+        loss_weight=given.loss_weight,
+        metric=metrics.Normals,
+        main_metric="mean",
+        main_metric_title="mean angle (°)",
+        higher_is_better=False,
+        values=conversions.unit,
+        from_values=conversions.unchanged,
+        to_mean=conversions.unit,
+        from_mean=conversions.unit,
+        label_values=lambda label: label,
+        best_constant=constants.best_direction,
+        draw="normals",
+    )
+
+
+def _edge(given: _Given) -> Task:
+    return Task(
+        name="edge",
+        title="boundaries",
+        channels=1,
+        label_channels=1,
+        label_dtype="uint8",
+        ignore=255,
+        loss=losses.edge_cross_entropy(given.edge_pos_weight),
+        loss_weight=given.loss_weight,
+        # odsF takes seconds an image: `--mode=evaluate` adds it, and a training run goes by the set's edge loss.
+        metric=metrics.edge_loss(given.edge_pos_weight),
+        main_metric="loss_plain",
+        main_metric_title="loss",
+        higher_is_better=False,
+        values=lambda logits: jax.nn.sigmoid(logits[..., 0]),
+        from_values=conversions.logit,
+        to_mean=conversions.no_and_yes,
+        from_mean=conversions.log_odds,
+        label_values=conversions.first_channel,
+        best_constant=constants.best_edge_logit(given.edge_pos_weight),
+        draw="probability",
+        boundary_benchmark=True,
+    )
+
+
+def _saliency(given: _Given) -> Task:
+    return Task(
+        name="sal",
+        title="saliency",
+        channels=2,
+        label_channels=1,
+        label_dtype="uint8",
+        ignore=255,
+        loss=losses.balanced_cross_entropy,
+        loss_weight=given.loss_weight,
+        metric=metrics.Saliency,
+        main_metric="maxF",
+        main_metric_title="maxF (%)",
+        higher_is_better=True,
+        values=lambda logits: jax.nn.softmax(logits, axis=-1)[..., 1],
+        from_values=conversions.logit_pair,
+        to_mean=conversions.softmax,
+        from_mean=conversions.log,
+        label_values=conversions.first_channel,
+        best_constant=constants.always_foreground,
+        draw="probability",
+    )
+
+
+_BUILDERS: dict[str, Callable[[_Given], Task]] = {
+    "semseg": _semseg,
+    "depth": _depth,
+    "normals": _normals,
+    "edge": _edge,
+    "human_parts": _human_parts,
+    "sal": _saliency,
+}
+
+
+NAMES = tuple(_BUILDERS)
+
+
+def build(
+    names: Sequence[str],
+    *,
+    loss_weights: Mapping[str, float],
+    semseg_classes: Sequence[str] = (),
+    edge_pos_weight: float = 0.95,
+) -> tuple[Task, ...]:
+    """The records of the named tasks, in the given order.
+
+    Args:
+      names: task names, each once.
+      loss_weights: the weight of each named task's loss in the total.
+      semseg_classes: class names of semantic segmentation (a fact of the data set).
+      edge_pos_weight: the share p of the positive pixels in the boundary loss.
+
+    Raises:
+      UserError: an unknown or repeated name, no name at all, or a missing loss weight.
+    """
+    if not names or len(set(names)) != len(names):
+        raise UserError(f"config.tasks: {tuple(names)} must name at least one task, each once")
+    built = []
+    for name in names:
+        if name not in _BUILDERS:
+            near = difflib.get_close_matches(name, _BUILDERS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(_BUILDERS)}"
+            raise UserError(f"config.tasks: unknown task {name!r}{hint}")
+        if name not in loss_weights:
+            raise UserError(f"config.loss_weights: no weight for task {name!r}; add config.loss_weights.{name}")
+        built.append(_BUILDERS[name](_Given(float(loss_weights[name]), tuple(semseg_classes), edge_pos_weight)))
+    return tuple(built)
+
+
+def from_config(config: Any) -> tuple[Task, ...]:
+    """The tasks of a config: its `tasks`, `loss_weights`, `edge_pos_weight` and `dataset.semseg_classes`."""
+    return build(
+        config.tasks,
+        loss_weights=config.loss_weights,
+        semseg_classes=config.dataset.semseg_classes,
+        edge_pos_weight=config.edge_pos_weight,
+    )

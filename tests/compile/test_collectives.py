@@ -1,0 +1,159 @@
+"""Collectives of a compiled program: counted with their loops, groups and pieces."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import pytest
+
+from taskexpert_jax.compile import collectives
+from taskexpert_jax.compile.collectives import Traffic
+
+PROGRAM = """
+HloModule step, entry_computation_layout={(f32[8])->f32[8]}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inner_body (p: (s32[], f32[256])) -> (s32[], f32[256]) {
+  %p = (s32[], f32[256]{0}) parameter(0)
+  %step = s32[] constant(2)
+  %i = s32[] get-tuple-element(%p), index=0
+  %next = s32[] add(%i, %step)
+  %x = f32[256]{0:T(256)} get-tuple-element(%p), index=1
+  %cps = (f32[256]{0}, f32[256]{0}, u32[], u32[]) collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %cpd = f32[256]{0:T(256)} collective-permute-done(%cps)
+  ROOT %t = (s32[], f32[256]{0}) tuple(%next, %cpd)
+}
+
+%inner_condition (p: (s32[], f32[256])) -> pred[] {
+  %p = (s32[], f32[256]{0}) parameter(0)
+  %limit = s32[] constant(7)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%outer_body (p: (s32[], f32[256])) -> (s32[], f32[256]) {
+  %p = (s32[], f32[256]{0}) parameter(0)
+  %one = s32[] constant(1)
+  %x = f32[256]{0} get-tuple-element(%p), index=1
+  %start = (s32[], f32[256]{0}) tuple(%one, %x)
+  ROOT %w = (s32[], f32[256]{0}) while(%start), condition=%inner_condition, body=%inner_body
+}
+
+%outer_condition (p: (s32[], f32[256])) -> pred[] {
+  %p = (s32[], f32[256]{0}) parameter(0)
+  ROOT %x = pred[] custom-call(%p), custom_call_target="who knows"
+}
+
+%first_piece (q: bf16[8,16]) -> bf16[64,16] {
+  %q = bf16[8,16]{1,0} parameter(0)
+  ROOT %ag.1 = bf16[64,16]{1,0:T(8,128)(2,1)} all-gather(%q), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+%last_piece (q: bf16[8,16]) -> bf16[64,16] {
+  %q = bf16[8,16]{1,0} parameter(0)
+  ROOT %ag.2 = bf16[64,16]{1,0:T(8,128)(2,1)} all-gather(%q), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+
+%all-reduce-scatter.3 (q: f32[64]) -> f32[8] {
+  %q = f32[64]{0} parameter(0)
+  %ar.s = f32[64]{0} all-reduce(%q), channel_id=6, replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %cut = f32[8]{0} slice(%ar.s), slice={[0:8]}
+}
+
+%all-reduce-scatter.4 (q: f32[128]) -> f32[16] {
+  %q = f32[128]{0} parameter(0)
+  %ar.t = f32[128]{0} all-reduce(%q), channel_id=6, replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %cut = f32[16]{0} slice(%ar.t), slice={[0:16]}
+}
+
+ENTRY %main (x: f32[256], y: bf16[8,16]) -> f32[256] {
+  %x = f32[256]{0} parameter(0)
+  %y = bf16[8,16]{1,0} parameter(1)
+  %f1 = bf16[64,16]{1,0} fusion(%y), kind=kCustom, calls=%first_piece
+  %f2 = bf16[64,16]{1,0} fusion(%y), kind=kCustom, calls=%last_piece
+  %f3 = f32[8]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
+  %f4 = f32[16]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.4
+  %ar = (f32[10]{0}, /*index=1*/s32[]) all-reduce(%a, %b), channel_id=7, replica_groups=mesh['x'=2,'y'=4] {'y'}, to_apply=%add
+  %rs = f32[32]{0} reduce-scatter(%x), channel_id=8, replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}, to_apply=%add
+  %tuple = (s32[], f32[256]{0}) tuple(%zero, %x)
+  %w = (s32[], f32[256]{0}) while(%tuple), condition=%outer_condition, body=%outer_body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %out = f32[256]{0} get-tuple-element(%w), index=1
+}
+"""  # noqa: E501
+
+
+def test_collectives_of_a_program_are_counted_with_their_loops_and_groups():
+    found = collectives.count(PROGRAM, devices=8)
+    assert found.traffic == {
+        "all-gather": Traffic(1, 64 * 16 * 2, 64 * 16 * 2 * 7 // 8),  # one channel in two fusions
+        "all-reduce": Traffic(1, 44, 66),  # groups of four: 2 * 3/4
+        "collective-permute": Traffic(15, 15 * 1024, 15 * 1024),  # 5 turns of 1, 3, 5 below 7
+        # Two fusions, whole in spite of their channel, and one that is written as such.
+        "reduce-scatter": Traffic(3, (64 + 128) * 4 + 2 * 32 * 4, (64 + 128) * 4 * 7 // 8 + 32 * 4),
+    }
+    assert found.uncounted_loops == 0
+
+
+def test_a_gather_whose_pieces_stand_in_a_loop_is_counted_where_it_begins():
+    """So does XLA's TPU compiler hide a gather behind the products of an inner loop."""
+    pieces = """  %x = f32[256]{0} get-tuple-element(%p), index=1
+  %f5 = bf16[64,16]{1,0} fusion(%x), kind=kCustom, calls=%first_piece
+"""
+    inside = PROGRAM.replace("  %x = f32[256]{0} get-tuple-element(%p), index=1\n", pieces)
+    begun = inside.replace("%f1 = ", "%async-collective-start.1 = ").replace("%f2 = ", "%async-collective-done.1 = ")
+    of_one = 64 * 16 * 2
+    assert collectives.count(inside, devices=8).traffic["all-gather"] == Traffic(6, 6 * of_one, 6 * of_one * 7 // 8)
+    assert collectives.count(begun, devices=8).traffic["all-gather"] == Traffic(1, of_one, of_one * 7 // 8)
+
+
+def test_an_instruction_that_is_broken_into_lines_ends_no_computation():
+    """As XLA writes the call of a Pallas kernel: what comes after it in a loop's body counts as well."""
+    at = "  %x = f32[256]{0:T(256)} get-tuple-element(%p), index=1\n"
+    kernel = (
+        '  %k = f32[256]{0} custom-call(%x), frontend_attributes={kernel_metadata={\n"profile":"{}"\n}}, metadata={}\n'
+    )
+    assert at in PROGRAM
+    assert collectives.count(PROGRAM.replace(at, at + kernel), devices=8) == collectives.count(PROGRAM, devices=8)
+    (found,) = [of for of, *_ in collectives.executed(PROGRAM.replace(at, at + kernel)) if of.name == "k"][:1]
+    assert found.rest.endswith('"profile":"{}"}}, metadata={}')
+
+
+def test_a_loop_of_unknown_length_counts_once_and_is_told():
+    found = collectives.count(PROGRAM.replace("known_trip_count", "other"), devices=8)
+    assert found.traffic["collective-permute"].count == 3
+    assert found.uncounted_loops == 1
+
+
+@pytest.mark.multidevice
+def test_a_real_sum_over_devices_in_a_scan_is_counted():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+
+    def summed(values):
+        def turn(carry, _):
+            return jax.lax.psum(carry, "x") / 8, None
+
+        return jax.lax.scan(turn, values, length=6)[0]
+
+    split = PartitionSpec("x")
+    mapped = jax.shard_map(summed, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    values = jax.ShapeDtypeStruct((80, 3), jnp.float32, sharding=NamedSharding(mesh, split))
+    compiled = jax.jit(mapped).lower(values).compile()
+    size = 6 * 10 * 3 * 4
+    assert collectives.count(compiled.as_text(), 8).traffic == {"all-reduce": Traffic(6, size, size * 7 // 4)}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("f32[8,16]{1,0:T(8,128)S(1)}", 512),
+        ("(bf16[3], /*index=1*/pred[2,2], u32[])", 6 + 4 + 4),
+        ("s4[5]", 3),
+        ("f8e4m3fn[7]", 7),
+    ],
+)
+def test_bytes_of_a_type(text, size):
+    assert collectives.bytes_of(text) == size

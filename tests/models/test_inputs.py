@@ -1,0 +1,114 @@
+"""What the jitted step sees of a batch."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import nyud
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.evaluation import full_pass, inference
+from taskexpert_jax.models import inputs
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.parallel import sharding
+from taskexpert_jax.runs import writer as writers
+from taskexpert_jax.tasks import from_config
+from taskexpert_jax.training import optimizer, progress, tally
+from taskexpert_jax.training import state as train_state
+from taskexpert_jax.training.step import make_train_step
+
+
+def test_normalisation_is_the_familys_and_padding_is_exactly_zero():
+    image = np.random.default_rng(0).integers(0, 256, (2, 6, 8, 3), np.uint8)
+    window = np.array([[1, 2, 3, 4], [0, 0, 6, 8]], np.int32)
+    ours = np.asarray(inputs.normalise(jnp.asarray(image), jnp.asarray(window), inputs.IMAGENET))
+    expected = (image / 255.0 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    inside = np.zeros((2, 6, 8), bool)
+    inside[0, 1:4, 2:6] = True
+    inside[1] = True
+    np.testing.assert_allclose(ours[inside], expected[inside], rtol=1e-5, atol=1e-6)
+    assert (ours[~inside] == 0).all()
+
+
+def test_normalisation_is_that_of_the_config():
+    config = nyud.get_config("tiny")
+    assert inputs.normalisation(config) == inputs.IMAGENET
+    config.model.image_mean, config.model.image_std = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
+    image = np.array([[[[255, 0, 51]]]], np.uint8)
+    found = inputs.normalise(jnp.asarray(image), jnp.array([[0, 0, 1, 1]]), inputs.normalisation(config))
+    np.testing.assert_allclose(found[0, 0, 0], [1.0, -1.0, 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("mean", (0.5, 0.5)), ("std", (0.5, 0.5, 0.0)), ("mean", ("a", 0.0, 0.0)), ("std", (0.5, float("nan"), 1.0))],
+)
+def test_a_normalisation_of_other_values_is_refused(field, value):
+    config = nyud.get_config("tiny")
+    config.model[f"image_{field}"] = value
+    with pytest.raises(UserError, match=rf"config\.model\.image_{field}=\(.*: give three (positive )?numbers"):
+        inputs.normalisation(config)
+
+
+class Asked(Exception):
+    """Carries the normalisation that was asked for."""
+
+
+@pytest.mark.parametrize("where", ["train", "inference", "gates"])
+def test_training_and_inference_normalise_as_the_config_says(where, monkeypatch):
+    def ask(image, window, by=inputs.IMAGENET):
+        raise Asked(by)
+
+    monkeypatch.setattr(inputs, "normalise", ask)
+    config = nyud.get_config("tiny")
+    config.model.image_mean, config.model.image_std = (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)
+    model = taskexpert.from_config(config, from_config(config))
+    image, window = jnp.zeros((8, 64, 80, 3), jnp.uint8), jnp.zeros((8, 4), jnp.int32)
+    infer = inference.make_inference(model, config)
+
+    def train_step():
+        mesh = sharding.make_mesh(config.mesh, {})
+        tx = optimizer.build(config)
+        with sharding.use(mesh):
+            _, state, places = train_state.abstract_and_shardings(model, tx, mesh, 0)
+            step = make_train_step(model, tx, config, mesh, places)
+            jax.eval_shape(step, state, tally.empty(model.tasks), {"image": image, "window": window})
+
+    def gates():
+        totals = full_pass.empty_totals(model, single=True)
+        full_pass.model_forward(model, infer)(None, totals.gates, {"image": image, "window": window})
+
+    program = {"train": train_step, "inference": lambda: infer(None, image, window), "gates": gates}[where]
+    with pytest.raises(Asked) as asked:
+        program()
+    assert asked.value.args == (inputs.Normalisation((0.5, 0.4, 0.3), (0.5, 0.6, 0.7)),)
+
+
+def test_a_resumed_run_writes_no_line_twice(tmp_path):
+    writer = writers.RunWriter(tmp_path, 0)
+    for step in (1, 2, 3):
+        writer.scalars(step, {"loss": float(step)})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed while it wrote
+    writer = writers.RunWriter(tmp_path, 2)
+    writer.scalars(3, {"loss": 30.0})
+    writer.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_progress_counts_images_and_the_time_left(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    meter = progress.Progress(10, 1010, 8)
+    now[0] += 4.0
+    assert meter.images_per_second(30) == pytest.approx(40.0)
+    line = meter.line(30, {"loss": 2.5, "loss/depth": 1.25, "grad_norm": 3.0})
+    assert line == "step 30/1010  loss 2.5 (depth 1.25)  40 images/s  ETA 3m16s"
+    now[0] += 100.0  # an evaluation
+    meter.restart(30)
+    now[0] += 2.0
+    assert meter.images_per_second(40) == pytest.approx(40.0)

@@ -1,0 +1,342 @@
+"""Two real processes, four simulated devices each: they compute what one computes, resume, and end together."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import demo
+from input_pipeline import pipeline
+from taskexpert_jax import train
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.parallel import distributed
+from taskexpert_jax.tasks import from_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 16
+SCENES = 11  # of evaluation, in batches of 8: the last one is filled up, in parts that lie in both processes
+
+CHANGES = {
+    "tasks": ("semseg", "depth"),
+    "num_steps": STEPS,
+    "batch_size": 8,
+    "model.depth": 2,
+    "model.taps": 2,
+    "model.experts": 2,
+    "model.width": 16,
+    "model.feature_width": 8,
+    "model.gate.width": 8,
+    "model.drop_path": 0.3,
+    "dataset.val_scenes": SCENES,
+    "optimizer.learning_rate": 1e-3,
+    "mesh.data": 2,
+    "mesh.fsdp": 2,
+    "mesh.tensor": 2,
+    "eval.batch_size": 8,
+    "eval.every_steps": STEPS // 2,
+    "checkpoint.every_steps": 4,
+    "log.every_steps": 1,
+    "log.images": 1,
+}
+CONFIG = "--config=configs/demo.py:tiny"
+FLAGS = [f"--config.{field}={value}" for field, value in CHANGES.items()]
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+@contextlib.contextmanager
+def two_processes(folder, *command):
+    """Starts `python *command` as both processes of a group; whatever happens, neither outlives the body."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Compiled in half the time; what is computed stays the same.
+    fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {fast}", "PYTHONPATH": str(ROOT)}
+    group = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
+    with contextlib.ExitStack() as stack:
+        started = []
+        for index in range(2):
+            out, err = (stack.enter_context((folder / f"{index}.{end}").open("w")) for end in ("out", "err"))
+            own = [part.replace("INDEX", str(index)) for part in command]
+            arguments = [sys.executable, *own, *group, f"--process_id={index}"]
+            started.append(subprocess.Popen(arguments, cwd=ROOT, env=env, stdout=out, stderr=err))
+        try:
+            yield started
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+
+
+def statuses(folder, *command):
+    """Exit statuses of both processes; what they said lies in the folder."""
+    with two_processes(folder, *command) as started:
+        return [process.wait(timeout=280) for process in started]
+
+
+def said(folder, end="err"):
+    """What each process said."""
+    return [(folder / f"{index}.{end}").read_text().rstrip("\n") for index in range(2)]
+
+
+def scalars(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """The run in this process on its eight devices: (workdir, what was compiled until each report, jitted step)."""
+    config = demo.get_config("tiny")
+    config.update_from_flattened_dict(CHANGES)
+    tasks, workdir = from_config(config), tmp_path_factory.mktemp("one") / "run"
+    compiled, until, steps = [], {}, []
+
+    def listen(event, _seconds, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(fun_name)
+
+    write, make_train_step = train.Reports.write, train.make_train_step
+
+    def counting_write(self, step, tally):
+        until[step] = tuple(compiled)
+        return write(self, step, tally)
+
+    def kept_step(*arguments):
+        steps.append(make_train_step(*arguments))
+        return steps[-1]
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Reports, "write", counting_write)
+        patch.setattr(train, "make_train_step", kept_step)
+        pipeline.record_fingerprint(config)
+        train.train(
+            config,
+            workdir,
+            lambda start: pipeline.train_batches(config, tasks, start_step=start),
+            lambda: pipeline.eval_batches(config, tasks, batch_size=config.eval.batch_size),
+        )
+    jax.monitoring.unregister_event_duration_listener(listen)
+    until["end"] = tuple(compiled)
+    return workdir, until, steps[0]
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """The same run of two processes, killed after its first checkpoint and started again: (workdir, log folder)."""
+    folder = tmp_path_factory.mktemp("two")
+    workdir = folder / "run"
+    command = ["main.py", CONFIG, f"--workdir={workdir}", *FLAGS]
+    with two_processes(folder / "killed", *command) as started:
+        deadline = time.monotonic() + 280
+        while not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+            assert all(process.poll() is None for process in started), said(folder / "killed")
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for process in started:
+            process.send_signal(signal.SIGKILL)
+    assert max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()) < STEPS
+    with two_processes(folder / "stopped", *command) as started:
+        deadline = time.monotonic() + 280
+        while "resumed" not in said(folder / "stopped", "out")[0]:
+            assert all(process.poll() is None for process in started), said(folder / "stopped")
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        started[1].send_signal(signal.SIGTERM)  # it is enough that one is told
+        assert [process.wait(timeout=280) for process in started] == [0, 0], said(folder / "stopped")
+    assert statuses(folder / "resumed", *command) == [0, 0], said(folder / "resumed")
+    return workdir, folder
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_a_run_compiles_nothing_twice(one_process):
+    """After two steps nothing but what the first checkpoint (after 4) and the first evaluation (after 8) need."""
+    _, until, step = one_process
+    assert step._cache_size() == 1
+    for first, last in ((2, 4), (5, 8), (9, "end")):  # step 2 is reported when step 3 is under way
+        assert until[last][len(until[first]) :] == ()
+    assert len(until[2]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_two_processes_killed_and_resumed_log_what_one_logs(one_process, resumed):
+    expected, found = scalars(one_process[0]), scalars(resumed[0])
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    assert len([line for line in found if "train/loss" in line]) == STEPS
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() - {"time", "train/images_per_second"}:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=f"{name} at {ours['step']}")
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_all_save_and_end_when_one_is_told_to_stop(resumed):
+    _, folder = resumed
+    first, second = said(folder / "stopped", "out")
+    saved = re.search(rf"told to stop: saved step (\d+) of {STEPS}", first)
+    assert saved and "trained to" not in first and second == ""
+    assert re.search(rf"resumed .* at step {saved[1]} of {STEPS}", said(folder / "resumed", "out")[0])
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_one_process_speaks_and_writes(resumed):
+    workdir, folder = resumed
+    first, second = said(folder / "resumed", "out")
+    assert re.search(rf"resumed {workdir} at step \d+ of {STEPS}", first) and "trained to step" in first
+    assert second == ""
+    assert said(folder / "resumed") == ["", ""]
+    events = [path for path in workdir.iterdir() if path.name.startswith("events.")]
+    assert len(events) == 3  # of the killed run, the stopped and the last one, not of two processes each
+    assert any(b"prediction/0" in path.read_bytes() for path in events)
+    assert not list(workdir.glob(".shared*"))
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_all_evaluate_and_each_example_counts_once_where_both_hold_all(one_process, resumed):
+    """On a mesh whose one part of the batch lies on the devices of both processes."""
+    workdir, folder = resumed
+    changed = ["--config.mesh.data=1", "--config.mesh.fsdp=1", "--config.mesh.tensor=8"]
+    command = ["main.py", "--mode=evaluate", "--checkpoint=latest", CONFIG, f"--workdir={workdir}", *FLAGS, *changed]
+    assert statuses(folder / "evaluated", *command) == [0, 0], said(folder / "evaluated")
+    report = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    assert report["examples"] == SCENES
+    (*_, last) = [line for line in scalars(one_process[0]) if "eval/depth/rmse" in line]
+    for name, value in report["metrics"].items():
+        np.testing.assert_allclose(value, last[f"eval/{name}"], rtol=1e-4, err_msg=name)
+
+
+# --- how a group is found ---
+
+
+@pytest.mark.parametrize(
+    ("env", "flags", "expected"),
+    [
+        ({}, (None, None, None), None),
+        ({}, ("a:1", 2, 0), ("a:1", 2, 0)),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "b:2", "JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2"},
+            (None, None, None),
+            ("b:2", 3, 2),
+        ),
+        ({"JAX_COORDINATOR_ADDRESS": "b:2"}, ("a:1", 2, 1), ("a:1", 2, 1)),
+    ],
+)
+def test_flags_come_before_the_environment(env, flags, expected):
+    assert distributed.named_group(env, *flags) == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "flags", "message"),
+    [
+        ({}, ("a:1", None, 0), r"--coordinator, --num_processes, --process_id, but --num_processes is missing"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, (None,) * 3, r"but JAX_NUM_PROCESSES, JAX_PROCESS_ID is missing"),
+        ({}, ("a", 2, 0), r"--coordinator=a: must be HOST:PORT"),
+        ({}, ("a:1", 2, 2), r"--process_id=2 must be from 0 to --num_processes - 1 = 1"),
+    ],
+)
+def test_what_is_incomplete_is_named(env, flags, message):
+    with pytest.raises(UserError, match=message):
+        distributed.named_group(env, *flags)
+
+
+def test_srun_is_told_from_the_batch_script_around_it():
+    assert distributed.is_slurm_step({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"})
+    assert not distributed.is_slurm_step({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"})
+
+
+def test_under_srun_jax_finds_the_group(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **named: calls.append((args, named)))
+    for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed.flags, "FLAGS", None)
+    for name in ("_COORDINATOR", "_NUM_PROCESSES", "_PROCESS_ID"):
+        monkeypatch.setattr(distributed, name, type("Flag", (), {"value": None}))
+    distributed.start()
+    assert calls == [((), {})]
+    with pytest.raises(UserError, match=r"^--mode=predict runs in one process"), distributed.joined("predict"):
+        pass
+
+
+# --- how it ends ---
+
+FAILING = """
+import pathlib, sys
+from absl import app, flags
+import jax
+from taskexpert_jax import command_line
+from taskexpert_jax.parallel import distributed, processes
+from taskexpert_jax.errors import UserError
+
+def main(argv):
+    how, workdir = argv[1:]
+    command_line.quieten()
+    with distributed.joined("train"):
+        print("started")
+        distributed.refuse_unshared(pathlib.Path(workdir))
+        if jax.process_index() == 1 and how == "user":
+            raise UserError("frame 7 is broken")
+        if jax.process_index() == 0 and how == "fault":
+            raise ValueError("a fault")
+        processes.gather("waiting for the other")
+
+app.run(main)
+"""
+
+
+def ending(folder, how, workdir):
+    program = folder / "program.py"
+    program.write_text(FAILING)
+    started = time.monotonic()
+    codes = statuses(folder, str(program), how, str(workdir))
+    assert time.monotonic() - started < 100  # before JAX itself would notice
+    return codes, said(folder), said(folder, "out")
+
+
+@pytest.mark.slow
+def test_one_process_that_fails_ends_the_others(tmp_path):
+    codes, errors, spoken = ending(tmp_path, "user", tmp_path)
+    assert codes == [2, 2]
+    assert re.fullmatch(r"error: frame 7 is broken \(process 1 on .*\)", errors[0])
+    assert errors[1] == "error: frame 7 is broken"
+    assert (spoken[0].splitlines()[0], spoken[1]) == ("started", "")  # JAX's transport prints too
+
+
+@pytest.mark.slow
+def test_a_fault_ends_the_others_too(tmp_path):
+    codes, errors, _ = ending(tmp_path, "fault", tmp_path)
+    assert codes == [1, 1]
+    assert "Traceback" in errors[0] and "ValueError: a fault" in errors[0]
+    assert re.fullmatch(r"error: ValueError: a fault \(process 0 on .*\)", errors[1])
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_not_shared_is_refused_by_all(tmp_path):
+    for index in range(2):
+        (tmp_path / str(index)).mkdir()
+    codes, errors, _ = ending(tmp_path, "none", tmp_path / "INDEX" / "run")
+    assert codes == [2, 2]
+    for text in errors:
+        assert re.match(
+            r"error: --workdir=.* is not shared: what process 0 writes there is not seen by process 1 on", text
+        )
+        assert len(text.splitlines()) == 1
+    assert [list((tmp_path / str(index)).iterdir()) for index in range(2)] == [[], []]

@@ -1,0 +1,401 @@
+"""Backbones from files and runs: every name and shape, what is refused, and that training begins with them.
+
+That the loaded model computes what PyTorch's does is tests/test_timm_parity.py.
+"""
+
+import collections
+import json
+import os
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from configs import defaults, folder, nyud, pascal_context
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import budget
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.models.backbones import position_embedding, vit
+from taskexpert_jax.parallel import sharding
+from taskexpert_jax.pretrained import files as weight_files
+from taskexpert_jax.pretrained import load as pretrained
+from taskexpert_jax.tasks import from_config
+from tests.pretrained import weight_layouts
+
+SHAPE = {"width": 32, "depth": 4, "heads": 2, "patch": 16, "grid": (4, 4)}
+VIT = weight_layouts.random_blocks(**SHAPE)
+WRITERS = {
+    "augreg.npz": lambda path: np.savez(path, **weight_layouts.augreg(VIT)),
+    "big_vision.npz": lambda path: np.savez(
+        path, **{f"params/{name}": array for name, array in weight_layouts.augreg(VIT).items()}
+    ),
+    "timm.safetensors": lambda path: save_file(weight_layouts.timm(VIT), path),
+    "timm.pth": lambda path: weight_layouts.write_torch(path, weight_layouts.timm(VIT)),
+    "nested.pt": lambda path: weight_layouts.write_torch(
+        path, {"epoch": 3, "model": {f"module.backbone.{k}": v for k, v in weight_layouts.timm(VIT).items()}}
+    ),
+    "hugging_face.safetensors": lambda path: save_file(weight_layouts.hugging_face(VIT), path),
+    "hugging_face.bin": lambda path: weight_layouts.write_torch(
+        path, collections.OrderedDict(weight_layouts.hugging_face(VIT, "vit."))
+    ),
+}
+
+TIMM_HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
+HALF = {f"image_{name}": value for name, value in TIMM_HALF.items()}
+
+
+def tiny_config(path="", **model_fields):
+    config = nyud.get_config("tiny")
+    config.tasks, config.dataset.image_size = ("depth",), (64, 64)
+    config.checkpoint.best_task = "depth"
+    config.model.pretrained = str(path)
+    config.model.update(model_fields)
+    return config
+
+
+def read(path, image_size=(64, 64), **model_fields):
+    config = tiny_config(path, **model_fields)
+    config.dataset.image_size = image_size
+    return pretrained.read(config, taskexpert.from_config(config, from_config(config)))
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_fills_every_parameter_with_its_own_values(name, tmp_path):
+    WRITERS[name](tmp_path / name)
+    weights = read(tmp_path / name, taps=2)
+    arrays = dict(weights.arrays)
+
+    def expect(ours, expected):
+        np.testing.assert_array_equal(arrays.pop(ours), expected, err_msg=ours)
+
+    expect("patches/embedding/kernel", VIT["patch"])
+    expect("patches/embedding/bias", VIT["patch_bias"])
+    expect("patches/pos_embedding", VIT["positions"])
+
+    def stacked(*names, axis=0):
+        of_blocks = [[VIT[f"{i}/{name}"] for name in names] for i in range(4)]
+        blocks = [of[0] if len(of) == 1 else np.stack(of, axis) for of in of_blocks]
+        return np.stack(blocks)
+
+    expect("blocks/attention/qkv_kernel", stacked("query", "key", "value", axis=1))
+    expect("blocks/attention/qkv_bias", stacked("query_bias", "key_bias", "value_bias"))
+    expect("blocks/attention/out/kernel", stacked("out").reshape(4, 32, 32))
+    expect("blocks/attention/out/bias", stacked("out_bias"))
+    for layer in ("expand", "contract"):
+        expect(f"blocks/mlp/{layer}/kernel", stacked(layer))
+        expect(f"blocks/mlp/{layer}/bias", stacked(f"{layer}_bias"))
+    for layer in ("norm1", "norm2"):
+        expect(f"blocks/{layer}/norm/scale", stacked(layer))
+        expect(f"blocks/{layer}/norm/bias", stacked(f"{layer}_bias"))
+    assert arrays == {}
+
+
+@pytest.mark.parametrize("name", ["augreg.npz", "timm.safetensors", "hugging_face.bin"])
+def test_the_class_token_is_dropped_or_kept_with_its_position(name, tmp_path):
+    WRITERS[name](tmp_path / name)
+    assert "patches/class_token" not in read(tmp_path / name).arrays
+    kept = read(tmp_path / name, class_token=True)
+    np.testing.assert_array_equal(kept.arrays["patches/class_token"], VIT["cls"][None] + VIT["cls_position"])
+    np.testing.assert_array_equal(kept.arrays["patches/pos_embedding"], VIT["positions"])
+
+
+def test_the_report_counts_names_and_compares(tmp_path):
+    WRITERS["augreg.npz"](tmp_path / "augreg.npz")
+    first, second = read(tmp_path / "augreg.npz", (64, 80)).report.splitlines()
+    assert first == (
+        f"loaded 67 of 67 tensors of {tmp_path}/augreg.npz (AugReg's names) into the backbone (pos_embedding 4x4 -> "
+        "4x5; left out: Transformer/encoder_norm/*, cls, head/*); new: head_depth/*, initial_memory, mixture/*"
+    )
+    assert second == (
+        "their input: mean and std not told by the file; AugReg's ViTs were trained with 0.5 and 0.5, 64x64; this "
+        "run's: mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), 64x80"
+    )
+
+
+@pytest.mark.parametrize(
+    ("beside", "content", "expected"),
+    [
+        ("config.json", {"pretrained_cfg": {**TIMM_HALF, "input_size": [3, 384, 384]}}, "384x384"),
+        ("config.json", TIMM_HALF, "64x64"),
+        ("preprocessor_config.json", {**HALF, "size": 224}, "224x224"),
+        ("preprocessor_config.json", {**HALF, "size": {"height": 8, "width": 9}}, "8x9"),
+        (
+            "preprocessor_config.json",
+            {**HALF, "crop_size": {"height": 7, "width": 7}, "size": {"shortest_edge": 9}},
+            "7x7",
+        ),
+    ],
+)
+def test_the_weights_own_input_is_told_from_the_json_beside_them(beside, content, expected, tmp_path):
+    WRITERS["timm.pth"](tmp_path / "timm.pth")
+    (tmp_path / beside).write_text(json.dumps(content))
+    line = read(tmp_path / "timm.pth").report.splitlines()[1]
+    assert f"mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5) ({beside}), {expected}; this run's: mean (0.485" in line
+    assert "(for theirs: --config.model.image_mean='(0.5, 0.5, 0.5)' --config" in line
+    (tmp_path / beside).write_text("{")
+    with pytest.raises(UserError, match=f"{beside} is not JSON"):
+        read(tmp_path / "timm.pth")
+
+
+def test_safetensors_may_tell_it_themselves_and_hold_bfloat16(tmp_path):
+    tensors = {
+        name: {"dtype": "bfloat16", "shape": array.shape, "data": array.astype(jnp.bfloat16).tobytes()}
+        for name, array in weight_layouts.timm(VIT).items()
+    }
+    spec = {"mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"}
+    (tmp_path / "half.safetensors").write_bytes(_serialized(tensors, spec))
+    weights = read(tmp_path / "half.safetensors")
+    expected = VIT["patch"].astype(jnp.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(weights.arrays["patches/embedding/kernel"], expected)
+    assert "std (0.5, 0.5, 0.5) (metadata), 64x64" in weights.report
+
+
+def _serialized(tensors, metadata):
+    """The .safetensors format: length of the header, header, data; written out, as its NumPy form has no bfloat16."""
+    header, offset = {"__metadata__": metadata}, 0
+    for name, of in tensors.items():
+        end = offset + len(of["data"])
+        header[name] = {"dtype": "BF16", "shape": list(of["shape"]), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"".join(of["data"] for of in tensors.values())
+
+
+# --- refusals ---
+
+
+def changed(tensors, **changes):
+    """The tensors with some replaced; None takes one away."""
+    merged = {**tensors, **changes}
+    return {name: array for name, array in merged.items() if array is not None}
+
+
+def test_a_file_that_fits_in_part_is_refused_with_a_diff(tmp_path):
+    tensors = weight_layouts.timm(VIT) | {"blocks.4.norm1.weight": np.ones(32, np.float32)}
+    tensors["blocks.2.attn.proj.weight"] = np.ones((32, 16), np.float32)
+    del tensors["blocks.3.mlp.fc1.bias"]
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(UserError) as refusal:
+        read(tmp_path / "x.safetensors")
+    head, *lines = str(refusal.value).splitlines()
+    assert "does not fit this config's backbone (3 tensors; it has 54)" in head
+    assert [line.strip() for line in lines] == [
+        "+ blocks.3.mlp.fc1.bias (128,): not in the file",
+        "- blocks.4.norm1.weight (32,): only in the file",
+        "! blocks.2.attn.proj.weight: (32, 16) in the file, (32, 32) in the model",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("width", 64, r"! blocks\.0\.attn\.proj\.bias: \(32,\) in the file, \(64,\) in the model"),
+        ("patch_size", 8, r"! patch_embed\.proj\.weight: \(32, 3, 16, 16\) in the file, \(32, 3, 8, 8\) in the model"),
+        ("depth", 2, r"- blocks\.2\..*only in the file"),
+        ("depth", 8, r"\+ blocks\.4\..*not in the file"),
+        ("layer_scale", 1.0, r"\+ blocks\.0\.ls1\.gamma \(32,\): not in the file"),
+        ("registers", 4, r"\+ reg_token \(1, 4, 32\): not in the file"),
+    ],
+)
+def test_another_backbone_is_refused(field, value, line, tmp_path):
+    WRITERS["timm.safetensors"](tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=line):
+        read(tmp_path / "x.safetensors", **{field: value, "taps": 2})
+
+
+def test_registers_and_layer_scale_are_not_dropped_unseen(tmp_path):
+    tensors = weight_layouts.timm(VIT) | {"reg_token": np.ones((1, 4, 32), np.float32)}
+    tensors["blocks.0.ls1.gamma"] = np.ones(32, np.float32)
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"(?s)- blocks\.0\.ls1\.gamma.*- reg_token \(1, 4, 32\): only in the file"):
+        read(tmp_path / "x.safetensors")
+
+
+def test_what_stays_fresh_is_named_by_regex(tmp_path):
+    tensors = weight_layouts.timm(VIT)
+    del tensors["pos_embed"]
+    tensors["patch_embed.proj.weight"] = np.ones((32, 3, 14, 14), np.float32)
+    save_file(tensors, tmp_path / "x.safetensors")
+    weights = read(tmp_path / "x.safetensors", pretrained_fresh=r"patches/(pos_embedding|embedding/.*)")
+    assert not {name for name in weights.arrays if name.startswith("patches/")}
+    assert (
+        "loaded 48 of 48" in weights.report
+        and "new: head_depth/*, initial_memory, mixture/*, patches/emb" in weights.report
+    )
+    assert "left out: cls_token, head.*, norm.*, patch_embed.*" in weights.report
+    for regex, message in (
+        ("patches/nothing", "matches no parameter of the backbone"),
+        ("(", "not a regular expression"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / "x.safetensors", pretrained_fresh=regex)
+
+
+def test_positions_of_no_square_grid_are_refused(tmp_path):
+    tensors = weight_layouts.timm(VIT) | {"pos_embed": np.ones((1, 15, 32), np.float32)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"\(1, 15, 32\).*square"):
+        read(tmp_path / "x.safetensors")
+
+
+def test_files_of_no_vit_and_of_two_are_refused(tmp_path):
+    save_file({"layer1.0.conv1.weight": np.ones(2, np.float32)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"holds 0 patch embeddings of a ViT \(it has layer1\.0\.conv1\.weight"):
+        read(tmp_path / "x.safetensors")
+    both = {f"{who}.{k}": v for who in ("student", "teacher") for k, v in weight_layouts.timm(VIT).items()}
+    save_file(both, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"2 patch embeddings.*student\.patch_embed\.proj\.weight, teacher"):
+        read(tmp_path / "x.safetensors")
+
+
+class Attack:
+    """What a pickle that means harm looks like."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_pth_file_runs_no_code(tmp_path):
+    trace = tmp_path / "trace"
+    weight_layouts.write_torch(tmp_path / "x.pth", {"model": {"a": np.ones(1)}, "args": Attack(str(trace))})
+    with pytest.raises(UserError, match=r"x\.pth: asks for \w+\.\w+, which is no tensor: loading it could run"):
+        read(tmp_path / "x.pth")
+    assert not trace.exists()
+
+
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
+    for size, stride in (((2,), (1000,)), ((-1,), (1,)), ((9,), (1,))):
+        weight_layouts.write_torch(tmp_path / "x.pth", {"a": np.ones(8)}, sizes={"a": (size, stride)})
+        with pytest.raises(UserError, match=r"a tensor reaches beyond its storage"):
+            weight_files.read(str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": 1}, r"no tensors at the top.*\(its keys: a\); save the state dict alone"),
+        ({"model": {"a": np.ones(1)}, "state_dict": {"a": np.ones(1)}}, r"state_dict.* 2 are there"),
+        ([1], r"holds a list, not a dict of tensors"),
+        ({"a": np.ones(1), "epoch": 3}, r"not tensors: epoch"),
+    ],
+)
+def test_pth_files_of_other_things_are_refused(content, message, tmp_path):
+    weight_layouts.write_torch(tmp_path / "x.pth", content)
+    with pytest.raises(UserError, match=message):
+        weight_files.read(str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("x.pth", b"\x80\x02\x8a", r"x\.pth: not in PyTorch's zip format: a file of before PyTorch 1\.6"),
+        ("x.pth", b"PK\x03\x04", r"x\.pth is damaged or no \.pth file"),
+        ("x.npz", b"PK\x03\x04", r"x\.npz is damaged or no \.npz file.*fetch it again"),
+        ("x.safetensors", b"\xff" * 20, r"x\.safetensors is damaged"),
+        ("x.safetensors", b"", r"x\.safetensors is damaged"),
+        ("x.npz", b"version https://git-lfs.github.com/spec/v1", r"pointer that Git LFS left.*git lfs pull"),
+        ("x.h5", b"", r"give a file ending in \.npz, \.safetensors, \.pth, \.pt, \.bin, or the directory of a run"),
+    ],
+)
+def test_damaged_files_and_other_formats_get_one_line(name, data, message, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=message) as refusal:
+        read(tmp_path / name)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    for name in ("augreg.npz", "timm.pth", "timm.safetensors"):
+        WRITERS[name](tmp_path / name)
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[: len(data) // 2])
+        with pytest.raises(UserError, match="is damaged"):
+            read(tmp_path / name)
+
+
+def test_no_file_there(tmp_path):
+    with pytest.raises(UserError, match=r"pretrained=.*nothing\.npz cannot be read: .*No such file"):
+        read(tmp_path / "nothing.npz")
+
+
+# --- position embeddings ---
+
+
+@pytest.mark.parametrize("target", [(14, 14), (37, 42), (28, 36), (5, 50), (24, 24)])
+def test_positions_are_resized_as_by_the_reference(target):
+    """OpenCV's cubic has PyTorch's kernel, centres and borders; PyTorch itself is asked in test_timm_parity.py."""
+    table = np.random.default_rng(0).normal(size=(24, 24, 3)).astype(np.float32)
+    expected = cv2.resize(table, target[::-1], interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_allclose(position_embedding.resize(jnp.asarray(table), target), expected, rtol=0, atol=1e-5)
+
+
+def test_the_model_resizes_at_run_time_as_loading_does():
+    backbone = vit.Backbone(width=32, depth=4, heads=2, mlp_ratio=4, patch_size=16, class_token=True)
+    image = jax.random.normal(jax.random.key(0), (1, 80, 112, 3))
+    small, large = (vit.PatchEmbed(backbone, grid, jnp.float32) for grid in ((4, 4), (5, 7)))
+    params = sharding.unbox(jax.jit(lambda: small.init(jax.random.key(0), image))())["params"]
+    at_run_time = jax.jit(lambda p: small.apply({"params": p}, image))(params)
+    loaded = {**params, "pos_embedding": position_embedding.resize(params["pos_embedding"], (5, 7))}
+    np.testing.assert_allclose(jax.jit(lambda p: large.apply({"params": p}, image))(loaded), at_run_time, atol=1e-6)
+    assert at_run_time.shape == (1, 1 + 35, 32)
+
+
+# --- variants ---
+
+
+@pytest.mark.parametrize("variant", defaults.VARIANTS)
+@pytest.mark.parametrize("module", [nyud, pascal_context, folder])
+def test_every_variant_is_a_config_without_further_flags(module, variant):
+    config = module.get_config(variant)
+    model = taskexpert.from_config(config, from_config(config) if module is not folder else ())
+    height, width = config.dataset.image_size
+    protocol = {nyud: (448, 576), pascal_context: (512, 512), folder: (448, 576)}[module]
+    if variant != "tiny":
+        assert 0 <= height - protocol[0] < model.backbone.patch_size
+        assert 0 <= width - protocol[1] < model.backbone.patch_size
+
+
+def test_dinov2_variants_have_its_parameters():
+    config = nyud.get_config("dinov2_s14_reg4")
+    config.tasks = ("depth",)
+    model = taskexpert.from_config(config, from_config(config))
+    shapes = pretrained.parameter_shapes(model)
+    assert shapes["patches/class_token"] == (1, 384) and shapes["patches/registers"] == (4, 384)
+    assert shapes["blocks/layer_scale1"] == shapes["blocks/layer_scale2"] == (12, 384)
+    # timm's vit_small_patch14_reg4_dinov2 has 22 057 344 parameters: 1369 positions, and a final norm.
+    others = 22_057_344 - 1369 * 384 - 2 * 384 + 32 * 42 * 384
+    assert budget.count_parameters(model)["backbone"] == others
+
+
+def test_extra_tokens_cost_what_they_do():
+    config = tiny_config()
+    plain = budget.count_multiply_adds(taskexpert.from_config(config, from_config(config)))
+    config.model.class_token, config.model.registers = True, 3
+    more = budget.count_multiply_adds(taskexpert.from_config(config, from_config(config)))
+    # 4 blocks; 16 tokens of 32 channels, then 20 of them in 12 C^2 a token and 2 C a pair.
+    assert more["backbone"] - plain["backbone"] == 4 * (12 * 32**2 * 4 + 2 * 32 * (20**2 - 16**2))
+    assert {**more, "backbone": 0} == {**plain, "backbone": 0}
+
+
+@pytest.mark.parametrize("fields", [{"layer_scale": -1.0}, {"registers": -1}])
+def test_impossible_parts_are_refused(fields):
+    config = tiny_config(**fields)
+    with pytest.raises(UserError, match=r"config\.model\.layer_scale=.*registers=.*less than 0"):
+        taskexpert.from_config(config, from_config(config))
+
+
+def test_directories_that_are_no_runs_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"give a file ending in .*or the directory of a run"):
+        read(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json is not that of a run"):
+        read(tmp_path)

@@ -1,0 +1,204 @@
+"""Checkpoints of small trees: what is kept, other devices and dtypes, versions of JAX, and their listing."""
+
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+from checkpoint_trees import abstract, largest, opened, opened_newest, same, save, state
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import pytest
+
+from configs import demo
+from taskexpert_jax.runs import sealing
+from taskexpert_jax import checkpoint as checkpoint_listing
+from taskexpert_jax.parallel import sharding
+from taskexpert_jax.runs.checkpoints import Checkpoints, saved_steps
+from taskexpert_jax.errors import UserError
+
+
+def test_the_latest_two_and_the_best_are_kept_and_sealed(tmp_path):
+    save(tmp_path, range(1, 7), {1: 0.3, 2: 0.5, 3: 0.4, 5: float("nan")})
+    assert saved_steps(tmp_path) == [2, 5, 6]
+    with opened(tmp_path, read_only=True) as checkpoints:
+        assert (checkpoints.select("best"), checkpoints.select("latest"), checkpoints.select("5")) == (2, 6, 5)
+    for step in (2, 5, 6):
+        folder = tmp_path / "checkpoints" / str(step)
+        assert sealing.sealed(folder) and sealing.problem(folder) is None
+
+
+def test_a_checkpoint_says_whether_it_was_evaluated_and_gets_metrics_later(tmp_path):
+    assert opened_newest(tmp_path) is None
+    save(tmp_path, [3])
+    restored = opened_newest(tmp_path)
+    assert (restored.step, restored.evaluated) == (3, False)
+    assert same(restored.state, state(3))
+    save(tmp_path, [3], {3: 0.5})
+    assert opened_newest(tmp_path).evaluated
+    save(tmp_path, [3])  # nothing is lost where the same step is saved again without
+    assert opened_newest(tmp_path).evaluated
+    with opened(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.select("best") == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_the_best_task_may_change_when_a_run_goes_on(tmp_path):
+    save(tmp_path, [2, 4, 6], {2: 0.9, 4: 0.4})
+    depth = SimpleNamespace(name="depth", main_metric="rmse", higher_is_better=False)
+    checkpoints = Checkpoints(tmp_path, depth)
+    assert checkpoints.select("best") == 6  # none was evaluated by this one
+    for step, rmse in ((8, 0.5), (10, 0.7), (12, 0.6)):
+        checkpoints.save(state(step), {}, {"depth/rmse": rmse})
+    checkpoints.close()
+    assert saved_steps(tmp_path) == [8, 10, 12]
+    assert Checkpoints(tmp_path, depth, read_only=True).select("best") == 8
+
+
+# --- other devices, parameters alone, other dtypes ---
+
+MESHES = {1: (1, 1, 1), 2: (1, 2, 1), 4: (2, 1, 2), 8: (1, 2, 4)}
+
+
+def placed(mesh):
+    """Shapes of the state with its kernels split over fsdp and tensor, and the rest on all devices."""
+
+    def place(leaf):
+        split = PartitionSpec("fsdp", "tensor") if leaf.ndim == 2 else PartitionSpec()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, split))
+
+    return jax.tree.map(place, jax.eval_shape(lambda: state(0)))
+
+
+def mesh_of(count):
+    return sharding.make_mesh(dict(zip(sharding.AXES, MESHES[count], strict=True)), {}, jax.devices()[:count])
+
+
+@pytest.fixture(scope="module")
+def on_eight(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("eight")
+    with opened(workdir) as checkpoints:
+        spread = jax.tree.map(lambda leaf, of: jax.device_put(leaf, of.sharding), state(5), placed(mesh_of(8)))
+        assert len(spread.params["dense"]["kernel"].sharding.device_set) == 8
+        checkpoints.save(spread, {}, None)
+    return workdir
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_saved_on_eight_devices_restored_on_any(count, on_eight):
+    with opened(on_eight) as checkpoints:
+        restored = checkpoints.restore_newest(placed(mesh_of(count)))
+    assert same(jax.device_get(restored.state), jax.device_get(state(5)))
+    kernel = restored.state.params["dense"]["kernel"]
+    _, fsdp, tensor = MESHES[count]
+    assert (
+        len(kernel.sharding.device_set) == count
+        and kernel.addressable_shards[0].data.size == kernel.size // fsdp // tensor
+    )
+
+
+@pytest.mark.multidevice
+def test_parameters_are_restored_without_the_optimiser_and_in_bfloat16(on_eight, tmp_path):
+    shutil.copytree(on_eight, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "5" / "train")
+    half = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.bfloat16), abstract().params)
+    with opened(tmp_path / "run", read_only=True) as checkpoints:
+        variables = checkpoints.restore_variables(5, abstract().replace(params=half))
+        whole = checkpoints.restore_variables(5, abstract())
+        hosts = checkpoints.restore_parameters(5)
+        with pytest.raises(UserError, match=r"checkpoints/5 is damaged: train/\S+ is missing"):
+            checkpoints.restore(5, abstract())
+    expected = state(5).params
+    assert same(variables["params"], jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), expected))
+    assert variables["batch_stats"]["mean"].dtype == jnp.float32
+    assert same(whole["params"], expected) and same(hosts, expected)
+
+
+def test_training_goes_on_in_the_dtypes_that_were_saved(on_eight):
+    wanted = abstract()
+    wanted.params["dense"]["bias"] = jax.ShapeDtypeStruct((3,), jnp.bfloat16)
+    del wanted.params["dense"]["kernel"]
+    with (
+        opened(on_eight) as checkpoints,
+        pytest.raises(UserError, match=r"2 of 3 arrays of `params` differ") as refusal,
+    ):
+        checkpoints.restore_newest(wanted)
+    assert "- params/dense/kernel (256, 16) float32: only in the checkpoint" in str(refusal.value)
+    assert "! params/dense/bias: (3,) float32 in the checkpoint, (3,) bfloat16 in the model" in str(refusal.value)
+    assert saved_steps(on_eight) == [5]  # an architecture that differs is not damage
+
+
+def test_checkpoints_are_read_across_jax_versions(tmp_path):
+    """Both ways with the interpreter of another environment, which has another version of JAX."""
+    other = os.environ.get("TASKEXPERT_OTHER_PYTHON")
+    if not other:
+        pytest.skip("set TASKEXPERT_OTHER_PYTHON to the interpreter of an environment with another version of JAX")
+    program = (
+        "import pathlib, sys, numpy as np, jax; from tests.runs import checkpoint_trees as made\n"
+        "workdir, mode = pathlib.Path(sys.argv[1]), sys.argv[2]\n"
+        "made.save(workdir, [7]) if mode == 'save' else None\n"
+        "assert made.same(made.opened_newest(workdir).state, made.state(7))\nprint(jax.__version__)"
+    )
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    versions = set()
+    for saver, reader in ((other, sys.executable), (sys.executable, other)):
+        workdir = tmp_path / str(len(versions))
+        for python, mode in ((saver, "save"), (reader, "read")):
+            done = subprocess.run(
+                [python, "-c", program, str(workdir), mode], env=env, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            versions.add(done.stdout.split()[-1])
+    assert len(versions) == 2
+
+
+# --- python -m taskexpert_jax.checkpoint ---
+
+
+def test_the_listing_shows_what_is_there(tmp_path, capsys):
+    config = demo.get_config("tiny").to_dict()
+    with opened(tmp_path) as checkpoints:
+        for step, value in ((2, 0.75), (4, 0.5), (6, None)):
+            checkpoints.save(state(step), config, None if value is None else {"semseg/mIoU": value})
+    os.truncate(largest(tmp_path / "checkpoints" / "4" / "params"), 100)
+    (tmp_path / "damaged" / "3").mkdir(parents=True)
+    assert checkpoint_listing.main([str(tmp_path), "--verify", "--tree"]) == 0
+    head, *rows, aside, _, newest = capsys.readouterr().out.split("\n", 6)
+    assert head.split()[:3] == ["step", "saved", "semseg/mIoU"]
+    assert [row.split()[0] for row in rows] == ["2", "4", "6"]
+    assert [row.split()[3] for row in rows] == ["0.75", "0.5", "-"]
+    assert rows[0].endswith("good  best") or rows[0].split()[-2:] == ["good", "best"]
+    assert "damaged: params" in rows[1] and "of " in rows[1]
+    assert rows[2].split()[-2:] == ["good", "latest"]
+    assert aside.startswith("damaged, moved to") and aside.endswith(": 3")
+    assert newest.startswith("step 6\nparams: 3 arrays, 0.0 MiB\n")
+    assert "  params/dense/kernel  (256, 16)  float32  16,384 bytes" in newest
+    assert "  step  ()  int32  4 bytes" in newest
+
+
+@pytest.mark.parametrize("part", ["metrics/metrics", "config/metadata", "params/_METADATA"])
+def test_the_listing_names_what_is_damaged_and_needs_no_accelerator(part, tmp_path):
+    with opened(tmp_path) as checkpoints:
+        for step in (2, 4):
+            checkpoints.save(state(step), demo.get_config("tiny").to_dict(), {"semseg/mIoU": 0.5})
+    path = tmp_path / "checkpoints" / "4" / part
+    os.truncate(path, path.stat().st_size // 2)
+    command = [sys.executable, "-m", "taskexpert_jax.checkpoint", str(tmp_path), "--verify", "--tree"]
+    done = subprocess.run(
+        command, env={**os.environ, "JAX_PLATFORMS": "tpu"}, capture_output=True, text=True, check=False
+    )
+    head, good, damaged, *_ = done.stdout.splitlines()
+    assert head.startswith("step") and " good " in f"{good} " and f"damaged: {part} has " in damaged
+    lines = done.stderr.splitlines()
+    assert not lines or (len(lines) == 1 and lines[0].startswith("error: the arrays of ") and done.returncode == 2)
+
+
+def test_the_listing_says_what_is_missing(tmp_path, capsys):
+    assert checkpoint_listing.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: no checkpoints in {tmp_path}: give the --workdir of a run\n"
+    (tmp_path / "checkpoints").mkdir()
+    assert checkpoint_listing.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: no checkpoint in ")

@@ -1,0 +1,117 @@
+"""A run's directory: one config, one program at a time."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from configs import defaults, demo
+from taskexpert_jax.runs import workdir
+from taskexpert_jax.errors import UserError
+
+DEFAULTS = defaults.base("tiny").augment.to_dict()
+HOLD = """
+import pathlib, sys
+from taskexpert_jax import workdir
+with workdir.lock(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another program that has the directory: (its process, the directory)."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process, folder
+        process.kill()
+
+
+def test_a_directory_in_use_is_refused_with_who_uses_it(holder):
+    process, folder = holder
+    refused = pytest.raises(
+        UserError, match=rf"run is in use by process {process.pid} on \S+ since 2.*another --workdir"
+    )
+    with refused, workdir.lock(folder):
+        pass
+    process.communicate("\n")  # it ends
+    with workdir.lock(folder):
+        assert f"process {os.getpid()} on" in (folder / ".lock").read_text()
+    with workdir.lock(folder):
+        pass
+
+
+def test_a_killed_program_leaves_no_lock(holder):
+    process, folder = holder
+    process.kill()
+    process.wait()
+    with workdir.lock(folder):
+        assert f"process {os.getpid()} on" in (folder / ".lock").read_text()
+
+
+def test_a_directory_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused = pytest.raises(
+        UserError, match=r"--workdir=.*/file/run cannot be written to: Not a directory; give another"
+    )
+    with refused, workdir.lock(tmp_path / "file" / "run"):
+        pass
+
+
+def test_all_that_differs_is_listed_a_line_each(tmp_path):
+    config = demo.get_config("tiny")
+    workdir.claim(tmp_path, config.to_dict())
+    before = (tmp_path / "config.json").read_bytes()
+    config.optimizer.learning_rate = 0.5
+    config.model.gate.top_k = 2
+    config.tasks = ("semseg",)
+    for field, value in (("guard.skip_steps", 9), ("eval.flip", True), ("mesh.fsdp", 8), ("log.images", 7)):
+        config.update_from_flattened_dict({field: value})  # may change: they do not change what is computed
+    with pytest.raises(UserError) as refusal:
+        workdir.claim(tmp_path, config.to_dict())
+    first, *lines = str(refusal.value).splitlines()
+    assert re.fullmatch(
+        r".* holds a run of another config; use another --workdir, or what the run started with:", first
+    )
+    assert lines[0] == "  model.gate.top_k was 0, is 2"
+    assert [line.split()[0] for line in lines] == ["model.gate.top_k", "optimizer.learning_rate", "tasks"]
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_run_from_before_the_guards_goes_on(tmp_path):
+    config = demo.get_config("tiny").to_dict()
+    workdir.claim(tmp_path, {name: value for name, value in config.items() if name != "guard"})
+    workdir.claim(tmp_path, config)
+    assert "guard" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_a_field_that_is_new_may_have_its_default_and_nothing_else(tmp_path):
+    config = demo.get_config("tiny")
+    older = config.to_dict()
+    del older["optimizer"]["ema_decay"], older["augment"], older["model"]["layer_scale"]
+    workdir.claim(tmp_path, older)
+    workdir.claim(tmp_path, config.to_dict() | {"augment": demo.get_config("tiny").augment.to_dict() | DEFAULTS})
+    config.optimizer.ema_decay = 0.5
+    config.augment.update(DEFAULTS | {"hue": 3})
+    with pytest.raises(UserError) as refusal:
+        workdir.claim(tmp_path, config.to_dict())
+    assert str(refusal.value).splitlines()[1:] == [
+        "  augment.hue was absent, is 3",
+        "  optimizer.ema_decay was absent, is 0.5",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_config_that_cannot_be_read_is_one_line(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    config = demo.get_config("tiny").to_dict()
+    for read in (workdir.claim, workdir.note_other_data):
+        with pytest.raises(UserError, match=r"^\S+/config.json .*; put it back, or use another --workdir$"):
+            read(tmp_path, config)
+    assert (tmp_path / "config.json").read_text() == text

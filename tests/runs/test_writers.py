@@ -1,0 +1,52 @@
+"""What a run writes about itself, and a disk that takes nothing more."""
+
+import errno
+import json
+import os
+import pathlib
+
+import pytest
+
+from taskexpert_jax.runs import writer as writers
+from taskexpert_jax.errors import UserError, disk_refusal
+
+
+def test_a_run_that_goes_on_drops_the_lines_of_steps_that_it_repeats(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "cut in t')
+    writer = writers.RunWriter(tmp_path, 2)
+    writer.scalars(3, {"loss": 0.5})
+    writer.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["loss"] == 0.5
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_is_one_line_and_closing_says_no_more(tmp_path, monkeypatch):
+    full = pathlib.Path("/dev/full").open("w")  # noqa: SIM115 (the writer closes it)
+    monkeypatch.setattr(writers, "_open_lines", lambda *_: full)
+    writer = writers.RunWriter(tmp_path, 0)
+    with pytest.raises(
+        UserError, match=r"metrics.jsonl cannot be written: No space left on device; make room.*goes on"
+    ):
+        writer.scalars(1, {"loss": 0.5})
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/b"), "No space left on device"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: a/b; No space left on\n\tFailed to flush 10 events"),
+            "No space left on device",
+        ),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
+        (ValueError("NOT_FOUND: a/b"), None),
+    ],
+)
+def test_only_what_a_disk_refuses_is_taken_for_that(error, reason):
+    assert disk_refusal(error) == reason
+    with pytest.raises(type(error) if reason is None else UserError), writers.writing(os.devnull):
+        raise error

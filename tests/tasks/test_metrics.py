@@ -1,0 +1,360 @@
+"""Metrics: the family's numbers, plain NumPy definitions, and the same state however the set is split and padded."""
+
+import functools
+import json
+import math
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+from scipy.special import expit, log_expit
+
+from taskexpert_jax.tasks import losses, metrics
+from taskexpert_jax.tasks.metrics import segmentation, sums
+
+METRICS = {
+    "semseg": metrics.mean_iou(5),
+    "depth": metrics.Depth,
+    "normals": metrics.Normals,
+    "sal": metrics.Saliency,
+    "edge": metrics.edge_loss(0.95),
+}
+IGNORED = {"depth": -1}  # 255 elsewhere
+
+
+@functools.cache
+def jitted(metric):
+    """state, batch -> state, as an evaluation step does it."""
+
+    def step(state, prediction, label, mask):
+        return state.merge(metric.from_model_output(prediction=prediction, label=label, mask=mask))
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def pooled(metric, *batches):
+    """The state after batches (prediction, label, mask)."""
+    state = metric.empty()
+    for batch in batches:
+        state = jitted(metric)(state, *batch)
+    return state
+
+
+def draw(task: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A prediction that has something to do with its label, a quarter of which is ignored; and a mask of ones."""
+    rng = np.random.default_rng(seed)
+    shape = (8, 24, 32)  # the golden size: it compiles once
+    noise = functools.partial(rng.normal, 0, 1)
+    if task == "depth":
+        label = rng.uniform(0.2, 9, (*shape, 1)).astype(np.float32)
+        prediction = label * np.exp(noise(size=label.shape) / 3)
+        prediction[rng.random(shape) < 0.1] *= -1
+        label[rng.random(shape) < 0.05] = 0
+        label[rng.random(shape) < 0.05] = 90
+    elif task == "normals":
+        label = noise(size=(*shape, 3))
+        label /= np.linalg.norm(label, axis=-1, keepdims=True)
+        prediction = 3 * label + noise(size=label.shape)
+        label = label.astype(np.float16)
+    else:
+        classes, channels = {"semseg": (5, 5), "sal": (2, 2), "edge": (2, 1)}[task]
+        label = rng.integers(0, classes, (*shape, 1)).astype(np.uint8)
+        own = label == np.arange(classes)[-channels:]
+        prediction = 2 * own + noise(size=(*shape, channels))
+    label[rng.random(shape) < 0.25] = IGNORED.get(task, 255)
+    return prediction.astype(np.float32), label, np.ones(8, np.float32)
+
+
+def defined(task: str, prediction: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """The metrics in float64, as their definitions read."""
+    valid = (label != IGNORED.get(task, 255)).all(axis=-1)
+    if task == "depth":
+        valid &= ((label > 0) & (label < 80))[..., 0]
+    p, g = prediction[valid].astype(np.float64), label[valid].astype(np.float64)
+    return globals()[f"_{task}"](p, g)
+
+
+def _semseg(p, g):
+    predicted, g = p.argmax(axis=-1), g[:, 0]
+    classes = range(p.shape[-1])
+    unions = [np.sum((predicted == c) | (g == c)) for c in classes]
+    ious = [
+        np.sum((predicted == c) & (g == c)) / union if union else 0 for c, union in zip(classes, unions, strict=True)
+    ]
+    return {"mIoU": 100 * np.mean(ious), "pixel_accuracy": 100 * np.mean(predicted == g)}
+
+
+def _depth(p, g):
+    positive, p = np.where(p <= 0, 1e-9, p), np.maximum(p, 0)
+    factor = np.maximum(positive / g, g / positive)
+    return {
+        "rmse": np.sqrt(np.mean((p - g) ** 2)),
+        "log_rmse": np.sqrt(np.mean(np.log(positive / g) ** 2)),
+        "abs_rel": np.mean(np.abs(p - g) / g),
+        "sq_rel": np.mean((p - g) ** 2 / g),
+        **{f"delta{k}": np.mean(factor < 1.25**k) for k in (1, 2, 3)},
+    }
+
+
+def _normals(p, g):
+    p, g = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (p, g))
+    angle = np.degrees(np.arccos(np.clip(np.sum(p * g, axis=-1), -1, 1)))
+    within = {f"within_{limit:g}": 100 * np.mean(angle < limit) for limit in (11.25, 22.5, 30)}
+    return {"mean": angle.mean(), "rmse": np.sqrt(np.mean(angle**2)), "median": np.median(angle), **within}
+
+
+def _sal(p, g):
+    probability, g = expit(p[:, 1] - p[:, 0]), g[:, 0] == 1
+
+    def best_f(score):
+        scores = [0.0]
+        for threshold in np.linspace(0.05, 0.95, 19):
+            found = np.sum((score > threshold) & g)
+            if found:
+                precision, recall = found / np.sum(score > threshold), found / np.sum(g)
+                scores.append(1.3 * precision * recall / (0.3 * precision + recall))
+        return 100 * max(scores)
+
+    return {"maxF": best_f(expit(probability)), "maxF_plain": best_f(probability), "mae": np.mean(abs(probability - g))}
+
+
+def _edge(p, g):
+    def loss(logit):
+        return np.mean(-np.where(g == 1, 0.95 * log_expit(logit), 0.05 * log_expit(-logit)))
+
+    return {"loss": loss(expit(p)), "loss_plain": loss(p)}
+
+
+def assert_same(state, expected):
+    """Equal counts; sums equal but for the last digits of float32."""
+    for field, other in zip(leaves(state), leaves(expected), strict=True):
+        if isinstance(field, metrics.Count):
+            np.testing.assert_array_equal(field.value(), other.value())
+        else:
+            assert field.value() == pytest.approx(other.value(), rel=1e-7)
+
+
+def leaves(state):
+    return jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, metrics.Count | metrics.Sum))
+
+
+# Accumulators
+
+
+def test_counts_are_exact_to_2_to_the_64():
+    count = metrics.Count.of(jnp.array([1, 2**24, 2**32 - 1], jnp.uint32))
+    expected = [1, 2**24, 2**32 - 1]
+    add = jax.jit(lambda a, b: a + b)
+    for _ in range(31):  # doubles: passes 2^24 + 1, 2^31, 2^32 and ends just below 2^63
+        count = add(add(count, count), metrics.Count.of(jnp.array([1, 0, 0], jnp.uint32)))
+        expected = [2 * expected[0] + 1, 2 * expected[1], 2 * expected[2]]
+        assert count.value().tolist() == expected
+    assert count.value().dtype == np.uint64
+
+
+def test_ten_million_ones_are_counted_beyond_2_to_the_24():
+    start = metrics.Count.of(jnp.asarray(2**24 - 3, jnp.uint32))
+    one = metrics.Count.of(jnp.asarray(1, jnp.uint32))
+    end = jax.jit(lambda start: jax.lax.fori_loop(0, 10_000_000, lambda _, count: count + one, start))(start)
+    assert end.value() == 2**24 - 3 + 10_000_000
+
+
+def test_sums_keep_what_float32_loses():
+    values = np.random.default_rng(0).lognormal(0, 3, 100_000).astype(np.float32)
+    exact = math.fsum(values.astype(np.float64))
+
+    def add(state, value):
+        total, naive = state
+        return (total + metrics.Sum(total=value, error=jnp.zeros(())), naive + value), None
+
+    start = (metrics.Sum.zeros(), jnp.zeros(()))
+    (total, naive), _ = jax.jit(lambda values: jax.lax.scan(add, start, values))(values)
+    assert total.value() == pytest.approx(exact, rel=1e-12)
+    assert naive != pytest.approx(exact, rel=1e-6)
+
+
+def test_the_sum_of_a_batch_equals_float64_and_skips_invalid_pixels():
+    rng = np.random.default_rng(0)
+    values = (rng.random((3, 45, 57)) ** 3).astype(np.float32)
+    valid = rng.random(values.shape) < 0.5
+    exact = values[valid].astype(np.float64).sum()
+    values[~valid] = np.nan
+    assert jax.jit(metrics.Sum.of)(values, valid).value() == pytest.approx(exact, rel=1e-7)
+
+
+@pytest.mark.parametrize("bins", [40, 3600])
+def test_both_histograms_count_every_index(bins):
+    index = np.random.default_rng(0).integers(0, bins + 1, (3, 700)).astype(np.int32)  # `bins` itself: not counted
+    expected = [np.bincount(row, minlength=bins + 1)[:bins] for row in index]
+    for form in (sums._histogram_by_scatter, sums._histogram_by_product):
+        np.testing.assert_array_equal(form(jnp.asarray(index), bins), expected)
+    pixels = jnp.asarray(index.reshape(3, 10, 70))
+    np.testing.assert_array_equal(metrics.histogram(pixels, bins), np.sum(expected, axis=0))
+
+
+def test_a_tpu_gets_the_histogram_without_scatter():
+    index = jax.ShapeDtypeStruct((2, 4, 4), jnp.int32)
+    for platform, scatters in (("tpu", False), ("cpu", True)):
+        export = jax.export.export(jax.jit(functools.partial(metrics.histogram, bins=40)), platforms=[platform])(index)
+        assert ('"stablehlo.scatter"' in export.mlir_module()) == scatters
+
+
+# Values
+
+
+@pytest.mark.parametrize("database", ["nyud", "pascal"])
+def test_golden_metrics(golden_dir, database):
+    expected = json.loads((golden_dir / "losses_metrics.json").read_text())[f"{database}_metrics_over_all_cases"]
+    arrays = np.load(golden_dir / "losses_metrics.npz")
+    for task, values in expected.items():
+        # The two images of the three cases, and two images of padding.
+        prediction, label = (
+            np.concatenate([arrays[f"{database}_{case}/{part}/{task}"] for case in (1, 2, 3, 3)])
+            for part in ("pred", "label")
+        )
+        metric = metrics.mean_iou(prediction.shape[-1]) if "mIoU" in values else METRICS[task]
+        label = label.astype(np.float32 if task in ("depth", "normals") else np.uint8)
+        computed = pooled(metric, (prediction, label, np.array([1, 1, 1, 1, 1, 1, 0, 0], np.float32))).compute()
+        assert {key: computed[key] for key in values} == pytest.approx(values, rel=1e-6), task
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_equals_the_definition(task):
+    prediction, label, mask = draw(task)
+    computed = pooled(METRICS[task], (prediction, label, mask)).compute()
+    expected = defined(task, prediction, label)
+    assert computed.keys() == expected.keys()
+    assert all(type(value) is float for value in computed.values())
+    median = computed.pop("median", 0.0)
+    assert median == pytest.approx(expected.pop("median", 0.0), abs=0.05)
+    assert computed == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_a_split_into_single_images_changes_nothing(task):
+    prediction, label, mask = draw(task)
+    expected = pooled(METRICS[task], (prediction, label, mask))
+    singles = [(prediction[i : i + 1], label[i : i + 1], mask[:1]) for i in range(len(mask))]
+    assert_same(pooled(METRICS[task], *singles), expected)
+    assert_same(pooled(METRICS[task], *reversed(singles)), expected)
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_padding_with_valid_labels_and_nan_predictions_changes_nothing(task):
+    prediction, label, mask = draw(task)
+    expected = pooled(METRICS[task], (prediction, label, mask))
+    parts = []
+    for own in (np.arange(8) < 5, np.arange(8) >= 5):
+        spoilt = np.where(own[:, None, None, None], prediction, np.float32(np.nan))
+        parts.append((spoilt, label, own.astype(np.float32)))
+    assert_same(pooled(METRICS[task], *parts), expected)
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("task", ["semseg", "depth", "normals"])  # every kind of field there is
+def test_eight_devices_give_the_state_of_one(task):
+    prediction, label, mask = draw(task)
+    mask[-3:] = 0
+    expected = pooled(METRICS[task], (prediction, label, mask))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put((prediction, label, mask), NamedSharding(mesh, PartitionSpec("data")))
+    assert_same(pooled(METRICS[task], sharded), expected)
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_states_merge_on_the_host_and_reduce_over_a_leading_axis(task):
+    states = [pooled(METRICS[task], draw(task, seed=seed)) for seed in range(3)]
+    expected = states[0].merge(states[1]).merge(states[2])
+    on_host = jax.device_get(states)
+    assert_same(on_host[0].merge(on_host[1]).merge(on_host[2]), expected)
+    assert_same(METRICS[task].empty().merge(expected).merge(METRICS[task].empty()), expected)
+    assert_same(jax.tree.map(lambda *parts: jnp.stack(parts), *states).reduce(), expected)
+    assert jax.device_get(expected).compute() == expected.compute()
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_without_valid_pixels_means_are_nan_and_iou_and_f_are_zero(task):
+    prediction, label, mask = draw(task)
+    all_ignored = np.full_like(label, IGNORED.get(task, 255))
+    for batch in [(prediction, all_ignored, mask), (prediction, label, 0 * mask)]:
+        state = pooled(METRICS[task], batch)
+        assert_same(state, METRICS[task].empty())
+        for name, value in state.compute().items():
+            assert value == 0 if name in ("mIoU", "maxF", "maxF_plain") else math.isnan(value), name
+
+
+@pytest.mark.parametrize("task", METRICS)
+def test_counts_go_on_beyond_32_bits(task):
+    """A state doubled 40 times, as if the set were 2^40 times as large, has the values of the set."""
+    state = pooled(METRICS[task], draw(task))
+    expected = state.compute()
+    state = jax.jit(lambda state: jax.lax.fori_loop(0, 40, lambda _, state: state.merge(state), state))(state)
+    assert state.compute() == pytest.approx(expected, rel=1e-12)
+
+
+def test_no_mask_is_a_mask_of_ones():
+    prediction, label, mask = draw("sal")
+    expected = pooled(metrics.Saliency, (prediction, label, mask))
+    assert_same(pooled(metrics.Saliency, (prediction, label, None)), expected)
+
+
+# Single metrics
+
+
+def test_a_class_that_is_never_seen_counts_as_zero():
+    metric = metrics.mean_iou(4)
+    label = np.array([0, 0, 1, 1, 255], np.uint8).reshape(1, 1, 5, 1)
+    prediction = np.eye(4, dtype=np.float32)[[0, 1, 1, 1, 2]].reshape(1, 1, 5, 4)
+    state = pooled(metric, (prediction, label, np.ones(1, np.float32)))
+    np.testing.assert_allclose(state.per_class(), [50, 100 * 2 / 3, 0, 0])
+    assert state.compute() == pytest.approx({"mIoU": (50 + 200 / 3) / 4, "pixel_accuracy": 75})
+    assert metrics.mean_iou(4) is metric and metrics.mean_iou(5) is not metric
+
+
+def test_the_first_of_equal_logits_decides():
+    prediction, label = np.array([[[[0, 2, 2]]]], np.float32), np.array([[[[1]]]], np.uint8)
+    state = pooled(metrics.mean_iou(3), (prediction, label, np.ones(1, np.float32)))
+    np.testing.assert_array_equal(state.per_class(), [0, 100, 0])
+
+
+def test_logits_of_another_number_of_classes_are_refused():
+    with pytest.raises(ValueError, match="a prediction of 5 channels for 7 classes"):
+        pooled(metrics.mean_iou(7), draw("semseg"))
+
+
+def mean_angle(prediction: list[list[float]]) -> float:
+    label = np.array([[[[0, 0, 1], [0, 0, 1]]]], np.float32)
+    batch = (np.array([[prediction]], np.float32), label, np.ones(1, np.float32))
+    return pooled(metrics.Normals, batch).compute()["mean"]
+
+
+def test_a_normal_of_length_zero_is_ninety_degrees_off():
+    assert mean_angle([[0, 0, 0], [0, 0, 2]]) == pytest.approx(45, rel=1e-6)
+
+
+def test_small_angles_are_measured():
+    """0.001 degrees: the arc cosine of a float32 dot product would give 0 or 0.02."""
+    tilted = [0, np.sin(np.radians(1e-3)), np.cos(np.radians(1e-3))]
+    assert mean_angle([tilted, tilted]) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("pos_weight", [0.95, 0.5])
+def test_the_family_evaluates_edges_on_another_loss_than_it_trains(pos_weight):
+    prediction, label, mask = draw("edge")
+    loss = jax.jit(losses.edge_cross_entropy(pos_weight))
+    values = pooled(metrics.edge_loss(pos_weight), (prediction, label, mask)).compute()
+    assert values["loss_plain"] == pytest.approx(float(loss(prediction, label, mask)), rel=1e-6)
+    assert values["loss"] == pytest.approx(float(loss(expit(prediction), label, mask)), rel=1e-6)
+    assert metrics.edge_loss(pos_weight) is metrics.edge_loss(pos_weight)
+
+
+@pytest.mark.parametrize("classes", [2, 7, 40, 200])
+def test_the_largest_class_is_the_first_of_the_largest(classes: int) -> None:
+    random = np.random.default_rng(0)
+    logits = random.integers(-5, 5, (3, 20, 30, classes)).astype(np.float32)  # many ties
+    expected = logits.argmax(-1)
+    np.testing.assert_array_equal(jax.jit(segmentation.largest_class)(logits), expected)
+    np.testing.assert_array_equal(segmentation._largest(jnp.asarray(logits)), expected)
