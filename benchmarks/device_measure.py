@@ -23,9 +23,8 @@ import optax
 from benchmarks import device_parts, device_timing, random_batch
 from benchmarks.device_variants import Variant
 from configs import nyud, pascal_context
-from taskexpert_jax import evaluate
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.evaluation import inference
+from taskexpert_jax.evaluation import inference, steps
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
@@ -118,11 +117,11 @@ def training(ours: Ours, seconds: float) -> dict[str, Any]:
 
 
 def evaluation(ours: Ours, seconds: float) -> dict[str, Any]:
-    """Times the step of `evaluate.make_eval_step`: one forward pass and the sums of all metrics."""
-    step = evaluate.make_eval_step(ours.tasks, inference.make_inference(ours.model, ours.config), ours.mesh)
+    """Times the step of `evaluation.steps.make_eval_step`: one forward pass and the sums of all metrics."""
+    step = steps.make_eval_step(ours.tasks, inference.make_inference(ours.model, ours.config), ours.mesh)
     following = device_timing.in_turn(ours.batches)
     variables = ours.state.variables()
-    states = jax.device_put(evaluate.empty_states(ours.tasks), sharding.replicated(ours.mesh))
+    states = jax.device_put(steps.empty_states(ours.tasks), sharding.replicated(ours.mesh))
     program, facts = compiled(step, variables, states, following())
 
     def run() -> Any:

@@ -1,133 +1,22 @@
-"""Evaluation: every task's metrics over a data set, exact for any batch size, padding and number of devices."""
+"""Evaluation of a run's checkpoint: every task's metrics over a data set, and a page that shows them."""
 
 from collections.abc import Callable, Iterable, Mapping
-import contextlib
 import pathlib
 import time
 from typing import Any
 
-from clu import metrics as clu_metrics
 import jax
-from jax.sharding import Mesh
 import numpy as np
 
-from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import full_pass, results
-from taskexpert_jax.evaluation.inference import Inference
-from taskexpert_jax.models import model as taskexpert
-from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report import evaluation_page
-from taskexpert_jax.runs.checkpoints import Checkpoints
-from taskexpert_jax.tasks import Task, from_config
-from taskexpert_jax.training import optimizer
-from taskexpert_jax.training import state as train_state
-
-Batch = Mapping[str, Any]
-MetricStates = dict[str, clu_metrics.Metric]
-Results = dict[str, float]
-
-PARAMS_DTYPES = ("float32", "bfloat16")  # of `config.eval.params_dtype`
-
-
-def best_task(config: Any, tasks: tuple[Task, ...]) -> Task:
-    """The task that decides which checkpoint is the best; raises UserError where it is not among the tasks."""
-    for task in tasks:
-        if task.name == config.checkpoint.best_task:
-            return task
-    names = ", ".join(task.name for task in tasks)
-    raise UserError(f"config.checkpoint.best_task={config.checkpoint.best_task!r} is not among the tasks ({names})")
-
-
-def empty_states(tasks: tuple[Task, ...]) -> MetricStates:
-    """The metrics of no data, a state a task."""
-    return {task.name: task.metric.empty() for task in tasks}
-
-
-def merge_batch(tasks: tuple[Task, ...], states: MetricStates, predictions: Batch, batch: Batch) -> MetricStates:
-    """The states with one more batch; runs on the device."""
-    return {
-        task.name: states[task.name].merge(
-            task.metric.from_model_output(prediction=predictions[task.name], label=batch[task.name], mask=batch["mask"])
-        )
-        for task in tasks
-    }
-
-
-def make_eval_step(
-    tasks: tuple[Task, ...], infer: Inference, mesh: Mesh
-) -> Callable[[Any, MetricStates, Batch], MetricStates]:
-    """(variables, states, batch) -> states, jitted; the states are donated."""
-
-    def step(variables: Any, states: MetricStates, batch: Batch) -> MetricStates:
-        predictions = infer(variables, batch["image"], batch["window"])
-        return merge_batch(tasks, states, predictions, batch)
-
-    return jax.jit(step, donate_argnums=1, out_shardings=sharding.replicated(mesh))
-
-
-def make_predict_step(
-    tasks: tuple[Task, ...], infer: Inference, mesh: Mesh
-) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-    """(variables, {image, window}) -> {task: values}, jitted; what a user wants to see, see `Task.values`."""
-
-    def step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
-        predictions = infer(variables, batch["image"], batch["window"])
-        return {task.name: task.values(predictions[task.name]) for task in tasks}
-
-    return jax.jit(step, out_shardings=sharding.replicated(mesh))
-
-
-def compute(tasks: tuple[Task, ...], states: MetricStates) -> Results:
-    """`task/metric` -> value, after one transfer from the devices."""
-    return results.metrics(tasks, jax.device_get(states))
-
-
-def run(
-    step: Callable[[Any, MetricStates, Batch], MetricStates],
-    variables: Any,
-    tasks: tuple[Task, ...],
-    batches: Iterable[Batch],
-    mesh: Mesh,
-) -> Results:
-    """One pass over the batches: `task/metric` -> value."""
-    states = jax.device_put(empty_states(tasks), sharding.replicated(mesh))
-    for batch in sharding.to_devices(batches, mesh):
-        states = step(variables, states, batch)
-    return compute(tasks, states)
-
-
-def load(config: Any, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[TaskExpert, Any, int]:
-    """(model, variables on the mesh, step) of a run's checkpoint, without its optimiser.
-
-    Args:
-      config: the run's config.
-      workdir: the run's directory.
-      which: "best", "latest" or a step.
-      mesh: where the variables go.
-
-    Raises:
-      UserError: a dtype that parameters cannot have, or a checkpoint that is not there, is damaged or does not fit.
-    """
-    if config.eval.params_dtype not in PARAMS_DTYPES:
-        raise UserError(f"config.eval.params_dtype={config.eval.params_dtype!r}: use {' or '.join(PARAMS_DTYPES)}")
-    tasks = from_config(config)
-    model = taskexpert.from_config(config, tasks)
-    averaged = config.optimizer.ema_decay > 0
-    _, abstract, _ = train_state.abstract_and_shardings(
-        model, optimizer.build(config), mesh, config.seed, averaged=averaged
-    )
-    params = jax.tree.map(lambda leaf: leaf.update(dtype=config.eval.params_dtype), (abstract.params, abstract.ema))
-    abstract = abstract.replace(params=params[0], ema=params[1])
-    with contextlib.closing(Checkpoints(workdir, best_task(config, tasks), read_only=True)) as checkpoints:
-        step = checkpoints.select(which)
-        variables = checkpoints.restore_variables(step, abstract)
-    return model, variables, step
+from taskexpert_jax.runs.load import load
 
 
 def evaluate(
     config: Any, workdir: pathlib.Path, which: str, eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]
-) -> Results:
+) -> results.Values:
     """Evaluates a checkpoint, prints a table beside the best constants, and writes WORKDIR/evaluation/.
 
     That holds metrics.json, per_class.csv and evaluation_page.html, a page to look at.
@@ -158,7 +47,7 @@ def evaluate(
         best_constant=found.best_constant,
         per_class=results.per_class(model.tasks, found.totals.metrics),
         boundaries=found.boundaries,
-        gates=None if found.totals.gates is None else found.totals.gates.summary(full_pass.choices(model)),
+        gates=None if found.totals.gates is None else found.totals.gates.summary(model.choices),
         extremes=found.extremes,
     )
     if jax.process_index() == 0:

@@ -15,17 +15,17 @@ import jax
 from ml_collections import ConfigDict, config_flags
 import numpy as np
 
-from taskexpert_jax import command_line, evaluate, images, predict
+from taskexpert_jax import command_line, images
 from taskexpert_jax import tasks as task_records
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.evaluation import full_pass, gate_findings, results
+from taskexpert_jax.evaluation import gate_findings, inference, results
 from taskexpert_jax.evaluation.gate_findings import Inspection
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics, GateSummary
-from taskexpert_jax.models import inputs
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report.markup import Element
+from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import Task
 from taskexpert_jax.training import optimizer
 
@@ -106,13 +106,9 @@ def make_step(model: TaskExpert) -> Callable[[Any, Mapping[str, Any]], tuple[dic
     """(variables, {image, window}) -> values by task, gates (S, T, B, N, choices), their statistics; jitted."""
 
     def step(variables: Any, batch: Mapping[str, Any]) -> tuple[dict[str, jax.Array], jax.Array, GateStatistics]:
+        mask = jax.numpy.ones(len(batch["image"]), jax.numpy.float32)
         image, window = batch["image"], batch["window"]
-        picture = inputs.normalise(image, window, model.normalisation)
-        answer: Any = model.apply(variables, picture, train=False, return_gates=True)
-        predictions, gates = answer
-        mask = jax.numpy.ones(len(image), jax.numpy.float32)
-        size = (image.shape[1], image.shape[2])
-        statistics = GateStatistics.from_gates(gates, window, mask, size, model.backbone.patch_size)
+        predictions, gates, statistics = inference.with_gates(model, variables, image, window, mask)
         return {task.name: task.values(predictions[task.name]) for task in model.tasks}, gates, statistics
 
     return jax.jit(step)
@@ -137,17 +133,17 @@ def inspect(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
     from taskexpert_jax.report import gates_page  # matplotlib is slow to import: wrong input is said first
 
     paths = images.list_images(source)
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.local_devices()[:1])
+    mesh = sharding.one_device_mesh()
     failures: list[UserError] = []
     total, summaries, sections = None, {}, []
     with sharding.use(mesh):
-        model, variables, at = evaluate.load(config, workdir, which, mesh)
+        model, variables, at = load(config, workdir, which, mesh)
         print(f"inspecting {workdir} at step {at} ({which}) on {len(paths)} image(s)", flush=True)
         _make_folder(output)
         started = time.monotonic()
         step = make_step(model)
         for name, image in images.read_each(paths, failures):
-            frame, window = predict.fit(image, config.dataset.image_size, config.dataset.image_size)
+            frame, window = images.fit(image, config.dataset.image_size, config.dataset.image_size)
             batch = jax.device_put({"image": frame[None], "window": window[None]}, sharding.replicated(mesh))
             values, gates, statistics = step(variables, batch)
             total = statistics if total is None else total.merge(statistics)
@@ -162,7 +158,7 @@ def inspect(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
     facts = results.facts(config, workdir=workdir, which=which, step=at, examples=len(summaries), seconds=seconds)
     del facts["eval"]  # has no part in this
     facts["images_from"] = str(source)
-    summary = jax.device_get(total).summary(full_pass.choices(model))
+    summary = jax.device_get(total).summary(model.choices)
     found = Inspection(model.tasks, facts, summary, summaries)
     _report(found, sections, output)
     if failures:
@@ -199,7 +195,7 @@ def _on_host(
         gates=of_tokens.reshape(*of_tokens.shape[:2], *grid, -1),
         window=window,
         patch=patch,
-        summary=jax.device_get(statistics).summary(full_pass.choices(model)),
+        summary=jax.device_get(statistics).summary(model.choices),
     )
 
 

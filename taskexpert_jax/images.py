@@ -58,6 +58,34 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
         raise UserError(f"{path}: not a readable picture ({_first_line(error)}); replace or remove it") from error
 
 
+def fit(image: np.ndarray, size: tuple[int, int], largest: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The image in a frame: reduced or enlarged to fit where needed, centred, padded with 0.
+
+    The frame is of the model's own `size` if the image fits into that, else `largest`. An image that fits and fills at
+    least half of the model's size in one direction is not resampled, so that the data sets' own frames are predicted
+    exactly as they are evaluated.
+
+    Args:
+      image: (h, w, 3) uint8.
+      size: height and width that the model was trained for.
+      largest: height and width, `size` or more, of frames for images that are larger than that.
+
+    Returns:
+      (H, W, 3) uint8, and the window (4,) int32: top, left, height, width of the image inside.
+    """
+    frame_size = size if image.shape[0] <= size[0] and image.shape[1] <= size[1] else largest
+    scale = min(frame_size[0] / image.shape[0], frame_size[1] / image.shape[1])
+    if scale < 1 or (scale >= 2 and frame_size == size):
+        resized = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        resample = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+        image = np.asarray(Image.fromarray(image).resize(resized, resample))
+    rows, columns = image.shape[:2]
+    top, left = (frame_size[0] - rows) // 2, (frame_size[1] - columns) // 2
+    frame = np.zeros((*frame_size, 3), np.uint8)
+    frame[top : top + rows, left : left + columns] = image
+    return frame, np.array([top, left, rows, columns], np.int32)
+
+
 def read_each(paths: Sequence[pathlib.Path], failures: list[UserError]) -> Iterator[tuple[str, np.ndarray]]:
     """(name, picture) of each file that can be read; for every other one, why, is added to `failures`.
 

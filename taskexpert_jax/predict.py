@@ -8,40 +8,13 @@ import jax
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax import evaluate, images
+from taskexpert_jax import images
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.evaluation import inference
+from taskexpert_jax.evaluation import inference, steps
 from taskexpert_jax.models import inputs
 from taskexpert_jax.parallel import sharding
+from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import Task, drawing
-
-
-def fit(image: np.ndarray, size: tuple[int, int], largest: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The image in a frame: reduced or enlarged to fit where needed, centred, padded with 0.
-
-    The frame is of the model's own `size` if the image fits into that, else `largest`. An image that fits and fills at
-    least half of the model's size in one direction is not resampled, so that the data sets' own frames are predicted
-    exactly as they are evaluated.
-
-    Args:
-      image: (h, w, 3) uint8.
-      size: height and width that the model was trained for.
-      largest: height and width, `size` or more, of frames for images that are larger than that.
-
-    Returns:
-      (H, W, 3) uint8, and the window (4,) int32: top, left, height, width of the image inside.
-    """
-    frame_size = size if image.shape[0] <= size[0] and image.shape[1] <= size[1] else largest
-    scale = min(frame_size[0] / image.shape[0], frame_size[1] / image.shape[1])
-    if scale < 1 or (scale >= 2 and frame_size == size):
-        resized = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-        resample = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
-        image = np.asarray(Image.fromarray(image).resize(resized, resample))
-    rows, columns = image.shape[:2]
-    top, left = (frame_size[0] - rows) // 2, (frame_size[1] - columns) // 2
-    frame = np.zeros((*frame_size, 3), np.uint8)
-    frame[top : top + rows, left : left + columns] = image
-    return frame, np.array([top, left, rows, columns], np.int32)
 
 
 def restore_size(task: Task, values: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -83,14 +56,14 @@ def predict(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
     """
     paths = images.list_images(source)
     size, largest = tuple(config.dataset.image_size), inputs.frame_size(config)
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.local_devices()[:1])
+    mesh = sharding.one_device_mesh()
     failures: list[UserError] = []
     with sharding.use(mesh):
-        model, variables, step = evaluate.load(config, workdir, which, mesh)
-        predict_step = evaluate.make_predict_step(model.tasks, inference.make_inference(model, config), mesh)
+        model, variables, step = load(config, workdir, which, mesh)
+        predict_step = steps.make_predict_step(model.tasks, inference.make_inference(model, config), mesh)
         print(f"predicting {len(paths)} image(s) with {workdir} at step {step} ({which})")
         for name, image in images.read_each(paths, failures):
-            frame, window = fit(image, size, largest)
+            frame, window = images.fit(image, size, largest)
             batch = {"image": frame[None], "window": window[None]}
             values = jax.device_get(predict_step(variables, jax.device_put(batch, sharding.replicated(mesh))))
             top, left, rows, columns = window

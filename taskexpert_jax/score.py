@@ -27,7 +27,6 @@ import tokenize
 from typing import Any
 
 from absl import app, flags
-import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
@@ -35,7 +34,7 @@ from PIL import Image
 
 from taskexpert_jax import command_line, images
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.evaluation import full_pass, results
+from taskexpert_jax.evaluation import full_pass, results, steps
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import Task, from_config
 
@@ -242,8 +241,8 @@ def score(config: Any, folder: pathlib.Path, batches: Iterable[Mapping[str, np.n
     def as_given(variables: Any, gates: Any, batch: Mapping[str, Any]) -> tuple[dict[str, Any], None]:
         return {task.name: batch[_PREFIX + task.name] for task in tasks}, None
 
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.local_devices()[:1])
-    totals = full_pass.Totals({task.name: task.metric.empty() for task in tasks}, None)
+    mesh = sharding.one_device_mesh()
+    totals = full_pass.Totals(steps.empty_states(tasks), None)
     started = time.monotonic()
     with sharding.use(mesh):
         filled = with_predictions(tasks, folder, batches)

@@ -6,25 +6,24 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 import numpy as np
 
-from taskexpert_jax import evaluate
-from taskexpert_jax.evaluation import inference
+from taskexpert_jax.evaluation import inference, results, steps
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
-from taskexpert_jax.parallel import processes, sharding
+from taskexpert_jax.parallel import sharding
 from taskexpert_jax.parallel.stopping import Stopped, on_sigterm
 from taskexpert_jax.pretrained import load as pretrained
 from taskexpert_jax.runs import workdir as workdirs
 from taskexpert_jax.runs.checkpoints import Checkpoints, saved_steps
+from taskexpert_jax.runs.load import best_task
 from taskexpert_jax.runs.writer import RunWriter
-from taskexpert_jax.tasks import Task, from_config
+from taskexpert_jax.tasks import from_config
 from taskexpert_jax.training import optimizer
 from taskexpert_jax.training import state as train_state
-from taskexpert_jax.training.guard import Guard, NotFinite, batch_ids
+from taskexpert_jax.training.guard import NotFinite
 from taskexpert_jax.training.progress import Progress
+from taskexpert_jax.training.reports import Reports, draw_examples
 from taskexpert_jax.training.state import TrainState
 from taskexpert_jax.training.step import batch_sizes, make_train_step
 from taskexpert_jax.training.tally import Tally
@@ -60,7 +59,7 @@ def train(
     # Everything that can be refused is refused before anything is written.
     mesh = sharding.make_mesh(config.mesh, batch_sizes(config))
     tasks = from_config(config)
-    best = evaluate.best_task(config, tasks)
+    best = best_task(config, tasks)
     model = taskexpert.from_config(config, tasks)
     infer = inference.make_inference(model, config)
     weights = None if saved_steps(workdir) else pretrained.read(config, model)  # a resumed run has its own
@@ -98,23 +97,23 @@ def train(
 
         # --- what a step, an evaluation and a save are ---
         train_step = make_train_step(model, tx, config, mesh, shardings)
-        eval_step = evaluate.make_eval_step(tasks, infer, mesh)
-        predict_step = evaluate.make_predict_step(tasks, infer, mesh)
+        eval_step = steps.make_eval_step(tasks, infer, mesh)
+        predict_step = steps.make_predict_step(tasks, infer, mesh)
 
-        def evaluated(step: int, state: TrainState) -> evaluate.Results:
+        def evaluated(step: int, state: TrainState) -> results.Values:
             with watchdog.doing("evaluating"):
                 batches = watchdog.watching(stop.interrupting(eval_batches()))
-                results = evaluate.run(eval_step, state.variables(), tasks, batches, mesh)
-                writer.scalars(step, {f"eval/{name}": value for name, value in results.items()})
+                found = steps.run(eval_step, state.variables(), tasks, batches, mesh)
+                writer.scalars(step, {f"eval/{name}": value for name, value in found.items()})
                 writer.images(step, draw_examples(predict_step, state, tasks, eval_batches, config.log.images, mesh))
-            published = [f"{t.name} {t.main_metric} {results[f'{t.name}/{t.main_metric}']:.4g}" for t in tasks]
+            published = [f"{t.name} {t.main_metric} {found[f'{t.name}/{t.main_metric}']:.4g}" for t in tasks]
             print(f"evaluation at step {step}: {', '.join(published)}", flush=True)
             progress.restart(step)
-            return results
+            return found
 
-        def save(state: TrainState, results: evaluate.Results | None) -> None:
+        def save(state: TrainState, metrics: results.Values | None) -> None:
             with watchdog.doing("saving"):
-                checkpoints.save(state, plain_config, results)
+                checkpoints.save(state, plain_config, metrics)
 
         def due(step: int, every_steps: int) -> bool:
             return step == config.num_steps or step % every_steps == 0
@@ -145,9 +144,9 @@ def train(
                     tally = restart(tally)
                 elif step % config.log.every_steps == 0:
                     pending, tally = (step, tally), restart(tally)
-                results = evaluated(step, state) if evaluating and not stopping else None
+                metrics = evaluated(step, state) if evaluating and not stopping else None
                 if saving or stopping:
-                    save(state, results)
+                    save(state, metrics)
                 if stopping:
                     break
         except Stopped:  # in an evaluation, which is made when the run goes on
@@ -165,78 +164,3 @@ def train(
     else:
         print(f"trained to step {config.num_steps}: {workdir}", flush=True)
     return state
-
-
-class Reports:
-    """What is said and written of a run's steps: means, rate, and what its guard finds."""
-
-    def __init__(
-        self,
-        config: Any,
-        workdir: pathlib.Path,
-        writer: RunWriter,
-        progress: Progress,
-        train_batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
-        mesh: Mesh,
-    ):
-        def ids(step: int) -> list[str]:
-            batch = next(iter(train_batches(step - 1)))
-            return batch_ids(batch, processes.batch_rows(mesh, config.batch_size).own)
-
-        self._guard = Guard(config, workdir, ids, active=jax.process_index() == 0)
-        self._writer, self._progress = writer, progress
-        self._rate = optimizer.learning_rate(config)
-
-    def write(self, step: int, tally: Tally) -> None:
-        """Writes and prints the means of the steps since the last report; raises NotFinite as `Guard.check`."""
-        host = jax.device_get(tally)
-        count = float(host.sums["steps"])
-        if count:
-            means = {name: float(value) / count for name, value in host.sums.items() if name != "steps"}
-            scalars = {f"train/{name}": value for name, value in means.items()}
-            scalars["train/learning_rate"] = self._rate_at(step - 1)
-            scalars["train/images_per_second"] = self._progress.images_per_second(step)
-            self._writer.scalars(step, scalars)
-            print(self._progress.line(step, means), flush=True)
-        self._guard.check(host, self._rate_at)
-
-    def _rate_at(self, step: int) -> float:
-        return float(jnp.asarray(self._rate(step)))
-
-
-def draw_examples(
-    predict_step: Callable[..., dict[str, jax.Array]],
-    state: TrainState,
-    tasks: tuple[Task, ...],
-    eval_batches: Callable[[], HostBatches],
-    count: int,
-    mesh: Mesh,
-) -> dict[str, np.ndarray]:
-    """Prediction above ground truth for the first `count` evaluation examples: title -> (H, W, 3) uint8.
-
-    Of several processes, the first draws those that it has read; the others take part and get nothing.
-    """
-    if not count:
-        return {}
-    from taskexpert_jax.tasks import drawing  # matplotlib is slow to import, and only needed here
-
-    batch = next(iter(eval_batches()))
-    (on_devices,) = sharding.to_devices([batch], mesh)
-    predicted = predict_step(state.variables(), on_devices)
-    if jax.process_index():
-        return {}
-    own = processes.batch_rows(mesh, len(on_devices["mask"])).own  # predictions are those of all processes
-    values = {name: of[own] for name, of in jax.device_get(predicted).items()}
-    pictures = {}
-    for i in range(min(count, int(batch["mask"].sum()))):
-        top, left, height, width = batch["window"][i]
-        rows, columns = slice(top, top + height), slice(left, left + width)
-        pictures[f"prediction/{i}"] = np.asarray(
-            drawing.comparison(
-                batch["image"][i, rows, columns],
-                tasks,
-                {task.name: values[task.name][i, rows, columns] for task in tasks},
-                {task.name: task.label_values(batch[task.name][i, rows, columns]) for task in tasks},
-            )
-        )
-    return pictures

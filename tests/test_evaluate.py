@@ -20,11 +20,12 @@ from configs import demo
 from input_pipeline import pipeline
 from taskexpert_jax import evaluate
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.evaluation import full_pass, inference, results
+from taskexpert_jax.evaluation import full_pass, inference, results, steps
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs.checkpoints import Checkpoints
+from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.tasks.metrics.boundary import counts as boundary
 from taskexpert_jax.training import optimizer, state
@@ -45,7 +46,7 @@ def tiny():
 
 
 def one_device():
-    return sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.devices()[:1])
+    return sharding.one_device_mesh()
 
 
 def batches_of(config):
@@ -104,7 +105,7 @@ def direct(run):
     batch = {name: np.concatenate([of[name] for of in batches])[:EXAMPLES] for name in batches[0]}
     mesh = one_device()
     with sharding.use(mesh):
-        model, variables, _ = evaluate.load(config, run.workdir, "latest", mesh)
+        model, variables, _ = load(config, run.workdir, "latest", mesh)
         forward = jax.jit(
             lambda *of: model.apply(of[0], inputs.normalise(*of[1:], inputs.IMAGENET), train=False, return_gates=True)
         )
@@ -125,10 +126,10 @@ def test_the_full_pass_gives_the_metrics_of_the_cheap_one_for_any_batch_size_and
     config = run.config
     mesh = one_device()
     with sharding.use(mesh):
-        model, variables, _ = evaluate.load(config, run.workdir, "latest", mesh)
-        step = evaluate.make_eval_step(model.tasks, inference.make_inference(model, config), mesh)
+        model, variables, _ = load(config, run.workdir, "latest", mesh)
+        step = steps.make_eval_step(model.tasks, inference.make_inference(model, config), mesh)
         batches = pipeline.eval_batches(config, model.tasks, batch_size=3)
-        cheap = evaluate.run(step, variables, model.tasks, batches, mesh)
+        cheap = steps.run(step, variables, model.tasks, batches, mesh)
     assert {name: run.results[name] for name in cheap} == pytest.approx(cheap, rel=1e-4, nan_ok=True)
     of_boundaries = {"odsF", "oisF", "AP", "odsF_precision", "odsF_recall", "odsF_threshold"}
     assert run.results.keys() - cheap.keys() == {f"edge/{name}" for name in of_boundaries}

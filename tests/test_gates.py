@@ -49,7 +49,7 @@ def save_random(config, workdir):
     workdir.mkdir()
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     tasks = from_config(config)
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.local_devices()[:1])
+    mesh = sharding.one_device_mesh()
     with sharding.use(mesh), contextlib.closing(Checkpoints(workdir, tasks[0])) as checkpoints:
         model = taskexpert.from_config(config, tasks)
         _, abstract, _ = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, config.seed)

@@ -6,7 +6,7 @@ import pytest
 
 from configs import demo
 from input_pipeline import pipeline
-from taskexpert_jax import predict, train
+from taskexpert_jax import images, predict, train
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import from_config
 
@@ -82,7 +82,7 @@ def test_no_image_there_is_an_error(run, tmp_path):
 )
 def test_fitting_into_the_models_size(size, window):
     image = np.full((*size, 3), 200, np.uint8)
-    frame, found = predict.fit(image, (448, 576), (448, 576))
+    frame, found = images.fit(image, (448, 576), (448, 576))
     assert frame.shape == (448, 576, 3) and tuple(found) == window
     top, left, rows, columns = window
     assert (frame[top : top + rows, left : left + columns] == 200).all()
@@ -100,7 +100,7 @@ def test_fitting_into_the_models_size(size, window):
     ],
 )
 def test_fitting_into_larger_frames(size, frame_size, window):
-    frame, found = predict.fit(np.full((*size, 3), 200, np.uint8), (448, 576), (900, 1200))
+    frame, found = images.fit(np.full((*size, 3), 200, np.uint8), (448, 576), (900, 1200))
     assert frame.shape == (*frame_size, 3) and tuple(found) == window
     assert frame.sum() == 200 * 3 * window[2] * window[3]
 

@@ -21,6 +21,7 @@ from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs import workdir
 from taskexpert_jax.runs.checkpoints import Checkpoints
+from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.training import optimizer, tally
 from taskexpert_jax.training import state as train_state
@@ -104,7 +105,7 @@ def test_evaluation_takes_the_averaged_parameters_where_a_run_has_them(finished)
     config, folder, state = finished
     mesh = sharding.make_mesh(config.mesh, {})
     with sharding.use(mesh):
-        _, variables, _ = evaluate.load(config, folder, "latest", mesh)
+        _, variables, _ = load(config, folder, "latest", mesh)
     averaged = config.optimizer.ema_decay > 0
     assert bool(state.ema) == averaged
     params, ema, loaded = (
@@ -120,13 +121,13 @@ def test_parameters_can_be_evaluated_in_bfloat16(finished):
     half.eval.params_dtype = "bfloat16"
     mesh = sharding.make_mesh(config.mesh, {})
     with sharding.use(mesh):
-        (_, whole, _), (_, halved, _) = (evaluate.load(of, folder, "latest", mesh) for of in (config, half))
+        (_, whole, _), (_, halved, _) = (load(of, folder, "latest", mesh) for of in (config, half))
         for ours, theirs in zip(*(jax.tree.leaves(of["params"]) for of in (halved, whole)), strict=True):
             assert ours.dtype == jnp.bfloat16
             np.testing.assert_array_equal(ours, theirs.astype(jnp.bfloat16))
         half.eval.params_dtype = "int8"
         with pytest.raises(UserError, match=r"config.eval.params_dtype='int8': use float32 or bfloat16"):
-            evaluate.load(half, folder, "latest", mesh)
+            load(half, folder, "latest", mesh)
     half.eval.params_dtype = "bfloat16"
     tasks = from_config(config)
     results = evaluate.evaluate(
@@ -145,14 +146,14 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_a_diff(finished):
     other.model.experts = 3
     mesh = sharding.make_mesh(other.mesh, {})
     with sharding.use(mesh), pytest.raises(UserError, match=r"does not fit") as refusal:
-        evaluate.load(other, folder, "latest", mesh)
+        load(other, folder, "latest", mesh)
     assert "params/mixture/experts/expert_4/kernel" in str(refusal.value)
     assert "only in the checkpoint" in str(refusal.value)
     with (
         sharding.use(mesh),
         pytest.raises(UserError, match=r"--checkpoint=7: not in .*use best, latest or one of \[\d"),
     ):
-        evaluate.load(config, folder, "7", mesh)
+        load(config, folder, "7", mesh)
 
 
 def test_a_workdir_of_another_config_is_refused_and_untouched(finished):
@@ -339,7 +340,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path):
         config.update_from_flattened_dict({field: value})
     tasks = from_config(config)
     model = taskexpert.from_config(config, tasks)
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.devices()[:1])
+    mesh = sharding.one_device_mesh()
     with sharding.use(mesh):
         _, abstract, _ = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, 0)
         one, other = (Checkpoints(d, tasks[0], read_only=True).restore(60, abstract) for d in (killed, whole))

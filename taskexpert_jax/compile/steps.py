@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from taskexpert_jax import evaluate
 from taskexpert_jax.compile import collectives, memory_layout, topologies
 from taskexpert_jax.compile import report as compile_report
 from taskexpert_jax.compile.report import Program, Report, Trial
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import inference
+from taskexpert_jax.evaluation import steps as evaluation_steps
 from taskexpert_jax.models import budget, inputs
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
@@ -115,7 +115,7 @@ def abstract_batch(
 
 
 def _lowerings(config: Any, model: taskexpert.TaskExpert, mesh: Mesh) -> dict[str, Callable[[], Any]]:
-    """Step -> a function that traces it for the mesh, as `train.train` and `evaluate.run` would call it."""
+    """Step -> a function that traces it for the mesh, as `train.train` and `evaluation.steps.run` would call it."""
     tx = optimizer.build(config)
     _, state, shardings = train_state.abstract_and_shardings(
         model, tx, mesh, config.seed, averaged=config.optimizer.ema_decay > 0
@@ -134,8 +134,8 @@ def _lowerings(config: Any, model: taskexpert.TaskExpert, mesh: Mesh) -> dict[st
 
     def evaluation() -> Any:
         batch = abstract_batch(model.tasks, config.eval.batch_size, inputs.frame_size(config), mesh)
-        step: Any = evaluate.make_eval_step(model.tasks, inference.make_inference(model, config), mesh)
-        return step.lower(state.variables(), placed(lambda: evaluate.empty_states(model.tasks)), batch)
+        step: Any = evaluation_steps.make_eval_step(model.tasks, inference.make_inference(model, config), mesh)
+        return step.lower(state.variables(), placed(lambda: evaluation_steps.empty_states(model.tasks)), batch)
 
     return {"train": training, "eval": evaluation}
 

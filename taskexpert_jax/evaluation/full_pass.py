@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 import numpy as np
 import tqdm
 
-from taskexpert_jax.evaluation import extremes, inference
+from taskexpert_jax.evaluation import extremes, inference, steps
 from taskexpert_jax.evaluation.best_constant import LabelSample
 from taskexpert_jax.evaluation.boundaries import BoundaryRun
 from taskexpert_jax.evaluation.extremes import Extremes
-from taskexpert_jax.evaluation.gate_statistics import MEMORY, GateStatistics
+from taskexpert_jax.evaluation.gate_statistics import GateStatistics
 from taskexpert_jax.evaluation.inference import Inference
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models.model import TaskExpert
@@ -63,16 +63,10 @@ class Pass(NamedTuple):
     best_constant: dict[str, float]
 
 
-def choices(model: TaskExpert) -> tuple[str, ...]:
-    """What the model's gates weigh, in their order."""
-    memory = () if model.memory.read == "none" else (MEMORY,)
-    return (*(f"expert {k + 1}" for k in range(model.experts.count)), *memory)
-
-
 def empty_totals(model: TaskExpert, *, single: bool) -> Totals:
     """The totals of no example; `single`: one forward pass over the whole frame is all there is."""
-    gates = GateStatistics.zeros(model.taps, len(model.tasks), len(choices(model))) if single else None
-    return Totals({task.name: task.metric.empty() for task in model.tasks}, gates)
+    gates = GateStatistics.zeros(model.taps, len(model.tasks), len(model.choices)) if single else None
+    return Totals(steps.empty_states(model.tasks), gates)
 
 
 def model_forward(model: TaskExpert, infer: Inference) -> Forward:
@@ -82,11 +76,7 @@ def model_forward(model: TaskExpert, infer: Inference) -> Forward:
         image, window = batch["image"], batch["window"]
         if gates is None:
             return infer(variables, image, window), None
-        picture = inputs.normalise(image, window, model.normalisation)
-        answer: Any = model.apply(variables, picture, train=False, return_gates=True)
-        predictions, weights = answer
-        size = (image.shape[1], image.shape[2])
-        own = GateStatistics.from_gates(weights, window, batch["mask"], size, model.backbone.patch_size)
+        predictions, _, own = inference.with_gates(model, variables, image, window, batch["mask"])
         return predictions, gates.merge(own)
 
     return forward

@@ -13,8 +13,6 @@ import numpy as np
 from taskexpert_jax.models import inputs
 from taskexpert_jax.tasks.metrics.sums import Count, Sum
 
-MEMORY = "memory"  # its name among the choices
-
 
 class GateSummary(NamedTuple):
     """Means over the pixels of the pictures.
@@ -28,17 +26,6 @@ class GateSummary(NamedTuple):
     choices: tuple[str, ...]
     weights: np.ndarray
     entropy: np.ndarray
-
-
-def token_pixels(window: Array, mask: Array, image_size: tuple[int, int], patch: int) -> Array:
-    """(B, N) float32: how many pixels of each token's square are of the picture; 0 in padding and padding examples.
-
-    Args: as of `GateStatistics.from_gates`.
-    """
-    height, width = image_size
-    inside = inputs.inside(window, height, width) & (mask > 0)[:, None, None]
-    squares = inside.reshape(len(mask), height // patch, patch, width // patch, patch)
-    return squares.sum(axis=(2, 4)).reshape(len(mask), -1).astype(jnp.float32)
 
 
 @flax.struct.dataclass
@@ -64,7 +51,7 @@ class GateStatistics:
           mask: (B,), 0 for padding examples.
           image_size: H, W; multiples of `patch`, the side of a token's square in pixels.
         """
-        share = token_pixels(window, mask, image_size, patch)  # (B, N)
+        share = inputs.token_pixels(window, mask, image_size, patch)  # (B, N)
         exact = jax.lax.Precision.HIGHEST
         weights = jnp.einsum("stbnk,bn->stk", gates, share, precision=exact)
         entropy = jax.scipy.special.entr(gates).sum(axis=-1)  # (S, T, B, N)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.evaluation.gate_statistics import GateStatistics
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.models.upsampling import resize_bilinear
@@ -88,6 +89,21 @@ def make_inference(model: TaskExpert, config: Any) -> Inference:
         return {task.name: task.from_mean(total[task.name] / len(means)) for task in model.tasks}
 
     return infer
+
+
+def with_gates(
+    model: TaskExpert, variables: Any, image: jax.Array, window: jax.Array, mask: jax.Array
+) -> tuple[Maps, jax.Array, GateStatistics]:
+    """Predictions of one forward pass, its gates (S, T, B, N, choices) float32, and their sums over real pixels.
+
+    image, window: see `make_inference`. mask: (B,), 0 for padding examples.
+    """
+    answer: Any = model.apply(
+        variables, inputs.normalise(image, window, model.normalisation), return_gates=True, train=False
+    )
+    predictions, gates = answer
+    statistics = GateStatistics.from_gates(gates, window, mask, _size(image), model.backbone.patch_size)
+    return predictions, gates, statistics
 
 
 def is_single(asked: Views, frame: Size) -> bool:

@@ -7,8 +7,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from taskexpert_jax.models import upsampling
-from taskexpert_jax.models.backbones.vit import Dtype, logical, recomputed
 from taskexpert_jax.models.decoders.taskexpert import Norm, NormKind, spatial_conv
+from taskexpert_jax.models.layers import Dtype, logical, recomputed
 from taskexpert_jax.parallel import sharding
 
 

@@ -77,3 +77,18 @@ def inside(window: jax.Array, height: int, width: int) -> jax.Array:
     in_rows = (row >= top) & (row < top + rows)  # (B, height)
     in_columns = (column >= left) & (column < left + columns)  # (B, width)
     return in_rows[:, :, None] & in_columns[:, None, :]
+
+
+def token_pixels(window: jax.Array, mask: jax.Array, image_size: tuple[int, int], patch: int) -> jax.Array:
+    """(B, N) float32: how many pixels of each token's square are of the picture; 0 in padding and padding examples.
+
+    Args:
+      window: (B, 4) int32, top, left, height and width of the picture inside its padding.
+      mask: (B,), 0 for padding examples.
+      image_size: H, W; multiples of `patch`, the side of a token's square in pixels.
+      patch: that side.
+    """
+    height, width = image_size
+    real = inside(window, height, width) & (mask > 0)[:, None, None]
+    squares = real.reshape(len(mask), height // patch, patch, width // patch, patch)
+    return squares.sum(axis=(2, 4)).reshape(len(mask), -1).astype(jnp.float32)

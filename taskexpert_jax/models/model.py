@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import attention, heads, inputs
 from taskexpert_jax.models.backbones import vit
-from taskexpert_jax.models.backbones.vit import Dtype, logical
 from taskexpert_jax.models.decoders import taskexpert
+from taskexpert_jax.models.layers import Dtype, logical, recomputed
 from taskexpert_jax.models.upsampling import resize_bilinear
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import Task
@@ -58,6 +58,12 @@ class TaskExpert(nn.Module):
     unroll: bool
     dtype: Dtype
     normalisation: inputs.Normalisation
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Names of what the gates weigh, in their order: the experts, and the memory where it is read."""
+        memory = () if self.memory.read == "none" else (taskexpert.MEMORY,)
+        return (*(f"expert {k + 1}" for k in range(self.experts.count)), *memory)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool, return_gates: bool = False, full_size: bool = True) -> Any:
@@ -120,7 +126,7 @@ class TaskExpert(nn.Module):
             return mixture(tap, memory, train)
 
         mixtures = nn.scan(
-            vit.recomputed(step),
+            recomputed(step),
             length=self.taps,
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True, "gate_noise": True},

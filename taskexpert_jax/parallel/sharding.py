@@ -68,6 +68,11 @@ def make_mesh(sizes: Mapping[str, int], batch_sizes: Mapping[str, int], devices:
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def one_device_mesh() -> Mesh:
+    """The mesh of this process's first device alone."""
+    return make_mesh(dict.fromkeys(AXES, 1), {}, jax.local_devices()[:1])
+
+
 @contextlib.contextmanager
 def use(mesh: Mesh) -> Iterator[None]:
     """Makes the mesh and the rules current; under a plain `with mesh:` constraints would be ignored silently."""

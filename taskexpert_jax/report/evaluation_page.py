@@ -5,9 +5,10 @@ import pathlib
 
 import numpy as np
 
-from taskexpert_jax.evaluation import gate_statistics, results
+from taskexpert_jax.evaluation import results
 from taskexpert_jax.evaluation.extremes import Entry
 from taskexpert_jax.evaluation.results import ClassScore, Evaluation
+from taskexpert_jax.models.decoders.taskexpert import MEMORY
 from taskexpert_jax.report import charts
 from taskexpert_jax.report.markup import Element, element, footer, page, sentence
 from taskexpert_jax.tasks import Task
@@ -214,7 +215,7 @@ def _gates(found: Evaluation) -> Element:
         element("div", _gate_table(task, choices, of_task, spread, largest), class_="scroll")
         for task, of_task, spread in zip(found.tasks, weights, entropy, strict=True)
     ]
-    of_memory = " and of the memory" if gate_statistics.MEMORY in choices else ""
+    of_memory = " and of the memory" if MEMORY in choices else ""
     return element(
         "section",
         element("h2", "Gates"),
@@ -233,7 +234,7 @@ def _gate_table(
     task: Task, choices: tuple[str, ...], weights: np.ndarray, entropy: np.ndarray, largest: float
 ) -> Element:
     """A row a tap: its weights, as a heat map whose strongest colour is `largest`, and their entropy."""
-    experts = len(choices) - (gate_statistics.MEMORY in choices)
+    experts = len(choices) - (MEMORY in choices)
     above: list[Element] = [element("th", "tap", scope="col", rowspan=2)]
     above.append(element("th", "weight of expert", scope="colgroup", colspan=experts, class_="group"))
     above += [element("th", name, scope="col", rowspan=2) for name in (*choices[experts:], "entropy")]

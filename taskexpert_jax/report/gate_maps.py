@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 import numpy as np
 
 from taskexpert_jax.evaluation.gate_findings import Inspection, variation
-from taskexpert_jax.evaluation.gate_statistics import MEMORY
+from taskexpert_jax.models.decoders.taskexpert import MEMORY
 from taskexpert_jax.tasks import drawing
 
 COLOURS = "viridis"  # perceptually uniform, in grey as well, and for colour-blind readers

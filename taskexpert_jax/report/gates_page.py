@@ -11,7 +11,8 @@ from PIL import Image
 
 from taskexpert_jax.evaluation import gate_findings
 from taskexpert_jax.evaluation.gate_findings import Inspection
-from taskexpert_jax.evaluation.gate_statistics import MEMORY, GateSummary
+from taskexpert_jax.evaluation.gate_statistics import GateSummary
+from taskexpert_jax.models.decoders.taskexpert import MEMORY
 from taskexpert_jax.report import gate_maps
 from taskexpert_jax.report.markup import Element, element, footer, page, sentence
 from taskexpert_jax.tasks import Task

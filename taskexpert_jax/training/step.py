@@ -9,7 +9,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optax
 
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.evaluation import gate_statistics
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models.decoders import taskexpert
 from taskexpert_jax.models.model import TaskExpert
@@ -49,7 +48,7 @@ def make_train_step(
         total = sum((task.loss_weight * losses[task.name] for task in tasks), start=jnp.zeros(()))
         if balance:
             image_size = (batch["image"].shape[1], batch["image"].shape[2])
-            pixels = gate_statistics.token_pixels(batch["window"], batch["mask"], image_size, model.backbone.patch_size)
+            pixels = inputs.token_pixels(batch["window"], batch["mask"], image_size, model.backbone.patch_size)
             total = total + balance * taskexpert.balance_loss(gates, pixels)
         return total, (losses, updates.get("batch_stats", {}))
 

@@ -78,7 +78,9 @@ def test_training_and_inference_normalise_as_the_config_says(where, monkeypatch)
 
     def gates():
         totals = full_pass.empty_totals(model, single=True)
-        full_pass.model_forward(model, infer)(None, totals.gates, {"image": image, "window": window})
+        full_pass.model_forward(model, infer)(
+            None, totals.gates, {"image": image, "window": window, "mask": jnp.ones(8)}
+        )
 
     program = {"train": train_step, "inference": lambda: infer(None, image, window), "gates": gates}[where]
     with pytest.raises(Asked) as asked:

@@ -11,6 +11,7 @@ import pytest
 
 from configs import nyud
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import layers
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.backbones import vit
 from taskexpert_jax.models.decoders import taskexpert as mmoe
@@ -71,13 +72,13 @@ def test_gelu_is_the_exact_one_and_so_is_its_gradient():
     values = jnp.concatenate([jnp.linspace(-8, 8, 1001), jnp.array([-1e4, 1e4, 0.0])])
     exact = lambda x: jax.nn.gelu(x, approximate=False)  # noqa: E731
     for ours, theirs in (
-        (vit.gelu, exact),
-        (jax.grad(lambda x: vit.gelu(x).sum()), jax.grad(lambda x: exact(x).sum())),
+        (layers.gelu, exact),
+        (jax.grad(lambda x: layers.gelu(x).sum()), jax.grad(lambda x: exact(x).sum())),
     ):
         np.testing.assert_allclose(ours(values), theirs(values), rtol=1e-6, atol=1e-6)
     half = values.astype(jnp.bfloat16)
-    assert vit.gelu(half).dtype == jnp.bfloat16
-    np.testing.assert_allclose(vit.gelu(half), exact(half.astype(jnp.float32)), rtol=2**-8, atol=2e-6)
+    assert layers.gelu(half).dtype == jnp.bfloat16
+    np.testing.assert_allclose(layers.gelu(half), exact(half.astype(jnp.float32)), rtol=2**-8, atol=2e-6)
 
 
 def test_gates_sum_to_one(outputs):

@@ -15,6 +15,7 @@ import pytest
 
 from configs import nyud
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import layers
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.backbones import position_embedding, vit
 from taskexpert_jax.pretrained import load as pretrained
@@ -130,7 +131,7 @@ def assert_equal_at_every_block(net, model, weights, size, norm=True):
     for block, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert np.abs(one - other.numpy()).max() <= TOLERANCE * other.abs().max(), block
     if norm:  # timm's final norm, which is dropped: our taps have their own
-        last = vit.LayerNorm(jnp.float32).apply(
+        last = layers.LayerNorm(jnp.float32).apply(
             {"params": {"norm": {"scale": net.norm.weight.numpy(), "bias": net.norm.bias.numpy()}}}, found[-1]
         )
         expected = net.forward_features(image)[:, net.num_prefix_tokens :]

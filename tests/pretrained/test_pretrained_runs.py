@@ -9,10 +9,11 @@ import pytest
 
 from configs import demo
 from input_pipeline import pipeline
-from taskexpert_jax import evaluate, train
+from taskexpert_jax import train
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models.backbones import position_embedding
 from taskexpert_jax.runs.checkpoints import Checkpoints
+from taskexpert_jax.runs.load import best_task
 from taskexpert_jax.tasks import from_config
 
 
@@ -47,7 +48,7 @@ def finished(tmp_path_factory):
 
 def save(state, config, at):
     tasks = from_config(config)
-    with contextlib.closing(Checkpoints(at, evaluate.best_task(config, tasks))) as checkpoints:
+    with contextlib.closing(Checkpoints(at, best_task(config, tasks))) as checkpoints:
         checkpoints.save(state, config.to_dict(), None)
 
 

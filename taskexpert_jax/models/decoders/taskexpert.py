@@ -14,8 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from taskexpert_jax.models.backbones import vit
-from taskexpert_jax.models.backbones.vit import Dtype, logical
+from taskexpert_jax.models.layers import Dtype, LayerNorm, gelu, logical
 from taskexpert_jax.parallel import sharding
 
 NormKind = Literal["batch", "layer"]
@@ -25,6 +24,8 @@ GateInit = Literal["random", "even"]
 MemoryInit = Literal["learned", "zeros"]
 MemoryRead = Literal["conv1x1", "conv3x3", "identity", "none"]
 MemoryWrite = Literal["residual", "gated", "replace"]
+
+MEMORY = "memory"  # its name among what the gates weigh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
         if self.kind == "layer":
-            return vit.LayerNorm(self.dtype, name="layer")(inputs)
+            return LayerNorm(self.dtype, name="layer")(inputs)
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=0.9,
@@ -173,7 +174,7 @@ class Experts(nn.Module):
         # All K 1x1 convolutions as one matmul; the norm that follows has the bias.
         hidden = dense(count * width, self.dtype, "reduce", use_bias=False)(features)
         hidden = sharding.constrain(hidden, "batch", None, None, "feature_out")
-        hidden = vit.gelu(Norm(self.spec.norm, self.dtype, name="norm")(hidden, train))
+        hidden = gelu(Norm(self.spec.norm, self.dtype, name="norm")(hidden, train))
         parts = jnp.split(hidden, count, axis=-1)
         return jnp.stack(
             [spatial_conv(width, self.spec.kernel, self.dtype, f"expert_{k}")(part) for k, part in enumerate(parts)]
@@ -198,7 +199,7 @@ class Gate(nn.Module):
             hidden = hidden + dense(self.spec.width, self.dtype, "local")(features)
         if self.spec.input in ("context", "both"):
             hidden = hidden + dense(self.spec.width, self.dtype, "context")(context)[:, None]
-        hidden = vit.gelu(hidden)
+        hidden = gelu(hidden)
         logits = dense(self.choices, jnp.float32, "logits", zeros=self.spec.init == "even")(hidden)
         if self.spec.granularity == "image":
             logits = logits.mean(axis=1, keepdims=True)
@@ -287,7 +288,7 @@ class MemorialMixture(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, memory: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         _, batch, height, width, depth = memory.shape
-        features = vit.LayerNorm(self.dtype, name="norm")(tokens)  # (B, N, C)
+        features = LayerNorm(self.dtype, name="norm")(tokens)  # (B, N, C)
         grid = features.reshape(batch, height, width, -1)
         experts = Experts(self.experts, depth, self.dtype, name="experts")(grid, train)
         experts = experts.reshape(-1, batch, height * width, depth)  # (K, B, N, D)
@@ -337,7 +338,7 @@ class MemorialMixture(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "tasks"},
             )
             return read(self.dtype, name="read")(flat)
-        normed = vit.LayerNorm(self.dtype, name="read_norm")(memory)
+        normed = LayerNorm(self.dtype, name="read_norm")(memory)
         maps = [spatial_conv(depth, 3, self.dtype, f"read_{t}")(m) for t, m in zip(self.tasks, normed, strict=True)]
         return jnp.stack(maps).reshape(flat.shape)
 
@@ -361,5 +362,5 @@ class _NormedDense(nn.Module):
 
     @nn.compact
     def __call__(self, memory: jax.Array) -> jax.Array:
-        normed = vit.LayerNorm(self.dtype, name="norm")(memory)
+        normed = LayerNorm(self.dtype, name="norm")(memory)
         return dense(memory.shape[-1], self.dtype, "project")(normed)

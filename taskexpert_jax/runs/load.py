@@ -1,0 +1,55 @@
+"""A trained model from its run's directory, without its optimiser."""
+
+import contextlib
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.runs.checkpoints import Checkpoints
+from taskexpert_jax.tasks import Task, from_config
+from taskexpert_jax.training import optimizer
+from taskexpert_jax.training import state as train_state
+
+PARAMS_DTYPES = ("float32", "bfloat16")  # of `config.eval.params_dtype`
+
+
+def best_task(config: Any, tasks: tuple[Task, ...]) -> Task:
+    """The task that decides which checkpoint is the best; raises UserError where it is not among the tasks."""
+    for task in tasks:
+        if task.name == config.checkpoint.best_task:
+            return task
+    names = ", ".join(task.name for task in tasks)
+    raise UserError(f"config.checkpoint.best_task={config.checkpoint.best_task!r} is not among the tasks ({names})")
+
+
+def load(config: Any, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[TaskExpert, Any, int]:
+    """(model, variables on the mesh, step) of a run's checkpoint, without its optimiser.
+
+    Args:
+      config: the run's config.
+      workdir: the run's directory.
+      which: "best", "latest" or a step.
+      mesh: where the variables go.
+
+    Raises:
+      UserError: a dtype that parameters cannot have, or a checkpoint that is not there, is damaged or does not fit.
+    """
+    if config.eval.params_dtype not in PARAMS_DTYPES:
+        raise UserError(f"config.eval.params_dtype={config.eval.params_dtype!r}: use {' or '.join(PARAMS_DTYPES)}")
+    tasks = from_config(config)
+    model = taskexpert.from_config(config, tasks)
+    averaged = config.optimizer.ema_decay > 0
+    _, abstract, _ = train_state.abstract_and_shardings(
+        model, optimizer.build(config), mesh, config.seed, averaged=averaged
+    )
+    params = jax.tree.map(lambda leaf: leaf.update(dtype=config.eval.params_dtype), (abstract.params, abstract.ema))
+    abstract = abstract.replace(params=params[0], ema=params[1])
+    with contextlib.closing(Checkpoints(workdir, best_task(config, tasks), read_only=True)) as checkpoints:
+        step = checkpoints.select(which)
+        variables = checkpoints.restore_variables(step, abstract)
+    return model, variables, step
