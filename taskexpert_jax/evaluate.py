@@ -19,7 +19,7 @@ def evaluate(
 ) -> results.Values:
     """Evaluates a checkpoint, prints a table beside the best constants, and writes WORKDIR/evaluation/.
 
-    That holds metrics.json, per_class.csv and evaluation_page.html, a page to look at.
+    That holds metrics.json, per_class.csv and report.html, a page to look at.
 
     Args:
       config: the run's config.
@@ -47,14 +47,14 @@ def evaluate(
         best_constant=found.best_constant,
         per_class=results.per_class(model.tasks, found.totals.metrics),
         boundaries=found.boundaries,
-        gates=None if found.totals.gates is None else found.totals.gates.summary(model.choices),
+        gates=None if found.totals.gates is None else found.totals.gates.summary(model.expert_slots),
         extremes=found.extremes,
     )
     if jax.process_index() == 0:
         print(f"{found.examples} examples in {seconds:.1f} s, compilation and reading included\n")
         print(results.table(results.rows(model.tasks, evaluation.metrics, evaluation.best_constant)) + "\n")
         paths = results.write(evaluation, workdir / "evaluation")
-        page = workdir / "evaluation" / "evaluation_page.html"
+        page = workdir / "evaluation" / "report.html"
         page.write_text(evaluation_page.html(evaluation))
         for path in (*paths, page):
             print(f"written: {path}")

@@ -158,7 +158,7 @@ def inspect(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
     facts = results.facts(config, workdir=workdir, which=which, step=at, examples=len(summaries), seconds=seconds)
     del facts["eval"]  # has no part in this
     facts["images_from"] = str(source)
-    summary = jax.device_get(total).summary(model.choices)
+    summary = jax.device_get(total).summary(model.expert_slots)
     found = Inspection(model.tasks, facts, summary, summaries)
     _report(found, sections, output)
     if failures:
@@ -195,7 +195,7 @@ def _on_host(
         gates=of_tokens.reshape(*of_tokens.shape[:2], *grid, -1),
         window=window,
         patch=patch,
-        summary=jax.device_get(statistics).summary(model.choices),
+        summary=jax.device_get(statistics).summary(model.expert_slots),
     )
 
 

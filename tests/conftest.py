@@ -7,6 +7,7 @@ imports this file before any test module. Programs that a test starts inherit it
 import os
 import pathlib
 
+import jaxtyping
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -28,6 +29,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # quarter of it. XLA's own passes, which decide on fusion, layouts and collectives, all run. `make demo-smoke` runs
 # what users run; JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test tests that.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+# Shapes and dtypes in the annotations of the model are checked whenever a test traces it.
+jaxtyping.install_import_hook(["taskexpert_jax.models", "taskexpert_jax.evaluation.inference"], "beartype.beartype")
 
 
 def _folder(name: str) -> pathlib.Path:

@@ -65,7 +65,7 @@ class Pass(NamedTuple):
 
 def empty_totals(model: TaskExpert, *, single: bool) -> Totals:
     """The totals of no example; `single`: one forward pass over the whole frame is all there is."""
-    gates = GateStatistics.zeros(model.taps, len(model.tasks), len(model.choices)) if single else None
+    gates = GateStatistics.zeros(model.taps, len(model.tasks), len(model.expert_slots)) if single else None
     return Totals(steps.empty_states(model.tasks), gates)
 
 

@@ -1,6 +1,6 @@
-"""Queries, keys and values to what they attend to: the ways of computing it that `config.model.attention` offers.
+"""Attention implementations that `config.model.attention` chooses from.
 
-Dims: B batch, N tokens, heads, d = C / heads; all of them take and return (B, N, heads, d).
+Dims: B batch, N tokens, heads, d = C / heads.
 """
 
 import math
@@ -8,28 +8,31 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, BFloat16, Float
 
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import sharding
 
 Kind = Literal["xla", "cudnn", "splash"]
 Choice = Literal["auto", "xla", "cudnn", "splash"]
+PerHead = Float[Array, "B N heads d"]
 
-# Kind -> the platform that alone has it, what that is for people, and the dtypes.
+# Kind -> the only platform that has it, its name in messages, and the dtypes it takes.
 _NEEDS = {
     "cudnn": ("gpu", "an NVIDIA GPU", ("bfloat16",)),
     "splash": ("tpu", "a TPU", ("bfloat16", "float32")),
 }
-_FUSED_SINCE = 8  # the compute capability, Ampere's, from which cuDNN has fused attention
-_FUSED_SIZES = range(8, 129, 8)  # of a head, that it takes on all of these
-_LANES = 128  # splash takes lengths that are multiples of it
-_LONGEST_BLOCK = 512  # of queries or keys: a block of float32 scores is 1 MiB of a TPU core's 16 MiB or more
+_FUSED_SINCE = 8  # compute capability (Ampere) from which cuDNN has fused attention
+_FUSED_SIZES = range(8, 129, 8)  # head sizes that it takes on all of these GPUs
+_LANES = 128  # splash takes sequence lengths that are multiples of it
+_LONGEST_BLOCK = 512  # queries or keys: a block of float32 scores is then 1 MiB of a TPU core's 16 MiB or more
 
 
 def choose(choice: Choice, dtype: str, size: int, device: Any) -> Kind:
-    """What a choice means on a device, real or described: itself, or for auto what there is.
+    """Attention implementation on a device, real or described: `choice` itself, or what auto resolves to.
 
-    auto is cudnn where that exists, for this dtype and size of a head, and xla elsewhere: splash has not run on a TPU.
+    auto is cudnn where it exists for this dtype and head size, else xla. Splash is never chosen by auto because it has
+    not been run on a TPU yet.
 
     Raises:
       UserError: the device has no such attention for this dtype.
@@ -50,15 +53,15 @@ def choose(choice: Choice, dtype: str, size: int, device: Any) -> Kind:
 
 
 def _capability(device: Any) -> float:
-    """The compute capability of an NVIDIA GPU; 0 of everything else (AMD's are names)."""
+    """Compute capability of an NVIDIA GPU; 0 for other devices (AMD's are names)."""
     try:
         return float(getattr(device, "compute_capability", 0))
     except ValueError:
         return 0.0
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, kind: Kind) -> jax.Array:
-    """Softmax of query times key over sqrt(d), in float32, times value, as `kind` says (not auto: see `choose`)."""
+def attend(query: PerHead, key: PerHead, value: PerHead, kind: Kind) -> PerHead:
+    """Scaled dot-product attention; softmax in float32. `kind` is what `choose` returns, never auto."""
     if kind == "splash":
         return splash(query, key, value)
     if kind == "xla" and query.dtype == jnp.bfloat16:
@@ -69,12 +72,14 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, kind: Kind) -> ja
 
 
 @jax.custom_vjp
-def _bfloat16(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Attention whose products, those of the gradient too, all are of bfloat16 operands.
+def _bfloat16(
+    query: BFloat16[Array, "B N heads d"], key: BFloat16[Array, "B N heads d"], value: BFloat16[Array, "B N heads d"]
+) -> BFloat16[Array, "B N heads d"]:
+    """Attention whose matmuls, including those of the gradient, all have bfloat16 operands.
 
-    What `jax.nn.dot_product_attention` leaves to differentiation keeps the weights both in float32 and in bfloat16 for
-    the backward pass, and multiplies the scores' gradient in float32. Here only the bfloat16 weights are kept, a third
-    of the bytes, and the scores' gradient is rounded before it is multiplied, as FlashAttention does (2205.14135).
+    The derived gradient of `jax.nn.dot_product_attention` saves the attention weights in float32 and in bfloat16, and
+    multiplies the gradient of the scores in float32. Here only the bfloat16 weights are saved, a third of the bytes,
+    and the gradient of the scores is rounded first, as in FlashAttention (arXiv 2205.14135).
     """
     return _bfloat16_forward(query, key, value)[0]
 
@@ -89,7 +94,7 @@ def _bfloat16_forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tup
 def _bfloat16_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     query, key, value, weights, mixed = residuals
     of_weights = jnp.einsum("bnhd,bmhd->bhnm", gradient, value, preferred_element_type=jnp.float32)
-    # The mean of the weights' gradient under the weights, from (B, N, heads, d): no second pass over N x N values.
+    # Row sums of weights * their gradient, computed from (B, N, heads, d) without a second pass over N x N values.
     mean = jnp.sum(gradient.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1).swapaxes(1, 2)  # (B, heads, N)
     of_scores = weights.astype(jnp.float32) * (of_weights - mean[..., None]) / math.sqrt(query.shape[-1])
     of_scores = of_scores.astype(query.dtype)
@@ -102,11 +107,11 @@ def _bfloat16_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array) ->
 _bfloat16.defvjp(_bfloat16_forward, _bfloat16_backward)
 
 
-def splash(query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: bool = False) -> jax.Array:
-    """JAX's fused kernel for TPUs, which writes no scores to memory; each device computes its examples and heads.
+def splash(query: PerHead, key: PerHead, value: PerHead, *, interpret: bool = False) -> PerHead:
+    """JAX's fused attention kernel for TPUs; each device computes its own examples and heads.
 
-    Tokens are padded to a multiple of 128; the padding is a segment of its own, which no token attends to.
-    interpret: run the kernel step by step, on any device: for tests.
+    Tokens are padded to a multiple of 128; the padding is a segment of its own that no token attends to.
+    interpret: run the Pallas kernel in interpret mode, on any device, for tests.
     """
     _, tokens, _, size = query.shape
     padding = -tokens % _LANES
@@ -122,14 +127,14 @@ def splash(query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: boo
     with jax.named_scope("attend"):
         if jax.sharding.get_abstract_mesh().empty:
             return local(query, key, value)
-        # XLA cannot divide a kernel over devices by itself.
+        # XLA cannot partition a Pallas kernel by itself.
         spec = sharding.spec(query.shape, "batch", None, "heads", None)
         return jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(query, key, value)
 
 
 def _splash_kernel(heads: int, tokens: int, padding: int, *, interpret: bool) -> tuple[Any, Any]:
-    """The kernel for (heads, tokens + padding, d) arrays, and the segments it is to be called with."""
-    # Imported here: Pallas takes a second, and none but TPUs need it.
+    """Kernel for (heads, tokens + padding, d) arrays, and the segment ids to call it with."""
+    # Imported here because Pallas takes a second to import and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -140,7 +145,7 @@ def _splash_kernel(heads: int, tokens: int, padding: int, *, interpret: bool) ->
         block_kv=block,
         block_q_dkv=block,
         block_kv_dkv=block,
-        use_fused_bwd_kernel=True,  # five products of scores' size, where two kernels would need seven
+        use_fused_bwd_kernel=True,  # five matmuls of the scores' size, where two kernels would need seven
     )
     mask = masks.MultiHeadMask([masks.FullMask((length, length))] * heads)
     kernel = kernels.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)

@@ -1,10 +1,10 @@
-"""Per-task prediction heads: from a task's memory to logits or values."""
+"""Prediction heads: from a task's memory to logits or values."""
 
 import functools
 
 import flax.linen as nn
-import jax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from taskexpert_jax.models import upsampling
 from taskexpert_jax.models.decoders.taskexpert import Norm, NormKind, spatial_conv
@@ -13,9 +13,9 @@ from taskexpert_jax.parallel import sharding
 
 
 class Head(nn.Module):
-    """One task's head: upsample, 3x3 convolution, norm, ReLU, 1x1 convolution to the task's channels.
+    """Head of one task: bilinear upsampling, 3x3 convolution, norm, ReLU, 1x1 convolution to the task's channels.
 
-    (B, h, w, D) -> (B, upsample * h, upsample * w, channels), in the computation's dtype.
+    Returns (B, upsample * h, upsample * w, channels) in `dtype`.
     """
 
     channels: int
@@ -23,15 +23,15 @@ class Head(nn.Module):
     norm: NormKind
     dtype: Dtype
 
-    def __call__(self, memory: jax.Array, train: bool) -> jax.Array:
-        def logits(head: Head, memory: jax.Array) -> jax.Array:
+    def __call__(self, memory: Float[Array, "B h w D"], train: bool) -> Float[Array, "B H W c"]:
+        def logits(head: Head, memory: Array) -> Array:
             return head._logits(memory, train)
 
-        # Kept for the backward pass is what has a name; the products before it cost less than keeping them.
+        # Only the named maps are saved for the backward pass: recomputing the matmuls before them is cheaper.
         return recomputed(logits, keep=("name",), scanned=False)(self, memory)
 
     @nn.compact
-    def _logits(self, memory: jax.Array, train: bool) -> jax.Array:
+    def _logits(self, memory: Float[Array, "B h w D"], train: bool) -> Float[Array, "B H W c"]:
         conv = functools.partial(upsampling.conv_of_upsampled, factor=self.upsample)
         maps = spatial_conv(memory.shape[-1], 3, self.dtype, "mix", use_bias=False, conv=conv)(memory)
         maps = checkpoint_name(sharding.constrain(maps, None, None, "batch", None, None, None), "head_maps")

@@ -6,24 +6,26 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-Dtype = jnp.dtype
-PRODUCTS = ("dot_general", "conv_general_dilated")
+Dtype = DTypeLike
+MATMULS = ("dot_general", "conv_general_dilated")
 
 
 def logical(initializer: nn.initializers.Initializer, *axes: str | None) -> nn.initializers.Initializer:
-    """The initializer with the parameter's logical axis names; `sharding` maps them to mesh axes."""
+    """Adds a parameter's logical axis names to its initializer; `parallel.sharding` maps them to mesh axes."""
     return nn.with_logical_partitioning(initializer, axes)
 
 
-def recomputed(function: Any, *, keep: tuple[str, ...] = PRODUCTS, scanned: bool = True) -> Any:
-    """`function` of a module and arrays, which keeps for its gradient only what `keep` made, and sums.
+def recomputed(function: Any, *, keep: tuple[str, ...] = MATMULS, scanned: bool = True) -> Any:
+    """Rematerialises `function`, a function of a module and arrays, except for the results of `keep` and sums.
 
-    What is elementwise is computed again in the backward pass: norms and activations cost few operations, but what they
-    would keep is most of a step's traffic. Nor are weights kept in the computation's dtype.
+    Elementwise work is recomputed in the backward pass: norms and activations cost few FLOPs, but saving their results
+    is most of a step's memory traffic. Weights cast to the compute dtype are not saved either.
 
-    keep: names of JAX's primitives.
-    scanned: whether it runs in a scan. Elsewhere XLA would take the forward pass's values, and must be kept from it.
+    keep: names of JAX primitives whose results are saved.
+    scanned: whether the function runs in a scan; elsewhere XLA's common subexpression elimination must be prevented.
     """
 
     def kept(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -33,25 +35,25 @@ def recomputed(function: Any, *, keep: tuple[str, ...] = PRODUCTS, scanned: bool
 
 
 @jax.custom_vjp
-def gelu(inputs: jax.Array) -> jax.Array:
-    """Exact GELU, in the dtype of its inputs; computed in float32, as PyTorch defines it.
+def gelu(inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Exact GELU as PyTorch defines it, computed in float32, in the dtype of its inputs.
 
-    The gradient is written out. Of the derived one of `jax.nn.gelu` XLA's GPU compiler makes three kernels, with maps
-    of the MLP's width in memory between them, where one will do.
+    The gradient is written by hand: from the derived one of `jax.nn.gelu` XLA's GPU compiler makes three kernels, with
+    maps of the MLP's width in memory between them, where one suffices.
     """
     values = inputs.astype(jnp.float32)
-    return (values * _share_below(values)).astype(inputs.dtype)
+    return (values * _normal_cdf(values)).astype(inputs.dtype)
 
 
-def _share_below(values: jax.Array) -> jax.Array:
-    """The standard normal distribution's integral up to each value."""
+def _normal_cdf(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Cumulative distribution function of the standard normal distribution."""
     return 0.5 + 0.5 * jax.lax.erf(math.sqrt(0.5) * values)
 
 
 def _gelu_backward(inputs: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     values = inputs.astype(jnp.float32)
     density = jnp.exp(-0.5 * jnp.square(values)) / math.sqrt(2 * math.pi)
-    slope = _share_below(values) + values * density
+    slope = _normal_cdf(values) + values * density
     return ((slope * gradient.astype(jnp.float32)).astype(inputs.dtype),)
 
 
@@ -59,12 +61,12 @@ gelu.defvjp(lambda inputs: (gelu(inputs), inputs), _gelu_backward)
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis, statistics in float32, eps 1e-6 as in ViT."""
+    """Layer normalisation over the last axis; float32 statistics, eps 1e-6 as in ViT."""
 
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: Float[Array, "*shape C"]) -> Float[Array, "*shape C"]:
         return nn.LayerNorm(
             epsilon=1e-6,
             dtype=self.dtype,

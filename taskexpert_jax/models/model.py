@@ -1,9 +1,9 @@
-"""TaskExpert: a ViT whose taps feed a memorial mixture of experts, and a head for each task.
+"""The whole model: a ViT backbone whose taps feed the memorial mixture of experts, and a head for each task.
 
-The blocks are scanned with the tokens as the carry, then the taps with the memory as the carry. So the parameters of
-blocks are stacked as (depth, ...) and those of taps as (S, ...), and the program's size does not grow with depth.
-Nothing flows from the memory back to the tokens: a scan over stages, with their blocks scanned inside, would compute
-the same, but move what the blocks keep for the backward pass twice. Dims: docs/conventions.md.
+The blocks are scanned with the tokens as the carry, then the taps with the memory as the carry: parameters of blocks
+are stacked as (depth, ...), those of taps as (S, ...), and the program's size does not grow with depth. A scan over
+stages with their blocks scanned inside would compute the same, because nothing flows from the memory back to the
+tokens, but would copy the saved activations of the blocks twice. Dims: docs/conventions.md.
 """
 
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import attention, heads, inputs
@@ -25,22 +26,22 @@ Unroll = Literal["auto", "yes", "no"]
 
 
 class TaskExpert(nn.Module):
-    """Image (B, H, W, 3) float32, normalised -> {task: (B, H, W, channels) float32}.
+    """TaskExpert: normalised image -> {task: (B, H, W, channels) float32}.
 
     Attributes:
-      tasks: the task records; their names and channels.
-      backbone: the ViT's shape.
-      grid: the token grid (h, w) that the position embeddings are learned on.
-      taps: S, the number of stages; divides the backbone's depth.
-      width: D, the experts' and the memory's feature width.
-      drop_path: stochastic depth of the last block; rises linearly from 0.
+      tasks: the task records; their names and channels are used.
+      backbone: the ViT's architecture.
+      grid: token grid (h, w) of the position embeddings.
+      taps: S, the number of taps; divides the backbone's depth.
+      width: D, the feature width of experts and memory.
+      drop_path: stochastic depth rate of the last block; rises linearly from 0.
       experts, gate, memory: see `mmoe`.
-      head_upsample: the factor by which a head upsamples the memory before its 3x3 convolution.
-      head_norm: the heads' normalisation.
-      remat: recompute each block's activations in the backward pass.
-      unroll: write out the scans (same parameters); larger programs, sometimes faster ones.
-      dtype: of the computation; parameters, norms' statistics, softmax and outputs are float32.
-      normalisation: of the images that it is given; see `inputs.normalise`.
+      head_upsample: upsampling factor of the memory before a head's 3x3 convolution.
+      head_norm: normalisation of the heads.
+      remat: rematerialise each block in the backward pass.
+      unroll: unroll the scans (same parameters): larger programs, faster on CPUs.
+      dtype: compute dtype; parameters, statistics of norms, softmax and outputs are float32.
+      normalisation: per-channel mean and std of the images; see `inputs.normalise`.
     """
 
     tasks: tuple[Task, ...]
@@ -60,18 +61,20 @@ class TaskExpert(nn.Module):
     normalisation: inputs.Normalisation
 
     @property
-    def choices(self) -> tuple[str, ...]:
-        """Names of what the gates weigh, in their order: the experts, and the memory where it is read."""
+    def expert_slots(self) -> tuple[str, ...]:
+        """Names of the expert slots, in the order of the gates' last axis; the memory, if read, is the last."""
         memory = () if self.memory.read == "none" else (taskexpert.MEMORY,)
         return (*(f"expert {k + 1}" for k in range(self.experts.count)), *memory)
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool, return_gates: bool = False, full_size: bool = True) -> Any:
+    def __call__(
+        self, image: Float[Array, "B H W 3"], *, train: bool, return_gates: bool = False, full_size: bool = True
+    ) -> Any:
         """Predictions; with `return_gates` also the gates, (S, T, B, N, K or K + 1) float32.
 
-        Without `full_size` they are the heads', (B, head_upsample * h, head_upsample * w, channels) of `dtype`.
-
-        Training needs the random streams `drop_path` and, for noisy gates, `gate_noise`; it updates `batch_stats`.
+        Without `full_size` the predictions have the heads' size, (B, head_upsample * h, head_upsample * w, channels),
+        and `dtype`. Training needs the RNG streams `drop_path` and, for noisy gates, `gate_noise`, and updates the
+        collection `batch_stats`.
         """
         batch, image_height, image_width, _ = image.shape
         patch = self.backbone.patch_size
@@ -90,8 +93,8 @@ class TaskExpert(nn.Module):
             outputs[task.name] = resize_bilinear(maps, image_height, image_width) if full_size else maps
         return (outputs, gates) if return_gates else outputs
 
-    def _taps(self, tokens: jax.Array, train: bool) -> jax.Array:
-        """The patches' tokens after the last block of each stage, (S, B, N, C)."""
+    def _taps(self, tokens: Float[Array, "B M C"], train: bool) -> Float[Array, "S B N C"]:
+        """Patch tokens after the last block of each stage."""
         backbone = self.backbone
         block = nn.remat(vit.Block, prevent_cse=False, static_argnums=(3,)) if self.remat else vit.Block
 
@@ -100,7 +103,7 @@ class TaskExpert(nn.Module):
         ) -> tuple[tuple[jax.Array, jax.Array], None]:
             tokens, taps = carry
             tokens = block(tokens, rate, train)
-            # Every block writes, and the last one of a stage stays: a condition would cost more than the writes.
+            # Every block overwrites its stage's tap, so the last block's remains; a condition would cost more.
             taps = jax.lax.dynamic_update_index_in_dim(taps, tokens[:, backbone.extra_tokens :], stage, 0)
             return (tokens, sharding.constrain(taps, None, "batch", None, None)), None
 
@@ -119,8 +122,10 @@ class TaskExpert(nn.Module):
         (_, taps), _ = blocks(block(backbone, self.dtype, name="blocks"), (tokens, taps), rates, stages)
         return taps
 
-    def _assemble(self, taps: jax.Array, memory: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """The memory after the last tap, and the gates of all."""
+    def _assemble(
+        self, taps: Float[Array, "S B N C"], memory: Float[Array, "T B h w D"], train: bool
+    ) -> tuple[Float[Array, "T B h w D"], Float32[Array, "S T B N k"]]:
+        """Memory after the last tap, and the gates of all taps."""
 
         def step(mixture: taskexpert.MemorialMixture, memory: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
             return mixture(tap, memory, train)
@@ -137,8 +142,8 @@ class TaskExpert(nn.Module):
         mixture = taskexpert.MemorialMixture(names, self.experts, self.gate, self.memory, self.dtype, name="mixture")
         return mixtures(mixture, memory, taps)
 
-    def _initial_memory(self, batch: int, height: int, width: int) -> jax.Array:
-        """(T, B, h, w, D): each task's learned vector at every place, or zeros."""
+    def _initial_memory(self, batch: int, height: int, width: int) -> Float[Array, "T B h w D"]:
+        """A learned vector for each task, broadcast over the image, or zeros."""
         shape = (len(self.tasks), batch, height, width, self.width)
         if self.memory.init == "zeros":
             return jnp.zeros(shape, self.dtype)

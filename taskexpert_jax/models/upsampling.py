@@ -1,12 +1,12 @@
-"""Bilinear upsampling with half-pixel centres, and a 3x3 convolution of upsampled maps that is computed before it.
+"""Bilinear upsampling with half-pixel centres, and a 3x3 convolution of an upsampled map at low resolution.
 
-A convolution mixes channels at each of its nine places; upsampling and shifting move pixels and mix no channels. So
-they may change places: the nine products are made of the small map, 1 / factor**2 as many operations, and their results
-are upsampled, shifted and added. That is exact, at the borders too.
+Bilinear upsampling commutes with the channel mixing of the convolution, so the channel mixing runs at low resolution:
+nine matmuls on the small map, 1 / factor**2 of the FLOPs, whose results are upsampled, shifted and added. The result is
+exact, also at the borders.
 
-Large maps are left in phases: (factor, factor, B, h, w, c) has at [p, q, b, i, j] the pixel (factor * i + p,
-factor * j + q) of the image (factor * h, factor * w). What works on single pixels needs no other order, and to make it
-would be to move all of them. Dims: docs/conventions.md.
+Large maps stay in phases (u, u, B, h, w, c): [p, q, b, i, j] is the pixel (u * i + p, u * j + q) of an image of size
+(u * h, u * w). Pointwise layers do not depend on the order of pixels, so the maps are not transposed. Dims:
+docs/conventions.md.
 """
 
 from collections.abc import Sequence
@@ -14,38 +14,38 @@ import functools
 from typing import Any
 
 import jax
-from jax import Array
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 import numpy as np
 
-OFFSETS = 3  # a 3x3 convolution looks at the pixel before, the pixel itself, and the one after
-NEIGHBOURS = 3  # of a small map's pixel, itself among them: all that its phases and theirs are mixed from
+OFFSETS = 3  # positions of a 3x3 kernel along one axis
+NEIGHBOURS = 3  # low-resolution pixels, itself included, that a pixel's phases and their neighbours depend on
 
 
-def resize_bilinear(maps: Array, height: int, width: int) -> Array:
-    """(B, h, w, c) -> (B, height, width, c) float32, bilinear with half-pixel centres.
+def resize_bilinear(maps: Float[Array, "B h w c"], height: int, width: int) -> Float32[Array, "B H W c"]:
+    """Resizes maps to (height, width), bilinear with half-pixel centres, without antialiasing.
 
-    bfloat16 maps are multiplied in TF32 or three bfloat16 passes, which keeps more digits than they have; float32 ones
-    as such.
+    bfloat16 maps are multiplied in TF32 or three bfloat16 passes, more precise than they are; float32 maps in float32.
     """
     precision = jax.lax.Precision.HIGH if maps.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
     size = (maps.shape[0], height, width, maps.shape[3])
     return jax.image.resize(maps.astype(jnp.float32), size, method="bilinear", antialias=False, precision=precision)
 
 
-def conv_of_upsampled(maps: Array, kernel: Array, *_settings: Any, factor: int, **_more: Any) -> Array:
-    """The 3x3 convolution, padded with zeros, of maps that are upsampled by `factor`: in phases.
+def conv_of_upsampled(
+    maps: Float[Array, "B h w c"], kernel: Float[Array, "3 3 c d"], *_settings: Any, factor: int, **_more: Any
+) -> Float[Array, "u u B h w d"]:
+    """Zero-padded 3x3 convolution of maps upsampled by `factor`, in phases.
 
-    (B, h, w, c), (3, 3, c, d) -> (factor, factor, B, h, w, d), of the maps' dtype. Called by `nn.Conv`, whose further
-    settings are those of such a convolution.
+    Replaces `lax.conv_general_dilated` in `nn.Conv`; the settings it passes are those of such a convolution.
     """
     products = jnp.einsum("bhwc,xycd->bhwxyd", maps, kernel)
     with jax.named_scope("upsample"):
         return _spread(products, factor)
 
 
-def interleave(phases: Array) -> Array:
-    """(factor, factor, B, h, w, c) -> (B, factor * h, factor * w, c): pixels at their places in the image."""
+def interleave(phases: Float[Array, "u u B h w c"]) -> Float[Array, "B H W c"]:
+    """Pixel shuffle: phases to an image of size (u * h, u * w)."""
     factor, _, batch, height, width, channels = phases.shape
     rows_first = phases.transpose(2, 3, 0, 4, 1, 5)
     return rows_first.reshape(batch, factor * height, factor * width, channels)
@@ -53,12 +53,11 @@ def interleave(phases: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _spread(products: Array, factor: int) -> Array:
-    """The sum, over 3x3 offsets, of maps upsampled by `factor` and shifted by their offset.
+    """Sum over 3x3 offsets of maps upsampled by `factor` and shifted: (B, h, w, 3, 3, d) -> (u, u, B, h, w, d).
 
-    (B, h, w, 3, 3, d) -> (factor, factor, B, h, w, d). TPUs make it of products with matrices that are nearly all 0,
-    others of sums of neighbours: where that was compared, each took a third of the other's time or half of its traffic
-    (docs/performance.md). The gradient, which is such a sum again, is written out: the derived one would keep every
-    term as an array of its own.
+    TPUs compute it as matmuls with sparse matrices, other devices as weighted sums of neighbours: on each kind the
+    other way takes about three times as long or twice the memory traffic (docs/performance.md). The gradient, a sum of
+    the same form, is written by hand because the derived one would save every term as an array of its own.
     """
     return jax.lax.platform_dependent(
         products,
@@ -68,7 +67,7 @@ def _spread(products: Array, factor: int) -> Array:
 
 
 def _collect(factor: int, _: None, phases: Array) -> tuple[Array]:
-    """The gradient of `_spread`: (factor, factor, B, h, w, d) -> (B, h, w, 3, 3, d)."""
+    """Gradient of `_spread`: (u, u, B, h, w, d) -> (B, h, w, 3, 3, d)."""
     collected = jax.lax.platform_dependent(
         phases,
         tpu=functools.partial(_collect_by_products, factor=factor),
@@ -83,7 +82,7 @@ _spread.defvjp(lambda products, factor: (_spread(products, factor), None), _coll
 def _spread_by_sums(products: Array, *, factor: int) -> Array:
     _, height, width, *_ = products.shape
     rows = _sums([products[..., offset, :, :] for offset in range(OFFSETS)], mixing_weights(height, factor), axis=1)
-    # Made once: fused with what follows, every row would be made again for each phase and offset of its columns.
+    # Prevents fusion with the sums over columns, which would recompute every row for each phase and offset.
     kept = jax.lax.optimization_barrier(jnp.stack(rows))  # (factor, B, h, w, 3, d)
     phases = _sums([kept[..., offset, :] for offset in range(OFFSETS)], mixing_weights(width, factor), axis=3)
     return jnp.stack(phases, axis=1)
@@ -117,10 +116,10 @@ def _einsum(subscripts: str, matrix: np.ndarray, maps: Array) -> Array:
 
 
 def _sums(maps: Sequence[Array], weights: np.ndarray, *, axis: int) -> list[Array]:
-    """Weighted sums, in float32, of pixels and their neighbours along an axis.
+    """Weighted sums, in float32, of pixels and their neighbours along an axis; returns one map per result.
 
-    maps: one for each index of the weights' first axis. weights: (map, neighbour, result, pixel), that of pixel +
-    neighbour - 1. Returns a map for each result.
+    maps: one per index of the weights' first axis. weights: (map, neighbour, result, pixel), the weight of pixel +
+    neighbour - 1.
     """
     size, rank = maps[0].shape[axis], maps[0].ndim
     padded = [jnp.pad(of.astype(jnp.float32), [(int(i == axis),) * 2 for i in range(rank)]) for of in maps]
@@ -140,10 +139,10 @@ def _sums(maps: Sequence[Array], weights: np.ndarray, *, axis: int) -> list[Arra
 
 @functools.cache
 def mixing_matrix(size: int, factor: int) -> np.ndarray:
-    """How a line of pixels is upsampled by `factor` and shifted by an offset of -1, 0 or 1 of the new pixels.
+    """Bilinear upsampling of a line of pixels by `factor`, shifted by -1, 0 or 1 high-resolution pixels.
 
-    (phase, pixel, offset, source) float32: the weight of `source` in the upsampled line at factor * pixel + phase +
-    offset - 1, which is 0 outside of the line.
+    (phase, pixel, offset, source) float32: weight of `source` in the upsampled line at factor * pixel + phase +
+    offset - 1; 0 outside of the line.
     """
     centres = (np.arange(factor * size) + 0.5) / factor - 0.5
     distances = np.abs(np.clip(centres, 0, size - 1)[:, None] - np.arange(size))
@@ -154,14 +153,14 @@ def mixing_matrix(size: int, factor: int) -> np.ndarray:
 
 @functools.cache
 def mixing_weights(size: int, factor: int) -> np.ndarray:
-    """The same by neighbours: (offset, neighbour, phase, pixel), the weight of the source pixel + neighbour - 1."""
+    """`mixing_matrix` by neighbours: (offset, neighbour, phase, pixel), weight of the source pixel + neighbour - 1."""
     padded = np.pad(mixing_matrix(size, factor), ((0, 0), (0, 0), (0, 0), (1, 1)))
     offset, neighbour, phase, pixel = np.ogrid[:OFFSETS, :NEIGHBOURS, :factor, :size]
     return padded[phase, pixel, offset, pixel + neighbour]
 
 
 def _transposed(weights: np.ndarray) -> np.ndarray:
-    """Weights of the gradients: (phase, neighbour, offset, pixel)."""
+    """Weights of the gradient: (phase, neighbour, offset, pixel)."""
     offsets, _, phases, size = weights.shape
     padded = np.pad(weights, ((0, 0), (0, 0), (0, 0), (1, 1)))
     phase, neighbour, offset, pixel = np.ogrid[:phases, :NEIGHBOURS, :offsets, :size]

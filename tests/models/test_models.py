@@ -98,7 +98,7 @@ def test_a_one_hot_gate_returns_that_expert(chosen):
     read = jax.random.normal(jax.random.key(1), (2, 2, 5, 4))
     gates = jnp.broadcast_to(jax.nn.one_hot(chosen, 4), (2, 2, 5, 4))
     expected = read if chosen == 3 else jnp.broadcast_to(experts[chosen], read.shape)
-    np.testing.assert_array_equal(mmoe.assemble(gates, experts, read), expected)
+    np.testing.assert_array_equal(mmoe.assemble(*map(jnp.asarray, (gates, experts, read))), expected)
 
 
 def test_assemble_is_the_gated_sum():
@@ -110,7 +110,7 @@ def test_assemble_is_the_gated_sum():
         for k in range(3):
             expected[task] += gates[task, :, :, k, None] * experts[k]
         expected[task] += gates[task, :, :, 3, None] * read[task]
-    np.testing.assert_allclose(mmoe.assemble(gates, experts, read), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mmoe.assemble(*map(jnp.asarray, (gates, experts, read))), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
@@ -314,11 +314,13 @@ def test_the_balance_loss_is_the_squared_coefficient_of_variation_of_the_mean_we
     share = np.array([[1, 2, 0, 1, 3]] * 3 + [[0] * 5], np.float32)  # the last example is padding
     means = np.einsum("stbnk,bn->stk", gates, share) / share.sum()
     expected = np.mean(means.var(axis=-1) / means.mean(axis=-1) ** 2)
-    np.testing.assert_allclose(mmoe.balance_loss(gates, share), expected, rtol=1e-5)
-    np.testing.assert_allclose(mmoe.balance_loss(np.full_like(gates, 1 / 3), share), 0, atol=1e-6)
+    np.testing.assert_allclose(mmoe.balance_loss(jnp.asarray(gates), jnp.asarray(share)), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        mmoe.balance_loss(jnp.asarray(np.full_like(gates, 1 / 3)), jnp.asarray(share)), 0, atol=1e-6
+    )
     one_hot = np.zeros_like(gates)
     one_hot[..., 0] = 1
-    np.testing.assert_allclose(mmoe.balance_loss(one_hot, share), 2, rtol=1e-5)
+    np.testing.assert_allclose(mmoe.balance_loss(jnp.asarray(one_hot), jnp.asarray(share)), 2, rtol=1e-5)
 
 
 def test_stochastic_depth_drops_whole_branches_in_training_only():

@@ -74,7 +74,7 @@ def test_products_of_channels_are_made_of_the_small_maps():
 
 
 def test_phases_go_to_their_places():
-    image = jnp.arange(2 * 6 * 9 * 2).reshape(2, 6, 9, 2)
+    image = jnp.arange(2.0 * 6 * 9 * 2).reshape(2, 6, 9, 2)
     phases = jnp.stack([jnp.stack([image[:, p::3, q::3] for q in range(3)]) for p in range(3)])
     np.testing.assert_array_equal(upsampling.interleave(phases), image)
 

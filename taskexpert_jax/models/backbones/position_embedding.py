@@ -1,11 +1,11 @@
-"""Position embeddings on another grid of tokens, resized as the benchmark's family does it.
+"""Position embeddings resized to another token grid, as the benchmark's family does it.
 
-That is PyTorch's `interpolate(mode="bicubic", align_corners=False)`: Keys' kernel with a = -0.75, half-pixel centres,
-clamped borders, no low-pass filter when the grid shrinks. JAX's "cubic" has a = -0.5, so it differs.
+Same as PyTorch's `interpolate(mode="bicubic", align_corners=False)`: Keys' kernel with a = -0.75, half-pixel centres,
+clamped borders, no antialiasing. JAX's "cubic" has a = -0.5, so it differs.
 """
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 import numpy as np
 
 _A = -0.75
@@ -20,7 +20,7 @@ def _kernel(distance: np.ndarray) -> np.ndarray:
 
 
 def weights(source: int, target: int) -> np.ndarray:
-    """What each of `source` samples counts in each of `target` samples along one axis, (target, source) float64."""
+    """Interpolation weights along one axis, (target, source) float64."""
     centre = (np.arange(target) + 0.5) * source / target - 0.5
     first = np.floor(centre).astype(int) - 1
     matrix = np.zeros((target, source))
@@ -30,8 +30,8 @@ def weights(source: int, target: int) -> np.ndarray:
     return matrix
 
 
-def resize(positions: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """(h, w, C) -> (*grid, C), float32; the same array where the grid is the same."""
+def resize(positions: Float32[Array, "h w C"], grid: tuple[int, int]) -> Float32[Array, "h2 w2 C"]:
+    """Position embeddings on the token grid `grid`; the same array where the grid is the same."""
     height, width = positions.shape[:2]
     if (height, width) == tuple(grid):
         return positions

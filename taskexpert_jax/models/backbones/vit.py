@@ -1,9 +1,9 @@
-"""The ViT backbone: patch and position embedding, and the transformer block that is scanned.
+"""ViT backbone: patch and position embedding, and the transformer block that is scanned.
 
-Differences from the original ViT are those of the benchmark's family (InvPT, TaskPrompter): no class token, any image
-size whose sides are multiples of the patch size (position embeddings are resized to the grid), stochastic depth. For
-weights that were trained otherwise (DINOv2, MAE) there are a class token, registers and LayerScale.
-Dims: B batch, H W image, P patch, h w token grid, N = h * w tokens, C width; see docs/conventions.md.
+As in the benchmark's family (InvPT, TaskPrompter): no class token, any image size whose sides are multiples of the
+patch size (position embeddings are resized to the token grid), stochastic depth. DINOv2 and MAE weights need a class
+token, registers and LayerScale, which are options. Dims: docs/conventions.md; `M` is the number of all tokens, those of
+the patches and extra ones.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from taskexpert_jax.models import attention
 from taskexpert_jax.models.backbones import position_embedding
@@ -23,19 +24,19 @@ AttentionKind = attention.Kind
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """Shape of a ViT.
+    """Architecture of a ViT.
 
     Attributes:
       width: C.
-      depth: in blocks.
-      heads: of attention.
+      depth: number of transformer blocks.
+      heads: number of attention heads.
       mlp_ratio: MLP width over C.
       patch_size: P, in pixels.
-      layer_scale: initial factor on every channel of what a block adds, learned (LayerScale); 0: none.
-      class_token: whether one learned token stands before the patches'; it has part in the attention alone.
-      registers: how many more such tokens (Darcet et al., 2023, arXiv 2309.16588).
-      attention: how it is computed: xla, on any device; cudnn, NVIDIA's fused kernel, in bfloat16 on its GPUs alone;
-        splash, JAX's fused kernel for TPUs.
+      layer_scale: initial value of LayerScale's factors; 0 for none.
+      class_token: whether a learned class token takes part in the attention; it is dropped at the taps.
+      registers: number of register tokens (Darcet et al., 2023, arXiv 2309.16588).
+      attention: implementation: xla on any device; cudnn, NVIDIA's fused kernel, bfloat16 only; splash, JAX's fused
+        kernel for TPUs.
     """
 
     width: int
@@ -50,14 +51,16 @@ class Backbone:
 
     @property
     def extra_tokens(self) -> int:
-        """How many tokens stand before those of the patches."""
+        """Number of tokens before those of the patches."""
         return self.class_token + self.registers
 
 
-def _patches_product(image: jax.Array, kernel: jax.Array, *_settings: Any, **_more: Any) -> jax.Array:
-    """A convolution whose strides are its kernel's sides, as one product: (B, H, W, 3), (P, P, 3, C) -> (B, h, w, C).
+def _patches_matmul(
+    image: Float[Array, "B H W 3"], kernel: Float[Array, "P P 3 C"], *_settings: Any, **_more: Any
+) -> Float[Array, "B h w C"]:
+    """Patch embedding, a convolution with stride P, as one matmul.
 
-    As a convolution, 3 numbers are contracted at each of P * P places, where a matrix unit takes 128 at once.
+    XLA's convolution contracts 3 channels at each of P * P positions, where a matrix unit takes 128 at once.
     """
     batch, height, width, _ = image.shape
     rows, columns, values, _ = kernel.shape
@@ -67,17 +70,14 @@ def _patches_product(image: jax.Array, kernel: jax.Array, *_settings: Any, **_mo
 
 
 class PatchEmbed(nn.Module):
-    """Image (B, H, W, 3) -> tokens (B, N, C): a strided convolution and learned position embeddings.
-
-    With a class token or registers, these come first: (B, extra_tokens + N, C). They have no position.
-    """
+    """Patch embedding with learned position embeddings; extra tokens come first and have no position."""
 
     backbone: Backbone
-    grid: tuple[int, int]  # the grid that the position embeddings are learned on
+    grid: tuple[int, int]  # token grid of the position embeddings
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> jax.Array:
+    def __call__(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
         size, width = self.backbone.patch_size, self.backbone.width
         tokens = nn.Conv(
             width,
@@ -87,7 +87,7 @@ class PatchEmbed(nn.Module):
             dtype=self.dtype,
             kernel_init=logical(nn.initializers.lecun_normal(), None, None, None, "embed"),
             bias_init=logical(nn.initializers.zeros, "embed"),
-            conv_general_dilated=_patches_product,
+            conv_general_dilated=_patches_matmul,
             name="embedding",
         )(image)  # (B, h, w, C)
         positions = self.param(
@@ -114,16 +114,16 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, (B, N, C) -> (B, N, C); softmax in float32."""
+    """Multi-head self-attention; softmax in float32."""
 
     backbone: Backbone
     dtype: Dtype
 
     def setup(self) -> None:
-        """Parameters of the projections: heads apart, so that they can be sharded."""
+        """Projections whose kernels have an axis of heads, so that heads can be sharded."""
         width, heads = self.backbone.width, self.backbone.heads
         shape = (width, 3, heads, width // heads)
-        # Written out because DenseGeneral cannot carry these axis names under set_mesh.
+        # Own parameters because DenseGeneral cannot carry these axis names under set_mesh.
         init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1)
         self.qkv_kernel = self.param("qkv_kernel", logical(init, "embed", None, "heads", None), shape, jnp.float32)
         biases = logical(nn.initializers.zeros, None, "heads", None)
@@ -135,30 +135,30 @@ class Attention(nn.Module):
             bias_init=logical(nn.initializers.zeros, "embed"),
         )
 
-    def project(self, tokens: jax.Array) -> list[jax.Array]:
-        """Queries, keys and values, each (B, N, heads, C / heads)."""
+    def project(self, tokens: Float[Array, "B M C"]) -> list[attention.PerHead]:
+        """Queries, keys and values."""
         kernel, bias = self.qkv_kernel.astype(self.dtype), self.qkv_bias.astype(self.dtype)
-        # Three products: a GPU would transpose the result of one for the attention, and its gradient back.
+        # Three matmuls: a GPU would transpose the result of a single one, and its gradient.
         made = [jnp.einsum("bnc,chd->bnhd", tokens, kernel[:, i]) + bias[i] for i in range(3)]
         return [sharding.constrain(each, "batch", None, "heads", None) for each in made]
 
-    def mix(self, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        """What `project` made -> (B, N, C)."""
+    def mix(self, query: attention.PerHead, key: attention.PerHead, value: attention.PerHead) -> Float[Array, "B M C"]:
+        """Attention and output projection of what `project` returns."""
         mixed = attention.attend(query, key, value, self.backbone.attention)
         return recomputed(Attention._out)(self, mixed)
 
-    def _out(self, mixed: jax.Array) -> jax.Array:
+    def _out(self, mixed: attention.PerHead) -> Float[Array, "B M C"]:
         return self.out(mixed.reshape(*mixed.shape[:2], -1))
 
 
 class Mlp(nn.Module):
-    """Two dense layers with exact GELU between, (B, N, C) -> (B, N, C)."""
+    """Two dense layers with exact GELU between them."""
 
     hidden: int
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Float[Array, "B M C"]) -> Float[Array, "B M C"]:
         hidden = nn.Dense(
             self.hidden,
             dtype=self.dtype,
@@ -176,17 +176,19 @@ class Mlp(nn.Module):
         )(hidden)
 
 
-def drop_path(module: nn.Module, branch: jax.Array, rate: jax.Array, train: bool) -> jax.Array:
-    """Stochastic depth: in training, zeroes an example's whole branch with probability `rate`, else scales it up."""
+def drop_path(
+    module: nn.Module, branch: Float[Array, "B M C"], rate: Float[Array, ""], train: bool
+) -> Float[Array, "B M C"]:
+    """Stochastic depth: in training, zeroes an example's branch with probability `rate`, else divides by 1 - rate."""
     if not train:
         return branch
     keep = 1.0 - rate
     kept = jax.random.bernoulli(module.make_rng("drop_path"), keep, (branch.shape[0], 1, 1))
-    return branch * (kept / keep).astype(branch.dtype)  # one factor an example: a mask would be kept at every channel
+    return branch * (kept / keep).astype(branch.dtype)  # a scalar per example: a full mask would be saved
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: (tokens (B, N, C), drop rate) -> tokens."""
+    """Pre-norm transformer block."""
 
     backbone: Backbone
     dtype: Dtype
@@ -201,19 +203,21 @@ class Block(nn.Module):
         names = ("layer_scale1", "layer_scale2") if backbone.layer_scale else ()
         self.scales = [self.param(name, init, (backbone.width,), jnp.float32) for name in names]
 
-    def __call__(self, tokens: jax.Array, drop_rate: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, tokens: Float[Array, "B M C"], drop_rate: Float[Array, ""], train: bool
+    ) -> Float[Array, "B M C"]:
         tokens = sharding.constrain(tokens, "batch", None, None)
         mixed = self.attention.mix(*recomputed(Block._project)(self, tokens))
         tokens = tokens + drop_path(self, self._scaled(0, mixed), drop_rate, train)
         mixed = recomputed(Block._mlp)(self, tokens)
         return tokens + drop_path(self, self._scaled(1, mixed), drop_rate, train)
 
-    def _project(self, tokens: jax.Array) -> list[jax.Array]:
+    def _project(self, tokens: Float[Array, "B M C"]) -> list[attention.PerHead]:
         return self.attention.project(self.norm1(tokens))
 
-    def _mlp(self, tokens: jax.Array) -> jax.Array:
+    def _mlp(self, tokens: Float[Array, "B M C"]) -> Float[Array, "B M C"]:
         return self.mlp(self.norm2(tokens))
 
-    def _scaled(self, branch: int, outputs: jax.Array) -> jax.Array:
-        """A branch's outputs times LayerScale's learned factors, where there are such."""
+    def _scaled(self, branch: int, outputs: Float[Array, "B M C"]) -> Float[Array, "B M C"]:
+        """A branch's outputs times LayerScale's factors, where the model has them."""
         return outputs * self.scales[branch].astype(self.dtype) if self.scales else outputs

@@ -1,9 +1,11 @@
-"""The memorial mixture of experts: experts decompose a tap's features, gates assemble them for each task, and a
-multi-task memory takes part as one more expert and is written at each tap (TaskExpert, ICCV 2023).
+"""TaskExpert's decoder (ICCV 2023): a memorial mixture of experts at each tap of the backbone.
 
-Dense work (1x1 experts, gates, reads) is batched or vmapped over tasks. Spatial convolutions are unrolled over experts
-and tasks: a vmapped 3x3 convolution becomes a grouped one, many times slower than plain ones.
-Dims: B batch, h w token grid, N = h * w, C backbone width, D feature width, T tasks, K experts: docs/conventions.md.
+Experts decompose a tap's features, gates assemble them for each task, and a multi-task memory acts as one more expert
+and is updated at each tap.
+
+Dense layers (1x1 experts, gates, reads) are batched or vmapped over tasks. Spatial convolutions are unrolled over
+experts and tasks, because a vmapped 3x3 convolution becomes a grouped convolution, many times slower than plain ones.
+Dims: docs/conventions.md; `k` is the number of expert slots, K or K + 1 with the memory.
 """
 
 import dataclasses
@@ -13,6 +15,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from taskexpert_jax.models.layers import Dtype, LayerNorm, gelu, logical
 from taskexpert_jax.parallel import sharding
@@ -25,12 +28,12 @@ MemoryInit = Literal["learned", "zeros"]
 MemoryRead = Literal["conv1x1", "conv3x3", "identity", "none"]
 MemoryWrite = Literal["residual", "gated", "replace"]
 
-MEMORY = "memory"  # its name among what the gates weigh
+MEMORY = "memory"  # name of the memory's expert slot
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpertSpec:
-    """The experts of a tap: their number K, the second convolution's kernel size and the normalisation between."""
+    """Experts of a tap: number K, kernel size of the second convolution, normalisation between the two."""
 
     count: int
     kernel: int
@@ -39,16 +42,16 @@ class ExpertSpec:
 
 @dataclasses.dataclass(frozen=True)
 class GateSpec:
-    """How a task weighs the experts.
+    """Gating network of a task.
 
-    input: what the gate sees: each token's feature, the image's mean feature (context), or both.
-    granularity: one set of weights a token, an image, or a stage (static: learned, blind to the input); uniform: the
-      experts' plain mean, no gate.
-    width: hidden units of the gate.
-    top_k: 0 keeps the full softmax; k > 0 keeps the k largest weights and renormalises them.
-    temperature: the logits are divided by it: below 1 choices are sharper, above 1 more even.
-    noise: standard deviation of the normal noise that training adds to the logits; 0: none.
-    init: random, the weights first differ by token; even: all choices first have the same weight.
+    input: features of the token (local), mean feature of the image (context), or both.
+    granularity: gate weights per token, per image, or per tap (static: learned, independent of the input); uniform:
+      the plain mean over the expert slots, without a gating network.
+    width: hidden units.
+    top_k: 0 for the full softmax; k > 0 keeps the k largest weights and renormalises them.
+    temperature: divides the logits; below 1 gates are sharper, above 1 more uniform.
+    noise: standard deviation of the Gaussian noise added to the logits in training; 0 for none.
+    init: random, or even: all expert slots start with equal weight.
     """
 
     input: GateInput
@@ -64,11 +67,11 @@ class GateSpec:
 class MemorySpec:
     """The multi-task feature memory.
 
-    init: the memory before the first tap: a learned vector a task, broadcast, or zeros.
-    read: what the gate sees of it as expert K+1: its normalised, projected form (1x1 or 3x3), itself, or nothing (then
-      the memory only sums the taps' features for the heads).
-    write: residual adds a 3x3 convolution of the task feature; gated blends it in by a learned sigmoid; replace drops
-      the past.
+    init: memory before the first tap: a learned vector for each task, broadcast over the image, or zeros.
+    read: memory as expert K + 1: layer norm and a 1x1 or 3x3 convolution, identity, or none (the memory then only
+      accumulates the taps' features for the heads).
+    write: residual adds a 3x3 convolution of the task feature; gated blends it in with a learned sigmoid gate; replace
+      discards the previous memory.
     """
 
     init: MemoryInit
@@ -79,7 +82,7 @@ class MemorySpec:
 class Norm(nn.Module):
     """Batch or layer normalisation over the channels; float32 statistics.
 
-    Under a sharded jit the batch statistics are those of the global batch: synchronised by construction.
+    Under a sharded jit the batch statistics are computed over the global batch (SyncBN).
     """
 
     kind: NormKind
@@ -102,9 +105,9 @@ class Norm(nn.Module):
 
 @jax.custom_vjp
 def _gathered(kernel: jax.Array) -> jax.Array:
-    """A convolution's kernel, whole over its input features on every device; its gradient is sharded over them.
+    """All-gathers a convolution kernel over its input features; the gradient is reduce-scattered over them.
 
-    JAX would have the gradient laid out as the kernel is: reduced whole over all devices, before each takes its shard.
+    By default JAX gives the gradient the kernel's own sharding, so it is all-reduced before each device takes a shard.
     """
     return sharding.constrain(kernel, None, None, None, "feature_out")
 
@@ -117,10 +120,10 @@ _gathered.defvjp(lambda kernel: (_gathered(kernel), None), _scattered)
 
 
 def gathered_conv(conv: Any, inputs: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-    """The convolution `conv`, whose kernel is gathered over its shards of input features first.
+    """Applies the convolution `conv` with a kernel that is all-gathered over its input features first.
 
-    Left alone, XLA's partitioner gets the gradient of the input wrong where the kernel is sharded over input features
-    and over output features, and the batch over the former's mesh axis too.
+    Without the gather, XLA's partitioner computes a wrong input gradient when the kernel is sharded over both input and
+    output features and the batch over the same mesh axis as the input features.
     """
     return conv(inputs, _gathered(kernel), *args, **kwargs)
 
@@ -134,7 +137,7 @@ def spatial_conv(
     use_bias: bool = True,
     conv: Any = jax.lax.conv_general_dilated,
 ) -> nn.Conv:
-    """A same-padded convolution with the project's initialisation and axis names; `conv` computes it."""
+    """A SAME-padded convolution with the project's initialisation and axis names; `conv` is the primitive it calls."""
     return nn.Conv(
         features,
         (kernel, kernel),
@@ -149,7 +152,7 @@ def spatial_conv(
 
 
 def dense(features: int, dtype: Dtype, name: str, *, use_bias: bool = True, zeros: bool = False) -> nn.Dense:
-    """A 1x1 convolution, as a dense layer over the last axis; its kernel starts at zero where asked."""
+    """A 1x1 convolution, as a dense layer over the last axis; `zeros` initialises the kernel with zeros."""
     init = nn.initializers.zeros if zeros else nn.initializers.xavier_uniform()
     return nn.Dense(
         features,
@@ -162,16 +165,16 @@ def dense(features: int, dtype: Dtype, name: str, *, use_bias: bool = True, zero
 
 
 class Experts(nn.Module):
-    """Decomposes a feature map (B, h, w, C) into K task-generic ones, (K, B, h, w, D)."""
+    """Expert networks: decompose a feature map into K task-generic ones (1x1 conv, norm, GELU, spatial conv)."""
 
     spec: ExpertSpec
     width: int  # D
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, features: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, features: Float[Array, "B h w C"], train: bool) -> Float[Array, "K B h w D"]:
         count, width = self.spec.count, self.width
-        # All K 1x1 convolutions as one matmul; the norm that follows has the bias.
+        # All K 1x1 convolutions as one matmul, without bias because a norm follows.
         hidden = dense(count * width, self.dtype, "reduce", use_bias=False)(features)
         hidden = sharding.constrain(hidden, "batch", None, None, "feature_out")
         hidden = gelu(Norm(self.spec.norm, self.dtype, name="norm")(hidden, train))
@@ -182,32 +185,32 @@ class Experts(nn.Module):
 
 
 class Gate(nn.Module):
-    """One task's gate: (B, N, C) features and (B, C) context -> (B, N, choices) logits. Vmapped over tasks."""
+    """Gating network of one task: token features and context -> logits over the expert slots. Vmapped over tasks."""
 
     spec: GateSpec
-    choices: int  # K, or K + 1 with the memory
+    slots: int  # K, or K + 1 with the memory
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, features: jax.Array, context: jax.Array) -> jax.Array:
+    def __call__(self, features: Float[Array, "B N C"], context: Float[Array, "B C"]) -> Float32[Array, "B N k"]:
         batch, tokens, _ = features.shape
         if self.spec.granularity == "static":
-            logits = self.param("logits", logical(nn.initializers.zeros, None), (self.choices,), jnp.float32)
-            return jnp.broadcast_to(logits, (batch, tokens, self.choices))
+            logits = self.param("logits", logical(nn.initializers.zeros, None), (self.slots,), jnp.float32)
+            return jnp.broadcast_to(logits, (batch, tokens, self.slots))
         hidden = jnp.zeros((), self.dtype)
         if self.spec.input in ("local", "both"):
             hidden = hidden + dense(self.spec.width, self.dtype, "local")(features)
         if self.spec.input in ("context", "both"):
             hidden = hidden + dense(self.spec.width, self.dtype, "context")(context)[:, None]
         hidden = gelu(hidden)
-        logits = dense(self.choices, jnp.float32, "logits", zeros=self.spec.init == "even")(hidden)
+        logits = dense(self.slots, jnp.float32, "logits", zeros=self.spec.init == "even")(hidden)
         if self.spec.granularity == "image":
             logits = logits.mean(axis=1, keepdims=True)
-        return jnp.broadcast_to(logits, (batch, tokens, self.choices))
+        return jnp.broadcast_to(logits, (batch, tokens, self.slots))
 
 
-def gate_weights(logits: jax.Array, top_k: int) -> jax.Array:
-    """Softmax over the last axis in float32, over the `top_k` largest logits only where `top_k` > 0."""
+def gate_weights(logits: Float[Array, "*shape k"], top_k: int) -> Float32[Array, "*shape k"]:
+    """Softmax over the last axis; with `top_k` > 0 over the `top_k` largest logits only."""
     logits = logits.astype(jnp.float32)
     if 0 < top_k < logits.shape[-1]:
         smallest_kept = jax.lax.top_k(logits, top_k)[0][..., -1:]
@@ -215,49 +218,47 @@ def gate_weights(logits: jax.Array, top_k: int) -> jax.Array:
     return jax.nn.softmax(logits, axis=-1)
 
 
-def balance_loss(gates: jax.Array, share: jax.Array) -> jax.Array:
-    """How unevenly the choices are used: 0 where all have the same mean weight, at most their number - 1.
+def balance_loss(gates: Float32[Array, "S T B N k"], share: Float32[Array, "B N"]) -> Float32[Array, ""]:
+    """Importance loss (Shazeer et al., 2017, arXiv 1701.06538): 0 for equal mean weights, at most k - 1.
 
-    The squared coefficient of variation of the mean weights, averaged over taps and tasks (the importance loss of
-    Shazeer et al., 2017, arXiv 1701.06538). Gates may still be sharp at every token.
+    Squared coefficient of variation of the expert slots' mean weights, averaged over taps and tasks. Gates may still be
+    sharp at every token.
 
     Args:
-      gates: (S, T, B, N, choices) float32.
-      share: (B, N) float32, the weight of each token in the mean: 0 for padding.
+      gates: gate weights.
+      share: weight of each token in the mean; 0 for padding.
     """
     used = jnp.einsum("stbnk,bn->stk", gates, share / jnp.maximum(share.sum(), 1.0))
     return jnp.mean(jnp.var(used, axis=-1) / jnp.maximum(jnp.square(used.mean(axis=-1)), 1e-9))
 
 
-def assemble(gates: jax.Array, experts: jax.Array, read: jax.Array | None) -> jax.Array:
-    """The gated sum of the experts, and of the memory as the last one where it is read.
+def assemble(
+    gates: Float32[Array, "T B N k"], experts: Float[Array, "K B N D"], read: Float[Array, "T B N D"] | None
+) -> Float[Array, "T B N D"]:
+    """Task features: the gated sum of the experts and, where it is read, the memory.
 
     Args:
-      gates: (T, B, N, K) or, with `read`, (T, B, N, K + 1), float32; they sum to 1 over the last axis.
-      experts: (K, B, N, D).
-      read: (T, B, N, D) or None.
-
-    Returns:
-      The task features, (T, B, N, D).
+      gates: weights that sum to 1 over the last axis; the memory's slot is the last.
+      experts: task-generic features.
+      read: the memory as an expert; None where it is not read.
     """
-    mixed = _weighed_sum(gates[..., : len(experts)], experts)
+    mixed = _gated_sum(gates[..., : len(experts)], experts)
     if read is not None:
         mixed = mixed + gates[..., -1:] * read.astype(jnp.float32)
     return mixed.astype(experts.dtype)
 
 
 @jax.custom_vjp
-def _weighed_sum(gates: jax.Array, experts: jax.Array) -> jax.Array:
-    """(T, B, N, K) float32, (K, B, N, D) -> (T, B, N, D) float32.
+def _gated_sum(gates: Float32[Array, "T B N K"], experts: Float[Array, "K B N D"]) -> Float32[Array, "T B N D"]:
+    """Sum over the experts, elementwise: a matmul that contracts only K numbers would leave a matrix unit nearly empty.
 
-    Elementwise and not a product: K numbers to contract at every token would leave a matrix unit nearly empty. So is
-    the gradient, which is written out: the derived one is slower on CPUs and TPUs (docs/performance.md).
+    The gradient is written by hand because the derived one is slower on CPUs and TPUs (docs/performance.md).
     """
     return functools.reduce(jnp.add, (gates[..., k : k + 1] * expert for k, expert in enumerate(_float32(experts))))
 
 
-def _weighed_sum_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    gates, experts = kept
+def _gated_sum_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    gates, experts = residuals
     to_gates = [jnp.sum(gradient * expert, axis=-1) for expert in _float32(experts)]
     to_experts = [
         functools.reduce(jnp.add, (of[..., k : k + 1] * to for of, to in zip(gates, gradient, strict=True)))
@@ -266,7 +267,7 @@ def _weighed_sum_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array
     return jnp.stack(to_gates, axis=-1), jnp.stack(to_experts).astype(experts.dtype)
 
 
-_weighed_sum.defvjp(lambda gates, experts: (_weighed_sum(gates, experts), (gates, experts)), _weighed_sum_backward)
+_gated_sum.defvjp(lambda gates, experts: (_gated_sum(gates, experts), (gates, experts)), _gated_sum_backward)
 
 
 def _float32(experts: jax.Array) -> list[jax.Array]:
@@ -274,10 +275,7 @@ def _float32(experts: jax.Array) -> list[jax.Array]:
 
 
 class MemorialMixture(nn.Module):
-    """One tap: experts, gates, memory read and write.
-
-    (tokens (B, N, C), memory (T, B, h, w, D)) -> (memory, gates (T, B, N, K or K + 1) float32).
-    """
+    """One tap: experts, gates, memory read and write. Returns the updated memory and the gate weights."""
 
     tasks: tuple[str, ...]
     experts: ExpertSpec
@@ -286,7 +284,9 @@ class MemorialMixture(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, memory: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, tokens: Float[Array, "B N C"], memory: Float[Array, "T B h w D"], train: bool
+    ) -> tuple[Float[Array, "T B h w D"], Float32[Array, "T B N k"]]:
         _, batch, height, width, depth = memory.shape
         features = LayerNorm(self.dtype, name="norm")(tokens)  # (B, N, C)
         grid = features.reshape(batch, height, width, -1)
@@ -298,10 +298,10 @@ class MemorialMixture(nn.Module):
         memory = self._write(memory, features)
         return sharding.constrain(memory, "tasks", "batch", None, None, None), gates
 
-    def _gates(self, features: jax.Array, choices: int, train: bool) -> jax.Array:
-        """Gate weights (T, B, N, choices), float32."""
+    def _gates(self, features: Float[Array, "B N C"], slots: int, train: bool) -> Float32[Array, "T B N k"]:
+        """Gate weights of all tasks over `slots` expert slots."""
         if self.gate.granularity == "uniform":
-            return jnp.full((len(self.tasks), *features.shape[:2], choices), 1.0 / choices, jnp.float32)
+            return jnp.full((len(self.tasks), *features.shape[:2], slots), 1.0 / slots, jnp.float32)
         per_task = nn.vmap(
             Gate,
             in_axes=(None, None),  # pyright: ignore[reportArgumentType]: Flax takes a tuple, one an argument
@@ -310,19 +310,19 @@ class MemorialMixture(nn.Module):
             split_rngs={"params": True},
             metadata_params={nn.PARTITION_NAME: "tasks"},
         )
-        logits = per_task(self.gate, choices, self.dtype, name="gates")(features, features.mean(axis=1))
+        logits = per_task(self.gate, slots, self.dtype, name="gates")(features, features.mean(axis=1))
         logits = sharding.constrain(logits, "tasks", "batch", None, None)
         logits = logits.astype(jnp.float32) / self.gate.temperature
         if train and self.gate.noise:
-            # As coarse as the weights themselves: one draw a token, an image, or for the whole batch.
+            # At the granularity of the gates: one draw per token, per image, or for the whole batch.
             batch, tokens, _ = features.shape
             places = {"token": (batch, tokens), "image": (batch, 1), "static": (1, 1)}[self.gate.granularity]
-            shape = (len(self.tasks), *places, choices)
+            shape = (len(self.tasks), *places, slots)
             logits = logits + self.gate.noise * jax.random.normal(self.make_rng("gate_noise"), shape)
         return gate_weights(logits, self.gate.top_k)
 
-    def _read(self, memory: jax.Array) -> jax.Array | None:
-        """The memory as an expert, (T, B, N, D), or None where it is not read."""
+    def _read(self, memory: Float[Array, "T B h w D"]) -> Float[Array, "T B N D"] | None:
+        """The memory as an expert, or None where it is not read."""
         count, batch, height, width, depth = memory.shape
         flat = memory.reshape(count, batch, height * width, depth)
         if self.memory.read == "none":
@@ -342,8 +342,10 @@ class MemorialMixture(nn.Module):
         maps = [spatial_conv(depth, 3, self.dtype, f"read_{t}")(m) for t, m in zip(self.tasks, normed, strict=True)]
         return jnp.stack(maps).reshape(flat.shape)
 
-    def _write(self, memory: jax.Array, features: jax.Array) -> jax.Array:
-        """The memory after this tap."""
+    def _write(
+        self, memory: Float[Array, "T B h w D"], features: Float[Array, "T B h w D"]
+    ) -> Float[Array, "T B h w D"]:
+        """The memory updated with this tap's task features."""
         depth = memory.shape[-1]
         pairs = list(zip(self.tasks, features, strict=True))
         update = jnp.stack([spatial_conv(depth, 3, self.dtype, f"write_{t}")(f) for t, f in pairs])
@@ -356,11 +358,11 @@ class MemorialMixture(nn.Module):
 
 
 class _NormedDense(nn.Module):
-    """Layer norm and a 1x1 convolution: one task's memory read, (B, N, D) -> (B, N, D)."""
+    """Layer norm and a 1x1 convolution: the memory read of one task."""
 
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, memory: jax.Array) -> jax.Array:
+    def __call__(self, memory: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         normed = LayerNorm(self.dtype, name="norm")(memory)
         return dense(memory.shape[-1], self.dtype, "project")(normed)
