@@ -39,30 +39,30 @@ def train(
     train_batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
     eval_batches: Callable[[], HostBatches],
 ) -> TrainState:
-    """Trains `config` in `workdir`, going on from its latest good checkpoint where there is one.
+    """Trains `config` in `workdir`, resuming from its latest good checkpoint if there is one.
 
-    Told to stop by SIGTERM, it saves and returns early.
+    On SIGTERM it saves a checkpoint and returns early.
 
     Args:
-      config: see configs/defaults.py.
-      workdir: gets config.json, checkpoints/, metrics.jsonl and TensorBoard events.
-      train_batches: start step -> this process's rows of the batches of that step, the next, and so on.
-      eval_batches: makes one pass over the evaluation set.
+      config: see `taskexpert_jax.config`.
+      workdir: receives config.json, checkpoints/, metrics.jsonl and TensorBoard events.
+      train_batches: start step -> this process's rows of the batches from that step on.
+      eval_batches: returns one pass over the evaluation set.
 
     Returns:
       The final state.
 
     Raises:
-      UserError: a config that does not fit itself, the devices or the workdir; a workdir in use; a full disk; or
-        more losses that are not finite than `config.guard.skip_steps`: the state before the last of them is saved.
+      UserError: an invalid config, or one that does not fit the devices or the workdir; a workdir in use; a full disk;
+        more NaN/Inf steps than `config.guard.skip_steps` (the state before the last of them is saved).
     """
-    # Everything that can be refused is refused before anything is written.
+    # Refuse invalid input before anything is written.
     mesh = sharding.make_mesh(config.mesh, batch_sizes(config))
     tasks = from_config(config)
     best = best_task(config, tasks)
     model = taskexpert.from_config(config, tasks)
     infer = inference.make_inference(model, config)
-    weights = None if saved_steps(workdir) else pretrained.read(config, model)  # a resumed run has its own
+    weights = None if saved_steps(workdir) else pretrained.read(config, model)  # a resumed run has its own weights
     plain_config = config.to_dict()
     first_process = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -121,25 +121,27 @@ def train(
         step, stopping = first, False
         try:
             if restored and not restored.evaluated and due(first, config.eval.every_steps):
-                save(state, evaluated(first, state))  # the run was told to stop before it had come to this
+                save(state, evaluated(first, state))  # the run was preempted before this evaluation
 
-            # --- the loop: nothing in it waits for the devices but the reports ---
-            # Placed as the step gives it back, or the step would be compiled once for this and once for that.
+            # --- the loop: only reports wait for the devices ---
+            # The tally gets the sharding that the step returns, or the step would be compiled twice.
             tally = jax.jit(lambda: empty_tally(tasks), out_shardings=sharding.replicated(mesh))()
             restart, pending = jax.jit(Tally.restarted, out_shardings=sharding.replicated(mesh)), None
             batches = sharding.to_devices(train_batches(first), mesh) if first < config.num_steps else iter(())
             for step in range(first + 1, config.num_steps + 1):
                 with watchdog.doing("waiting for the next batch"):
                     batch = next(batches)
-                with jax.transfer_guard("disallow"):  # a step takes what is on the devices, nothing from the host
+                with jax.transfer_guard("disallow"):  # all inputs of a step are on the devices already
                     state, tally = train_step(state, tally, batch)
-                watchdog.started(step, tally.left_out)
-                if pending is not None:  # fetched one step late, when the devices have the next step to work on
+                watchdog.started(step, tally.skipped)
+                if pending is not None:  # one step late, while the devices compute the next step
                     reports.write(*pending)
                     pending = None
                 stopping = stop.asked()
                 evaluating, saving = due(step, config.eval.every_steps), due(step, config.checkpoint.every_steps)
-                if evaluating or saving or stopping:  # at once: what is not finite is said before what it leads to
+                if (
+                    evaluating or saving or stopping
+                ):  # at once, so that NaN/Inf steps are reported before their consequences
                     reports.write(step, tally)
                     tally = restart(tally)
                 elif step % config.log.every_steps == 0:
@@ -149,7 +151,7 @@ def train(
                     save(state, metrics)
                 if stopping:
                     break
-        except Stopped:  # in an evaluation, which is made when the run goes on
+        except Stopped:  # in an evaluation, which is repeated when the run resumes
             stopping = True
             save(state, None)
         except NotFinite:

@@ -1,6 +1,6 @@
-"""Several processes as one program: how they find each other, and how none waits for one that has failed.
+"""Multi-process runs: initialisation, and a clean end of all processes when one fails.
 
-docs/several_hosts.md says how such runs are started.
+docs/several_hosts.md describes how such runs are started.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,18 +22,18 @@ import jax
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import processes
 
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT where process 0 listens.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of several processes: how many there are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of several processes: which one this is, from 0.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT where process 0 listens.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: their number.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: index of this one, from 0.")
 
-_SECONDS_TO_SEE_A_FILE = 10  # of another host: network file systems answer late
-_SECONDS_TO_HEAR = 10  # a failed process stays at most so long for the others to read why
+_SECONDS_TO_SEE_A_FILE = 10  # written by another host: network file systems are slow
+_SECONDS_TO_HEAR = 10  # a failed process waits at most this long for the others to read its message
 _SECONDS_BETWEEN_LOOKS = 0.5
 _FAILED, _HEARD = "taskexpert/failed/", "taskexpert/heard/"  # keys of messages, each with a process's index
 
 
 class Group(NamedTuple):
-    """What a process must be told of its group."""
+    """What a process needs to know to join its group."""
 
     coordinator: str  # HOST:PORT
     count: int
@@ -41,10 +41,10 @@ class Group(NamedTuple):
 
 
 def named_group(env: Mapping[str, str], coordinator: str | None, count: int | None, index: int | None) -> Group | None:
-    """The group that flags or else JAX's own environment variables name; None where neither does.
+    """Process group given by flags or else by JAX's environment variables; None without either.
 
     Raises:
-      UserError: only a part of what is needed is given, or an index that is not below the count.
+      UserError: an incomplete group, or an index that is not below the count.
     """
     given: dict[str, Any] = {"--coordinator": coordinator, "--num_processes": count, "--process_id": index}
     if all(value is None for value in given.values()):
@@ -69,15 +69,15 @@ def named_group(env: Mapping[str, str], coordinator: str | None, count: int | No
 
 
 def is_slurm_step(env: Mapping[str, str]) -> bool:
-    """Whether `srun` started this process as one of several; a batch script by itself is not."""
+    """Whether `srun` started this process as one of several; False in the batch script itself."""
     return int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in env
 
 
 def is_tpu_pod(env: Mapping[str, str]) -> bool:
-    """Whether this host has TPU chips, of one host or of many: JAX finds out on the spot how many there are."""
+    """Whether this host has TPU chips; JAX finds out by itself whether there are other hosts."""
     if env.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
         return False
-    from jax._src import cloud_tpu_init  # where JAX notes that it has seen TPU chips and their library
+    from jax._src import cloud_tpu_init  # no public name for this
 
     return cloud_tpu_init.running_in_cloud_tpu_vm
 
@@ -86,9 +86,9 @@ _SEVERAL = ("train", "evaluate")  # the modes that several processes share
 
 
 def start() -> bool:
-    """Joins this process to its group, where flags or the environment say that there is one; whether it did.
+    """Initialises JAX's distributed runtime where flags or the environment ask for it; returns whether it did.
 
-    Must come before JAX is asked for its devices. In the order of precedence: --coordinator, --num_processes and
+    Must be called before JAX is asked for its devices. In order of precedence: --coordinator, --num_processes and
     --process_id; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; Slurm's `srun`; a TPU VM.
 
     Raises:
@@ -97,7 +97,7 @@ def start() -> bool:
     group = named_group(os.environ, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     try:
         if group is not None:
-            # All of the host's devices: told nothing, JAX would take one alone where it sees Slurm's variables.
+            # All devices of the host: with Slurm's variables in the environment JAX would take only one by default.
             jax.distributed.initialize(*group, cluster_detection_method="deactivate")
         elif is_slurm_step(os.environ) or is_tpu_pod(os.environ):
             jax.distributed.initialize()
@@ -117,9 +117,9 @@ def _refuse_several(mode: str) -> None:
 
 @contextlib.contextmanager
 def joined(mode: str) -> Iterator[None]:
-    """Runs its body, a mode of the program, as one of several processes where there are several: see `start`.
+    """Runs its body, a mode of the program, as one of several processes where there are several; see `start`.
 
-    Only process 0 prints. If one process fails, all of them end: each with one line that says why, and its status.
+    Only process 0 prints and logs. If one process fails, all of them exit with its status and its error message.
 
     Raises:
       UserError: as `start`; several processes for a mode that runs in one.
@@ -141,14 +141,14 @@ def joined(mode: str) -> Iterator[None]:
         except UserError as error:
             messages.fail(2, str(error))
         except BaseException as error:
-            # What breaks here may be no more than the connection to a process that has failed: it has the first word.
+            # The error may only be the lost connection to a process that has failed: let that one report first.
             time.sleep(2 * _SECONDS_BETWEEN_LOOKS)
             messages.fail(1, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Whatever its body prints goes nowhere, of Python or of the libraries below: JAX's transport prints as well."""
+    """Discards stdout within its body, also that of C++ libraries such as JAX's transport."""
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -162,10 +162,10 @@ def _silent() -> Iterator[None]:
 
 
 class _Messages:
-    """Messages between processes that are independent of the devices: these may all wait for a process that is gone."""
+    """Messages through JAX's key-value store: the devices may be waiting for a process that is gone."""
 
     def __init__(self) -> None:
-        from jax._src import distributed  # JAX's own key-value store; it has no public name
+        from jax._src import distributed  # the key-value store has no public name
 
         self._client: Any = distributed.global_state.client
         self._ending = threading.Lock()
@@ -174,8 +174,8 @@ class _Messages:
         self._thread.start()
 
     def fail(self, status: int, text: str, details: str = "") -> NoReturn:
-        """Tells all others that this process has failed, and ends it; `details` are printed here alone."""
-        self._ending.acquire()  # never given back: the process says one thing and ends
+        """Reports this process's failure to all others and exits; `details` are printed by this process only."""
+        self._ending.acquire()  # never released: the process reports one error and exits
         sys.stderr.write(details)
         where = f"process {jax.process_index()} on {socket.gethostname()}"
         message = json.dumps({"status": status, "text": " ".join(text.split()), "where": where})
@@ -199,7 +199,7 @@ class _Messages:
                 self._end(message["status"], f"{message['text']} ({message['where']})")
 
     def _end(self, status: int, text: str) -> NoReturn:
-        """Ends the process when all have heard; an orderly end would wait for processes that wait for this one."""
+        """Exits once all processes have read the message; a normal exit would wait for the others."""
         print(f"error: {text}", file=sys.stderr, flush=True)
         own = jax.process_index()
         with contextlib.suppress(RuntimeError):
@@ -207,7 +207,7 @@ class _Messages:
             deadline = time.monotonic() + _SECONDS_TO_HEAR
             while time.monotonic() < deadline and len(self._client.key_value_dir_get(_HEARD)) < jax.process_count():
                 time.sleep(0.1)
-            if own == 0:  # it carries the messages: the others go first
+            if own == 0:  # it hosts the key-value store: the others exit first
                 time.sleep(2 * _SECONDS_BETWEEN_LOOKS)
         sys.stdout.flush()
         os._exit(status)
@@ -216,7 +216,7 @@ class _Messages:
 def refuse_unshared(workdir: pathlib.Path) -> None:
     """Raises UserError, in every process, if they do not all see the same directory; it need not exist yet.
 
-    Process 0 writes a file into it, or into the nearest folder above it that exists, and removes it again.
+    Process 0 creates a file in it, or in its nearest existing parent, and removes it again.
     """
     if jax.process_count() == 1:
         return

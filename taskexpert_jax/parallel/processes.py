@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other on the host, and which rows of a global array are a process's own."""
+"""Host-side exchange between the processes of a run, and the rows of a global array that belong to each process."""
 
 import pickle
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ import numpy as np
 
 
 class Rows(NamedTuple):
-    """The rows of the global batch that lie on a process's devices: those that it reads.
+    """Rows of the global batch that lie on a process's devices, which it therefore reads.
 
     Attributes:
-      own: their places in the global batch, ascending, (n,) int.
-      counted: (n,) bool, false where a process of a lower index has the row as well, as when a `tensor` axis spans
-        processes. What is added up on the hosts takes the counted rows alone, so that each counts once.
+      own: their indices in the global batch, ascending, (n,) int.
+      counted: (n,) bool, False where a process of lower index has the same row (`tensor` axis across processes).
+        Host-side sums use the counted rows only, so that each row counts once.
     """
 
     own: np.ndarray
@@ -23,21 +23,19 @@ class Rows(NamedTuple):
 
 
 def owners(mesh: Mesh) -> np.ndarray:
-    """(parts of the batch, copies of each) int: the process of every device, in the order of the mesh."""
+    """Process index of every device in mesh order, (batch shards, replicas of each) int."""
     devices = np.moveaxis(mesh.devices, mesh.axis_names.index("tensor"), -1)
     indices = [device.process_index for device in devices.flat]
     return np.array(indices).reshape(-1, devices.shape[-1])
 
 
 def split_rows(owners: np.ndarray, batch_size: int, process: int) -> Rows:
-    """The rows of one process.
-
-    A mesh follows the network of its devices, so the parts of a process need not be neighbours in the batch.
+    """Rows of one process. They need not be contiguous, because a mesh follows the network of its devices.
 
     Args:
-      owners: as of the function of that name; the batch is split into as many parts as it has rows.
-      batch_size: the global one, divisible by that.
-      process: index of the process.
+      owners: see `owners`; the batch is split into as many shards as it has rows.
+      batch_size: global batch size, divisible by that number.
+      process: process index.
     """
     rows = np.arange(batch_size).reshape(len(owners), -1)
     has = (owners == process).any(axis=1)
@@ -46,20 +44,20 @@ def split_rows(owners: np.ndarray, batch_size: int, process: int) -> Rows:
 
 
 def batch_rows(mesh: Mesh, batch_size: int) -> Rows:
-    """The rows of this process; `batch_size` is the global one."""
+    """Rows of this process; `batch_size` is global."""
     return split_rows(owners(mesh), batch_size, jax.process_index())
 
 
 def global_size(mesh: Mesh, rows: int) -> int:
-    """The global batch size of which this process has so many rows."""
+    """Global batch size, given the number of rows of this process."""
     has = (owners(mesh) == jax.process_index()).any(axis=1)
     return rows * len(has) // int(has.sum())
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value, in the order of the processes, on every process; all must call it.
+    """All-gather of one picklable value per process, in process order; every process must call it.
 
-    value: anything that can be pickled. Integers stay exact, which they would not as arrays of JAX's 32 bits.
+    Pickled rather than sent as arrays, so that integers beyond JAX's 32 bits stay exact.
     """
     if jax.process_count() == 1:
         return [value]
@@ -72,18 +70,18 @@ def gather(value: Any) -> list[Any]:
 
 
 def local_shards(array: jax.Array) -> list[jax.Array]:
-    """The parts of an array split over its first axis that lie on this process's devices, in order, each once."""
+    """Shards on this process's devices of an array split over its first axis, in order, each once."""
     parts = {shard.index[0].start or 0 if shard.index else 0: shard.data for shard in array.addressable_shards}
     return [parts[start] for start in sorted(parts)]
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows, as those of the batch that it gave."""
+    """This process's rows, in the order of the batch that it contributed."""
     return np.concatenate([np.asarray(part) for part in local_shards(array)])
 
 
 def local_row(array: jax.Array, row: int) -> np.ndarray:
-    """One of this process's rows; those of other devices are not fetched."""
+    """One of this process's rows; only the shard that holds it is fetched."""
     for part in local_shards(array):
         if row < len(part):
             return np.asarray(part)[row]

@@ -1,8 +1,8 @@
-"""One mesh with named axes, and what lies where on it.
+"""Device mesh with named axes, and the sharding rules.
 
-Parameters and activations carry logical axis names; `RULES` maps them to the mesh axes data (copies), fsdp (shards of
-parameters; splits the batch too) and tensor (shards of heads, MLPs and feature maps). The same program runs on one CPU
-and on a pod: an axis of size 1 changes nothing.
+Parameters and activations carry logical axis names; `RULES` maps them to the mesh axes data (data parallel), fsdp
+(shards parameters and optimiser state, and the batch) and tensor (shards heads, MLPs and feature maps). The same
+program runs on one CPU and on a pod: an axis of size 1 changes nothing.
 """
 
 import collections
@@ -37,12 +37,12 @@ RULES = (
 
 
 def make_mesh(sizes: Mapping[str, int], batch_sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of `config.mesh` over all devices, or over the given ones.
+    """Device mesh of `config.mesh` over all devices, or over the given ones.
 
     Args:
-      sizes: devices along data, fsdp and tensor; one of them may be -1, for all that remain.
+      sizes: devices along data, fsdp and tensor; one of them may be -1, for all remaining devices.
       batch_sizes: config field -> global batch size; each must be divisible by data * fsdp.
-      devices: all of the program's if None.
+      devices: None for all devices of the program.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or a batch is not divisible.
@@ -69,29 +69,29 @@ def make_mesh(sizes: Mapping[str, int], batch_sizes: Mapping[str, int], devices:
 
 
 def one_device_mesh() -> Mesh:
-    """The mesh of this process's first device alone."""
+    """Mesh of this process's first device."""
     return make_mesh(dict.fromkeys(AXES, 1), {}, jax.local_devices()[:1])
 
 
 @contextlib.contextmanager
 def use(mesh: Mesh) -> Iterator[None]:
-    """Makes the mesh and the rules current; under a plain `with mesh:` constraints would be ignored silently."""
+    """Sets the mesh and the rules; a plain `with mesh:` would silently ignore sharding constraints."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays whose first axis is the global batch."""
+    """Sharding of arrays whose first axis is the global batch."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Sharding of arrays that are replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def unbox(boxed: Any) -> Any:
-    """The tree without its boxes of axis names; unlike Flax's own, it also takes shapes, and constrains nothing."""
+    """Strips the boxes of axis names; unlike Flax's `unbox` it also takes abstract arrays and adds no constraints."""
 
     def is_box(node: Any) -> bool:
         return isinstance(node, nn.meta.AxisMetadata)

@@ -1,4 +1,4 @@
-"""Being told to stop: a run that gets SIGTERM, as machines that are taken away send it, saves and ends at once."""
+"""Preemption: on SIGTERM the run saves a checkpoint and exits."""
 
 from collections.abc import Iterable, Iterator
 import contextlib
@@ -13,47 +13,47 @@ Item = TypeVar("Item")
 
 
 class Stopped(Exception):
-    """Raised out of what was going on when the run was told to stop."""
+    """Raised inside an evaluation when the run is preempted."""
 
 
 class Stop:
-    """Whether the run has been told to stop.
+    """Preemption flag of a run.
 
-    Of several processes it is enough that one is told: all of them then learn it at the same call of `asked`, which
-    all must therefore make equally often. JAX, which has taken the signal over there, sees to that.
+    With several processes, one SIGTERM is enough: JAX, which handles the signal there, makes all of them see it at the
+    same call of `asked`. All processes must therefore call it equally often.
     """
 
     def __init__(self) -> None:
-        self._told = False
+        self._preempted = False
         self._calls = 0
 
     def asked(self) -> bool:
-        """Whether to stop now; once true, always true."""
-        if jax.process_count() > 1 and not self._told:
+        """True from the moment the run is preempted."""
+        if jax.process_count() > 1 and not self._preempted:
             self._calls += 1
-            self._told = multihost_utils.reached_preemption_sync_point(self._calls)
-        return self._told
+            self._preempted = multihost_utils.reached_preemption_sync_point(self._calls)
+        return self._preempted
 
     def interrupting(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, until the run is told to stop; then raises Stopped."""
+        """The items; raises Stopped as soon as the run is preempted."""
         for item in items:
             if self.asked():
                 raise Stopped
             yield item
 
-    def _tell(self, *_: Any) -> None:
-        self._told = True
+    def _preempt(self, *_: Any) -> None:
+        self._preempted = True
 
 
 @contextlib.contextmanager
 def on_sigterm() -> Iterator[Stop]:
-    """Within its body SIGTERM no longer ends the program, but is what `Stop.asked` answers to."""
+    """Within its body, SIGTERM sets the yielded flag and does not end the program."""
     stop = Stop()
-    # Only the main thread may set handlers; where JAX runs several processes, it has one already.
+    # Only the main thread may install handlers; with several processes JAX has installed its own.
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = signal.signal(signal.SIGTERM, stop._tell)
+    before = signal.signal(signal.SIGTERM, stop._preempt)
     try:
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""What a run does about steps that went wrong: it names them, with what is needed to see them again, and may stop."""
+"""NaN/Inf and spike guard: records offending steps with what is needed to reproduce them, and may stop the run."""
 
 from collections.abc import Callable, Mapping
 import json
@@ -12,25 +12,25 @@ from taskexpert_jax.parallel import processes
 from taskexpert_jax.runs.writer import writing
 from taskexpert_jax.training.tally import Tally
 
-_REMEMBERED = 0.9  # share of the running mean that the next report's mean does not replace
+_DECAY = 0.9  # decay of the running mean of the loss, per report
 
 
 class NotFinite(UserError):
-    """A run has met more steps that are not finite than it may leave out."""
+    """Raised when a run has met more NaN/Inf steps than it may skip."""
 
 
 class Guard:
-    """Looks at each tally (`tally.Tally`, on the host) as it is reported.
+    """Checks each tally (`tally.Tally`, on the host) as it is reported.
 
-    A step whose loss or gradient is not finite is never applied. `guard.skip_steps` of them are left out; with the next
-    one the state stays as it was before it, and `problem` says so. Each is described in WORKDIR/not_finite/STEP.json.
-    A loss above `guard.spike_factor` times the running mean is printed and added to WORKDIR/spikes.jsonl.
+    A step whose loss or gradient is NaN or Inf is never applied. Up to `guard.skip_steps` of them are skipped; the next
+    one stops the run with the state before it. Each is described in WORKDIR/not_finite/STEP.json. A loss above
+    `guard.spike_factor` times the running mean is logged and appended to WORKDIR/spikes.jsonl.
 
     Args:
-      config: the whole config.
+      config: the run's config.
       workdir: the run's directory.
       ids: step -> ids of the examples of its batch; called by all processes alike.
-      active: False in all but one process of a run: then nothing is written.
+      active: whether this process writes files.
     """
 
     def __init__(
@@ -42,31 +42,31 @@ class Guard:
         active: bool = True,
     ):
         self._config, self._workdir, self._ids, self._active = config, workdir, ids, active
-        self._left_out = 0
+        self._skipped = 0
         self._mean: float | None = None
 
     def check(self, tally: Tally, learning_rate: Callable[[int], float]) -> None:
-        """Reports what is out of the ordinary.
+        """Reports NaN/Inf steps and spikes.
 
         Args:
-          tally: of the steps since the last call, fetched from the devices.
+          tally: of the steps since the last call, on the host.
           learning_rate: step -> its learning rate.
 
         Raises:
-          NotFinite: more steps than `guard.skip_steps` were not finite; the last one was not gone beyond.
+          NotFinite: more NaN/Inf steps than `guard.skip_steps`; the state is the one before the last of them.
         """
         self._spike(tally)
-        steps = [int(step) for step in tally.left_out_steps if step]
+        steps = [int(step) for step in tally.skipped_steps if step]
         described = []
         for i, step in enumerate(steps):
-            tasks = [name for name, broken in tally.left_out_tasks.items() if broken[i]]
+            tasks = [name for name, broken in tally.skipped_tasks.items() if broken[i]]
             path = self._describe(step, tasks, learning_rate(step - 1))
             what = f"the loss of {', '.join(tasks)}" if tasks else "the gradient, though not the loss,"
             described.append(f"step {step}: {what} is not finite ({path})")
-        new = int(tally.left_out) - self._left_out
-        self._left_out = int(tally.left_out)
+        new = int(tally.skipped) - self._skipped
+        self._skipped = int(tally.skipped)
         limit = self._config.guard.skip_steps
-        if self._left_out > limit:
+        if self._skipped > limit:
             so_far = f"; {limit} such steps were left out before" if limit else ""
             raise NotFinite(
                 f"{described[-1]}{so_far}. The run has stopped with the state before that step, and repeats it when "
@@ -74,12 +74,12 @@ class Guard:
                 "--config.optimizer.learning_rate or --config.dtype=float32 in another --workdir may avoid them"
             )
         for line in described:
-            print(f"warning: {line}; left out, as {self._left_out} of at most {limit}", flush=True)
+            print(f"warning: {line}; left out, as {self._skipped} of at most {limit}", flush=True)
         if new > len(described):
             print(f"warning: {new - len(described)} further such steps were left out", flush=True)
 
     def _describe(self, step: int, tasks: list[str], learning_rate: float) -> pathlib.Path:
-        """Writes down all that the step depended on but the parameters."""
+        """Writes everything that the step depended on except the parameters."""
         path = self._workdir / "not_finite" / f"{step}.json"
         found = {
             "step": step,
@@ -112,15 +112,15 @@ class Guard:
                 path = self._workdir / "spikes.jsonl"
                 with writing(path), path.open("a") as file:
                     file.write(json.dumps(line) + "\n")
-        self._mean = _REMEMBERED * self._mean + (1 - _REMEMBERED) * mean
+        self._mean = _DECAY * self._mean + (1 - _DECAY) * mean
 
 
 def batch_ids(batch: Mapping[str, np.ndarray], rows: np.ndarray) -> list[str]:
-    """Ids of the examples of a global batch, of which each process has given its own rows; [] where it has no ids.
+    """Ids of the examples of a global batch, gathered from all processes; [] for batches without ids.
 
     Args:
-      batch: this process's part, with `id` (b,) str.
-      rows: their places in the global batch (b,).
+      batch: this process's rows, with `id` (b,) str.
+      rows: their indices in the global batch (b,).
     """
     if "id" not in batch:
         return []

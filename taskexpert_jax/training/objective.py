@@ -1,4 +1,4 @@
-"""What a step minimises: the losses of all tasks at image size, made one task after the other."""
+"""Task losses at image size, computed one task after the other to save memory."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,18 +15,18 @@ Loss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 def losses(
     tasks: Sequence[Task], logits: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """The loss of every task, of logits that are upsampled to the size of its label.
+    """Loss of every task, of logits upsampled to the size of its label.
 
-    Float32 maps of image size are the largest arrays of a step but for the state, and a loss needs several. Left alone,
-    XLA makes all tasks' before it uses the first. Here a task's exist only while its own loss is made: the gradient of
-    the small logits is made with it, and the next task waits for both.
+    Float32 maps of image size are the largest arrays of a step after the state, and a loss needs several. By default
+    XLA computes those of all tasks before it uses the first. Here they exist only while their own loss is computed,
+    together with the gradient with respect to the small logits, and the next task waits for both.
 
     Args:
-      logits: by task, (B, h, w, channels), as `TaskExpert` returns them with `full_size=False`.
-      batch: labels by task, (B, H, W, ...), and `mask` (B,).
+      logits: task -> (B, h, w, channels), as `TaskExpert` returns them with `full_size=False`.
+      batch: task -> label (B, H, W, ...), and `mask` (B,).
 
     Returns:
-      By task, a scalar; see `Task.loss`.
+      Task -> scalar; see `Task.loss`.
     """
     found: dict[str, jax.Array] = {}
     before = jnp.zeros(())
@@ -37,7 +37,7 @@ def losses(
 
 
 def _after(task: Task) -> Loss:
-    """(logits, label, mask, a loss) -> the task's loss, made after that other one."""
+    """(logits, label, mask, before) -> the task's loss, computed after the loss `before`."""
 
     def at_image_size(logits: jax.Array, label: jax.Array, mask: jax.Array) -> jax.Array:
         return task.loss(resize_bilinear(logits, label.shape[1], label.shape[2]), label, mask)

@@ -1,16 +1,16 @@
-"""How fast a run goes and when it will be done."""
+"""Throughput of a run and its time to the end."""
 
 from collections.abc import Mapping
 import time
 
 
 class Progress:
-    """Images a second since the last report, and the time to the end.
+    """Images per second since the last report, and the time to the end.
 
     Args:
       first: the step that the run starts after.
       last: the last step.
-      batch_size: images a step.
+      batch_size: images per step.
     """
 
     def __init__(self, first: int, last: int, batch_size: int):
@@ -18,7 +18,7 @@ class Progress:
         self.restart(first)
 
     def restart(self, step: int) -> None:
-        """Starts the clock anew, after a pause for evaluation."""
+        """Restarts the clock after a pause for evaluation."""
         self._step, self._time, self._rate = step, time.monotonic(), float("nan")
 
     def images_per_second(self, step: int) -> float:
@@ -30,7 +30,7 @@ class Progress:
         return self._rate
 
     def line(self, step: int, means: Mapping[str, float]) -> str:
-        """One line for people, after `images_per_second(step)`: losses, rate, time left."""
+        """One line of losses, throughput and ETA; call `images_per_second(step)` first."""
         losses = ", ".join(f"{k.removeprefix('loss/')} {v:.4g}" for k, v in means.items() if k.startswith("loss/"))
         left = (self._last - step) * self._batch_size / self._rate
         pace = f"{self._rate:.3g} images/s  ETA {_span(left)}"

@@ -20,7 +20,7 @@ from taskexpert_jax.training.tally import Tally
 
 
 class Reports:
-    """What is said and written of a run's steps: means, rate, and what its guard finds."""
+    """Logs and writes means, throughput and the guard's findings of a run's steps."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Reports:
         self._rate = optimizer.learning_rate(config)
 
     def write(self, step: int, tally: Tally) -> None:
-        """Writes and prints the means of the steps since the last report; raises NotFinite as `Guard.check`."""
+        """Writes and logs the means of the steps since the last report; raises NotFinite as `Guard.check`."""
         host = jax.device_get(tally)
         count = float(host.sums["steps"])
         if count:
@@ -66,7 +66,7 @@ def draw_examples(
 ) -> dict[str, np.ndarray]:
     """Prediction above ground truth for the first `count` evaluation examples: title -> (H, W, 3) uint8.
 
-    Of several processes, the first draws those that it has read; the others take part and get nothing.
+    With several processes, the first one draws those of its own rows; the others take part and return nothing.
     """
     if not count:
         return {}

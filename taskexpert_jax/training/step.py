@@ -1,4 +1,4 @@
-"""One training step: forward, backward, update, as one program for a mesh."""
+"""Train step: forward, backward and update, as one jitted program on a mesh."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,11 +25,11 @@ def make_train_step(
 ) -> Callable[[TrainState, Tally, Batch], tuple[TrainState, Tally]]:
     """(state, tally, batch) -> (state, tally), jitted on the mesh; the state is donated.
 
-    A step whose loss or gradient is not finite changes nothing but the step's number. After more than
-    `config.guard.skip_steps` of them not even that: the state stays what it was before the last.
+    A step whose loss or gradient is NaN or Inf only increments the step counter. After more than
+    `config.guard.skip_steps` of them not even that: the state remains the one before the last of them.
 
     With `config.accumulate_steps` > 1 the batch is split into that many micro-batches, whose gradients are averaged;
-    batch statistics go from one to the next.
+    batch statistics are carried from one to the next.
     """
     tasks, accumulate, balance = model.tasks, config.accumulate_steps, config.model.gate.balance
     averaged = optimizer.average(config.optimizer.ema_decay)
@@ -85,11 +85,11 @@ def make_train_step(
             opt_state=opt_state,
             ema=averaged(state.ema, params, state.step) if state.ema else {},
         )
-        taken = tally.left_out <= config.guard.skip_steps
+        taken = tally.skipped <= config.guard.skip_steps
         applied = taken & jnp.isfinite(total) & jnp.isfinite(grad_norm)
         chosen = jax.tree.map(lambda new, old: jnp.where(applied, new, old), updated, state)
         tally = tally.add(state.step + 1, total, losses, grad_norm, taken=taken, applied=applied)
-        passed = taken & (tally.left_out <= config.guard.skip_steps)
+        passed = taken & (tally.skipped <= config.guard.skip_steps)
         return chosen.replace(step=state.step + passed), tally
 
     places = (state_shardings, sharding.replicated(mesh))
@@ -97,7 +97,7 @@ def make_train_step(
 
 
 def split_batch(batch: Batch, count: int) -> Batch:
-    """(B, ...) -> (count, B / count, ...) arrays; every device keeps the rows that it has."""
+    """(B, ...) -> (count, B / count, ...); no row moves to another device."""
 
     def split(leaf: jax.Array) -> jax.Array:
         parts = leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:]).swapaxes(0, 1)
@@ -108,10 +108,10 @@ def split_batch(batch: Batch, count: int) -> Batch:
 
 
 def batch_sizes(config: Any) -> dict[str, int]:
-    """Config field -> number of examples, of everything that is split over the devices.
+    """Config field -> global batch size, for every batch that is split over the devices.
 
     Raises:
-      UserError: micro-batches that do not add up to the batch.
+      UserError: accumulate_steps does not divide batch_size.
     """
     micro_batch, rest = divmod(config.batch_size, config.accumulate_steps)
     if rest:

@@ -1,4 +1,4 @@
-"""Says so when a run has stopped moving, and where it waits."""
+"""Warns when no step has finished for a while, and reports what the run waits for."""
 
 import collections
 from collections.abc import Iterable, Iterator
@@ -12,25 +12,25 @@ import jax
 
 Item = TypeVar("Item")
 
-_LOOKS = 20  # in the time after which a step is overdue
+_LOOKS = 20  # polls within the time after which a step is overdue
 
 
 class Watchdog:
-    """Prints a line on stderr when no step has finished for `seconds`, and again after each doubling of that time.
+    """Logs a warning when no step has finished for `seconds`, and again each time the wait has doubled.
 
-    It never ends a run: a slow file system comes back. A step has finished when the devices are done with it, not when
-    it has been handed to them.
+    It never ends a run, because a slow file system may recover. A step has finished when the devices have computed it,
+    not when it has been dispatched.
 
     Args:
-      seconds: 0 for none.
-      step: the last step that is done.
+      seconds: 0 turns it off.
+      step: the last finished step.
     """
 
     def __init__(self, seconds: float, step: int):
         self._seconds = seconds
         self._phase = "starting"
         self._finished, self._since = step, time.monotonic()
-        self._under_way: collections.deque[tuple[int, Any]] = collections.deque()
+        self._dispatched: collections.deque[tuple[int, Any]] = collections.deque()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         if seconds:
@@ -38,7 +38,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def doing(self, phase: str) -> Iterator[None]:
-        """Names what the host does in its body; when that ends, the clock starts anew."""
+        """Names what the host does within its body; the clock restarts before and after."""
         before, self._phase = self._phase, phase
         self._since = time.monotonic()
         try:
@@ -47,16 +47,16 @@ class Watchdog:
             self._phase, self._since = before, time.monotonic()
 
     def watching(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; each is a sign of life, as a step is."""
+        """The items; each restarts the clock, as a finished step does."""
         for item in items:
             self._since = time.monotonic()
             yield item
 
     def started(self, step: int, result: jax.Array) -> None:
-        """Notes that a step has been handed to the devices. result: any of its results that nothing will donate."""
+        """Registers a dispatched step. result: one of its outputs, not donated later."""
         self._phase = "waiting for the devices"
         if self._seconds:
-            self._under_way.append((step, result))
+            self._dispatched.append((step, result))
 
     def close(self) -> None:
         """Stops watching."""
@@ -67,8 +67,8 @@ class Watchdog:
     def _watch(self) -> None:
         patience = self._seconds
         while not self._ended.wait(min(self._seconds / _LOOKS, 5.0)):
-            while self._under_way and self._under_way[0][1].is_ready():
-                self._finished, self._since = self._under_way.popleft()[0], time.monotonic()
+            while self._dispatched and self._dispatched[0][1].is_ready():
+                self._finished, self._since = self._dispatched.popleft()[0], time.monotonic()
             waited = time.monotonic() - self._since
             if waited < self._seconds:
                 patience = self._seconds

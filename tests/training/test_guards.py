@@ -77,8 +77,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_named(stepped):
     assert int(after.step) == 1
     assert same(after.replace(step=state.step), state)  # moments, statistics and average too
     assert seen.sums["steps"] == 0 and all(value == 0 for value in seen.sums.values())
-    assert seen.left_out == 1 and seen.left_out_steps.tolist() == [1, *[0] * (tally.KEPT - 1)]
-    assert {name for name, broken in seen.left_out_tasks.items() if broken[0]} == {"depth"}
+    assert seen.skipped == 1 and seen.skipped_steps.tolist() == [1, *[0] * (tally.KEPT - 1)]
+    assert {name for name, broken in seen.skipped_tasks.items() if broken[0]} == {"depth"}
     # The next one counts again, as if the first had not been.
     going_on, seen = apply(after, seen, batch)
     assert int(going_on.step) == 2 and seen.sums["steps"] == 1 and np.isfinite(seen.sums["loss"])
@@ -91,10 +91,10 @@ def test_after_one_too_many_nothing_moves_any_more(stepped):
     tasks, state, batch, apply = stepped
     state, seen = apply(state, tally.empty(tasks), poisoned(batch))
     state, seen = apply(state, seen, poisoned(batch))
-    assert int(state.step) == 1 and seen.left_out_steps[:3].tolist() == [1, 2, 0]
+    assert int(state.step) == 1 and seen.skipped_steps[:3].tolist() == [1, 2, 0]
     frozen, after = apply(state, seen.restarted(), batch)  # a report does not thaw it
     assert same(frozen, state)
-    assert after.left_out == 2 and after.sums["steps"] == 0 and not after.left_out_steps.any()
+    assert after.skipped == 2 and after.sums["steps"] == 0 and not after.skipped_steps.any()
 
 
 # --- the whole run ---
@@ -197,14 +197,14 @@ def test_a_signal_is_only_taken_over_within_a_run():
 # --- what the host says ---
 
 
-def seen(tasks, losses, left_out=()):
+def seen(tasks, losses, skipped=()):
     """The tally of steps with these losses, then of steps that are not finite in their first task."""
     found = tally.empty(tasks)
     yes = jnp.array(True)
     for step, loss in enumerate(losses, 1):
         each = {task.name: jnp.float32(loss) for task in tasks}
         found = found.add(jnp.int32(step), jnp.float32(loss), each, jnp.ones(()), taken=yes, applied=yes)
-    for step in left_out:
+    for step in skipped:
         each = {task.name: jnp.float32(np.nan if task is tasks[0] else 1.0) for task in tasks}
         found = found.add(jnp.int32(step), jnp.float32(np.nan), each, jnp.ones(()), taken=yes, applied=~yes)
     return jax.device_get(found)
@@ -225,18 +225,18 @@ def test_spikes_are_noted_against_the_mean_before(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_steps_left_out_are_described_and_counted(tmp_path, capsys):
+def test_steps_skipped_are_described_and_counted(tmp_path, capsys):
     config = small()
     tasks = from_config(config)
     config.guard.skip_steps = 12
     guard = Guard(config, tmp_path, lambda step: [])
-    many = seen(tasks, [1.0], left_out=range(2, 2 + tally.KEPT + 3))
+    many = seen(tasks, [1.0], skipped=range(2, 2 + tally.KEPT + 3))
     guard.check(many, lambda step: step / 10)
     out = capsys.readouterr().out.splitlines()
     assert len(out) == tally.KEPT + 1 and out[-1] == "warning: 3 further such steps were left out"
     assert json.loads((tmp_path / "not_finite" / "4.json").read_text())["learning_rate"] == pytest.approx(0.3)
-    two = seen(tasks, [], left_out=[30, 31])
-    two = two.replace(left_out=two.left_out + many.left_out)  # carried over from before the report
+    two = seen(tasks, [], skipped=[30, 31])
+    two = two.replace(skipped=two.skipped + many.skipped)  # carried over from before the report
     with pytest.raises(NotFinite, match=r"step 31: the loss of semseg.*12 such steps were left out before"):
         guard.check(two, lambda step: 0.0)
 

@@ -22,7 +22,7 @@ def case(request):
     tasks = from_config(config)
     batch = random_batch.make(config, tasks, 2, seed=0, whole=False)
     rng = np.random.default_rng(1)
-    small = {task.name: rng.normal(size=(2, 6, 8, task.channels)).astype(np.float32) for task in tasks}
+    small = {task.name: jnp.asarray(rng.normal(size=(2, 6, 8, task.channels)), jnp.float32) for task in tasks}
     return tasks, small, batch
 
 
