@@ -17,6 +17,7 @@ import tqdm
 from input_pipeline import parallel, transforms
 from input_pipeline.records import Source
 from taskexpert_jax import tasks as task_records
+from taskexpert_jax import text_table
 from taskexpert_jax.tasks import Task
 
 MOST_EXAMPLES = 2000  # of a split; of more, so many are looked at: a minute, on two cores
@@ -178,22 +179,16 @@ def _text(name: str, value: Any) -> str:
 
 def table(splits: Mapping[str, Mapping[str, Any]], tasks: Sequence[Task]) -> list[str]:
     """The figures of all splits side by side, as lines; each number that is not 0 for all splits gets a row."""
-    rows = [("", list(splits))]
+    rows = [["", *splits]]
     for name in next(iter(splits.values())):
         values = [of[name] for of in splits.values()]
         told = name == "labels" or (name == "counted" and values == [of["examples"] for of in splits.values()])
         if not told and any(values):
             title = "of these looked at, evenly spaced" if name == "counted" else name
-            rows.append((title, [_text(name, value) for value in values]))
+            rows.append([title, *(_text(name, value) for value in values)])
     for task in tasks:
         figures = [of["labels"][task.name] for of in splits.values()]
         names = max(figures, key=len)  # without class names, as many classes as occur
-        rows.append((task.title, [""] * len(figures)))
-        rows += [(f"  {name}", [_text(name, of.get(name)) for of in figures]) for name in names]
-    widths = [max(len(row[1][column]) for row in rows) for column in range(len(splits))]
-    longest = max(len(name) for name, _ in rows)
-    lines = []
-    for name, cells in rows:
-        aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        lines.append("  ".join([name.ljust(longest), *aligned]).rstrip())
-    return lines
+        rows.append([task.title, *([""] * len(figures))])
+        rows += [[f"  {name}", *(_text(name, of.get(name)) for of in figures)] for name in names]
+    return text_table.lines(rows, "<" + ">" * len(splits))

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from taskexpert_jax import text_table
 from taskexpert_jax.models.model import TaskExpert
 
 PARTS = ("backbone", "experts", "gates", "memory", "heads")
@@ -41,12 +42,12 @@ class Budget:
 
     def table(self) -> str:
         """A table for people: one line a part and the total."""
-        rows = [(p, self.parameters[p], self.multiply_adds[p], self.computed[p]) for p in PARTS]
-        rows.append(("total", self.total_parameters, self.total_multiply_adds, self.total_computed))
-        lines = [f"{'part':<10}{'parameters':>14}{'multiply-adds':>16}{'computed':>14}"]
-        for name, parameters, products, computed in rows:
-            lines.append(f"{name:<10}{parameters / 1e6:>12.2f} M{products / 1e9:>14.2f} G{computed / 1e9:>12.2f} G")
-        return "\n".join(lines)
+        counts = [(p, self.parameters[p], self.multiply_adds[p], self.computed[p]) for p in PARTS]
+        counts.append(("total", self.total_parameters, self.total_multiply_adds, self.total_computed))
+        rows = [["part", "parameters", "multiply-adds", "computed"]]
+        for name, parameters, products, computed in counts:
+            rows.append([name, f"{parameters / 1e6:.2f} M", f"{products / 1e9:.2f} G", f"{computed / 1e9:.2f} G"])
+        return "\n".join(text_table.lines(rows, "<>>>"))
 
 
 def part_of(path: tuple[str, ...]) -> str:
