@@ -14,10 +14,11 @@ import cv2
 import numpy as np
 import tqdm
 
-from input_pipeline import parallel, transforms
+from input_pipeline import transforms
 from input_pipeline.records import Source
 from taskexpert_jax import tasks as task_records
 from taskexpert_jax import text_table
+from taskexpert_jax.parallel import threads
 from taskexpert_jax.tasks import Task
 
 MOST_EXAMPLES = 2000  # of a split; of more, so many are looked at: a minute, on two cores
@@ -153,7 +154,7 @@ def of_split(source: Source, tasks: Sequence[Task], title: str) -> dict[str, Any
     indices = (position * len(source) // counted for position in range(counted))
     sizes, totals = set(), [Counts() for _ in tasks]
     count = functools.partial(_count_example, source, tasks)
-    with contextlib.closing(parallel.in_order(count, indices)) as results:
+    with contextlib.closing(threads.in_order(count, indices)) as results:
         for size, counts in tqdm.tqdm(results, total=counted, desc=title, unit=" examples", mininterval=1.0):
             sizes.add(size)
             totals = [total + of_example for total, of_example in zip(totals, counts, strict=True)]
