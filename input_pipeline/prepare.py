@@ -24,8 +24,9 @@ from typing import Any
 
 import tqdm
 
-from input_pipeline import archives, parallel, records, summary
+from input_pipeline import archives, records, summary
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.parallel import threads
 
 SHOWN_FAULTS = 20
 
@@ -80,7 +81,7 @@ def _build(module: ModuleType, root: pathlib.Path, listing: archives.Listing, ta
     read = functools.partial(archives.read_with_digest, module.read_example, root)
     fingerprint = hashlib.sha256()
     builder = module.Builder(target, listing.ids)
-    readings = parallel.in_order(read, (example_id for _, example_id in readable))
+    readings = threads.in_order(read, (example_id for _, example_id in readable))
     with contextlib.closing(readings), tqdm.tqdm(total=len(readable), unit=" examples", mininterval=1.0) as bar:
         for (split, example_id), reading in zip(readable, readings, strict=True):
             faults += reading.faults

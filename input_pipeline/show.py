@@ -7,7 +7,6 @@ dark blue in masks, hatched over the image). The training split is shown augment
 """
 
 from collections.abc import Iterator, Sequence
-import concurrent.futures
 import functools
 import itertools
 import pathlib
@@ -23,6 +22,7 @@ from input_pipeline import pipeline, transforms
 from input_pipeline.records import Example, Source
 from taskexpert_jax import command_line
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.parallel import threads
 from taskexpert_jax.tasks import Task, drawing, from_config
 
 HATCH = (255, 0, 200)  # over ignored pixels: a colour that few images have
@@ -109,8 +109,7 @@ def check(config: Any) -> list[str]:
         except UserError as error:
             faults.append(str(error))
             continue
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            read = list(pool.map(functools.partial(_labelled_shares, source, tasks), range(len(source))))
+        read = list(threads.in_order(functools.partial(_labelled_shares, source, tasks), range(len(source))))
         shares = np.array([found for found in read if not isinstance(found, str)]).reshape(-1, len(tasks))
         faults += [found for found in read if isinstance(found, str)]
         print(f"{split}: {len(read)} images, {len(read) - len(shares)} of them not readable or with a wrong label")

@@ -14,9 +14,11 @@ import cv2
 import numpy as np
 import tqdm
 
-from input_pipeline import parallel, transforms
+from input_pipeline import transforms
 from input_pipeline.records import Source
 from taskexpert_jax import tasks as task_records
+from taskexpert_jax import text_table
+from taskexpert_jax.parallel import threads
 from taskexpert_jax.tasks import Task
 
 MOST_EXAMPLES = 2000  # of a split; of more, so many are looked at: a minute, on two cores
@@ -152,7 +154,7 @@ def of_split(source: Source, tasks: Sequence[Task], title: str) -> dict[str, Any
     indices = (position * len(source) // counted for position in range(counted))
     sizes, totals = set(), [Counts() for _ in tasks]
     count = functools.partial(_count_example, source, tasks)
-    with contextlib.closing(parallel.in_order(count, indices)) as results:
+    with contextlib.closing(threads.in_order(count, indices)) as results:
         for size, counts in tqdm.tqdm(results, total=counted, desc=title, unit=" examples", mininterval=1.0):
             sizes.add(size)
             totals = [total + of_example for total, of_example in zip(totals, counts, strict=True)]
@@ -178,22 +180,16 @@ def _text(name: str, value: Any) -> str:
 
 def table(splits: Mapping[str, Mapping[str, Any]], tasks: Sequence[Task]) -> list[str]:
     """The figures of all splits side by side, as lines; each number that is not 0 for all splits gets a row."""
-    rows = [("", list(splits))]
+    rows = [["", *splits]]
     for name in next(iter(splits.values())):
         values = [of[name] for of in splits.values()]
         told = name == "labels" or (name == "counted" and values == [of["examples"] for of in splits.values()])
         if not told and any(values):
             title = "of these looked at, evenly spaced" if name == "counted" else name
-            rows.append((title, [_text(name, value) for value in values]))
+            rows.append([title, *(_text(name, value) for value in values)])
     for task in tasks:
         figures = [of["labels"][task.name] for of in splits.values()]
         names = max(figures, key=len)  # without class names, as many classes as occur
-        rows.append((task.title, [""] * len(figures)))
-        rows += [(f"  {name}", [_text(name, of.get(name)) for of in figures]) for name in names]
-    widths = [max(len(row[1][column]) for row in rows) for column in range(len(splits))]
-    longest = max(len(name) for name, _ in rows)
-    lines = []
-    for name, cells in rows:
-        aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        lines.append("  ".join([name.ljust(longest), *aligned]).rstrip())
-    return lines
+        rows.append([task.title, *([""] * len(figures))])
+        rows += [[f"  {name}", *(_text(name, of.get(name)) for of in figures)] for name in names]
+    return text_table.lines(rows, "<" + ">" * len(splits))

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import orbax.checkpoint as ocp
 
+from taskexpert_jax import text_table
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.runs import manager as checkpoint_manager
 from taskexpert_jax.runs import sealing
@@ -33,7 +34,6 @@ def listing(workdir: pathlib.Path, *, verify: bool = False) -> str:
       UserError: there are none.
     """
     folder = _folder(workdir)
-    lines = []
     with checkpoint_manager.for_listing(folder) as manager:
         steps = sorted(manager.all_steps())
         if not steps:
@@ -41,7 +41,8 @@ def listing(workdir: pathlib.Path, *, verify: bool = False) -> str:
         metrics = {step: manager.metrics(step) or {} for step in steps}
         best = _best(manager, metrics)
     names = sorted({name for found in metrics.values() for name in found})
-    heads = ["step", "saved", *names, "MiB", *(f"{item} MiB" for item in checkpoint_manager.TREES), "files", ""]
+    numbers = [*names, "MiB", *(f"{item} MiB" for item in checkpoint_manager.TREES)]
+    rows = [["step", "saved", *numbers, "files", ""]]
     for step in steps:
         path = folder / str(step)
         saved = datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "seconds")
@@ -53,16 +54,15 @@ def listing(workdir: pathlib.Path, *, verify: bool = False) -> str:
         if verify and files == "sealed":
             problem = sealing.problem(path)
             files = f"damaged: {problem}" if problem else "good"
-        lines.append([str(step), saved, *values, *sizes, files, ", ".join(notes)])
-    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *lines)]
+        rows.append([str(step), saved, *values, *sizes, files, ", ".join(notes)])
+    lines = text_table.lines(rows, f"><{'>' * len(numbers)}<<")
     aside = sorted(path.name for path in (folder.parent / "damaged").glob("*"))
     if aside:
-        table.append(f"damaged, moved to {folder.parent / 'damaged'}: {', '.join(aside)}")
+        lines.append(f"damaged, moved to {folder.parent / 'damaged'}: {', '.join(aside)}")
     kept = sorted(path.name for path in (folder.parent / "replaced").glob("*"))
     if kept:
-        table.append(f"being replaced, and put back when the run goes on: {', '.join(kept)}")
-    return "\n".join(line.rstrip() for line in table)
+        lines.append(f"being replaced, and put back when the run goes on: {', '.join(kept)}")
+    return "\n".join(lines)
 
 
 def tree(workdir: pathlib.Path) -> str:

@@ -13,6 +13,7 @@ import sys
 from typing import Any, NamedTuple
 
 from taskexpert_jax import tasks as task_records
+from taskexpert_jax import text_table
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation.published import PUBLISHED
 
@@ -154,19 +155,10 @@ def table(rows: Sequence[Row], of: Sequence[Column], *, bold: tuple[str, str]) -
         return f"{bold[0]}{text}{bold[1]}" if value == bests[index] else text
 
     head = ["model", *(f"{column.title} {'↑' if column.higher_is_better else '↓'}" for column in of)]
-    lines = [[row.name, *(cell(row, index) for index in range(len(of)))] for row in rows]
-
-    def shown(text: str) -> int:
-        return len(text) if bold[0].isprintable() else len(text.replace(bold[0], "").replace(bold[1], ""))
-
-    widths = [max(shown(line[i]) for line in (head, *lines)) for i in range(len(head))]
-
-    def joined(cells: Sequence[str]) -> str:
-        padded = [text + " " * (width - shown(text)) for text, width in zip(cells, widths, strict=True)]
-        return f"| {' | '.join(padded)} |"
-
-    rule = f"|{'|'.join('-' * (width + 2) for width in widths)}|"
-    return "\n".join([joined(head), rule, *map(joined, lines)])
+    cells = [head, *([row.name, *(cell(row, index) for index in range(len(of)))] for row in rows)]
+    padded = text_table.padded(cells, "<" * len(head))
+    padded.insert(1, ["-" * len(text) for text in padded[0]])
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def compare(

@@ -1,6 +1,8 @@
-"""Pictures that a user brings: finding the files, and reading them whatever their mode."""
+"""Image files: finding and reading those that a user brings, whatever their mode, and writing images into a page."""
 
+import base64
 from collections.abc import Iterator, Sequence
+import io
 import pathlib
 import struct
 
@@ -99,6 +101,16 @@ def read_each(paths: Sequence[pathlib.Path], failures: list[UserError]) -> Itera
             failures.append(error)
         else:
             yield path.name if whole else path.stem, picture
+
+
+def data_uri(image: Image.Image, *, lossless: bool) -> str:
+    """The image as a `data:` URI, a file inside of a page: PNG where lossless, else JPEG of quality 85."""
+    file = io.BytesIO()
+    if lossless:
+        image.save(file, "PNG", optimize=True)
+    else:
+        image.save(file, "JPEG", quality=85)
+    return f"data:image/{'png' if lossless else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,5 +1,7 @@
-"""Reading what users bring: each mode exactly, and one clear line where a file cannot be read."""
+"""Reading what users bring: each mode exactly, and one clear line where a file cannot be read; images inside a page."""
 
+import base64
+import io
 import pathlib
 
 import numpy as np
@@ -7,7 +9,7 @@ from PIL import Image
 import pytest
 
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.images import list_images, read_image
+from taskexpert_jax.images import data_uri, list_images, read_image
 
 
 def _save(tmp_path: pathlib.Path, name: str, array: np.ndarray, mode: str | None = None, **options) -> pathlib.Path:
@@ -150,3 +152,12 @@ def test_list_images_says_what_it_looked_for(tmp_path):
         list_images(tmp_path)
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         list_images(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("lossless", "kind"), [(True, "png"), (False, "jpeg")])
+def test_a_data_uri_is_a_file_of_its_kind(rgb, lossless, kind):
+    head, _, content = data_uri(Image.fromarray(rgb), lossless=lossless).partition(",")
+    assert head == f"data:image/{kind};base64"
+    with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+        assert image.format == kind.upper() and image.size == (9, 7)
+        assert np.array_equal(image, rgb) == lossless

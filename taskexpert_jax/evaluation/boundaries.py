@@ -1,15 +1,13 @@
 """The boundary benchmark beside an evaluation: threads count while the device goes on with the next examples."""
 
-import collections
 from collections.abc import Callable
-from concurrent import futures
-import os
 from typing import Any
 
 import numpy as np
 
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import processes
+from taskexpert_jax.parallel.threads import OrderedPool
 from taskexpert_jax.tasks.metrics.boundary.scores import BoundaryCounts, image_curves
 
 _LABELS = ("regions", "lines")
@@ -39,11 +37,7 @@ class BoundaryRun:
 
         self._count = boundary.image_counts
         self._config = config
-        self._workers = os.cpu_count() or 1
-        self._pool = futures.ThreadPoolExecutor(self._workers)
-        self._begun: collections.deque[tuple[futures.Future[BoundaryCounts], Callable[[float], None]]] = (
-            collections.deque()
-        )
+        self._pool: OrderedPool[tuple[BoundaryCounts, Callable[[float], None]]] = OrderedPool()
         self._parts = [BoundaryCounts.empty()]
 
     def add(self, prediction: np.ndarray, label: np.ndarray, scored: Callable[[float], None]) -> None:
@@ -52,24 +46,21 @@ class BoundaryRun:
         scored: gets the example's own best F in percent, in a later call of `add` or in `counts`.
         """
         config = self._config
-        self._begun.append(
-            (self._pool.submit(self._count, prediction, label, config.max_dist, kind=config.labels), scored)
-        )
-        if len(self._begun) > 2 * self._workers:
+        self._pool.submit(lambda: (self._count(prediction, label, config.max_dist, kind=config.labels), scored))
+        if self._pool.full:
             self._finish_one()
 
     def counts(self) -> BoundaryCounts:
         """Those of all examples of all processes, an image a row, when all are done."""
-        while self._begun:
+        while self._pool:
             self._finish_one()
         return BoundaryCounts.join(processes.gather(BoundaryCounts.join(self._parts)))
 
     def close(self) -> None:
         """Drops what has not begun, and waits for what has."""
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.close()
 
     def _finish_one(self) -> None:
-        future, scored = self._begun.popleft()
-        counts = future.result()
+        counts, scored = self._pool.take()
         self._parts.append(counts)
         scored(100 * float(image_curves(counts).f.max()))

@@ -1,16 +1,15 @@
 """The examples that a task is worst and best at, with small pictures: however long the set, only a few are kept."""
 
-import base64
 import bisect
 from collections.abc import Callable, Iterator
 import dataclasses
-import io
 import math
 from typing import Self
 
 import numpy as np
 from PIL import Image
 
+from taskexpert_jax.images import data_uri
 from taskexpert_jax.tasks import Published, Task
 
 KEPT = 4  # examples at each end
@@ -90,19 +89,13 @@ def pictures(task: Task, image: np.ndarray, values: np.ndarray, label: np.ndarra
     depths = drawing.depths_shown(task, truth)  # for both, so that the colours compare
     drawn = [drawing.colour(task, of, depth_range=depths) for of in (values, truth)]
     smooth = task.draw != "classes"
-    return _data_uri(image, smooth=True), *(_data_uri(rgb, smooth=smooth) for rgb in drawn)
+    return _small_uri(image, smooth=True), *(_small_uri(rgb, smooth=smooth) for rgb in drawn)
 
 
-def _data_uri(rgb: np.ndarray, *, smooth: bool) -> str:
-    """JPEG, or PNG where colours stand for classes."""
+def _small_uri(rgb: np.ndarray, *, smooth: bool) -> str:
+    """A picture of `LARGEST` pixels at most; neither mixed nor compressed with loss where colours stand for classes."""
     picture = Image.fromarray(rgb)
     if max(picture.size) > LARGEST:
         width, height = (max(1, round(side * LARGEST / max(picture.size))) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BOX if smooth else Image.Resampling.NEAREST)
-    file = io.BytesIO()
-    if smooth:
-        picture.save(file, "JPEG", quality=85)
-    else:
-        picture.save(file, "PNG", optimize=True)
-    kind = "jpeg" if smooth else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(picture, lossless=not smooth)

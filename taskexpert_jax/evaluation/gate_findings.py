@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from taskexpert_jax import text_table
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
 from taskexpert_jax.models.decoders.taskexpert import MEMORY
 from taskexpert_jax.tasks import Task
@@ -55,19 +56,15 @@ def variation(gates: GateSummary) -> np.ndarray:
 def lines(found: Inspection) -> list[str]:
     """A table as text, a row a task: the memory's mean weight and the entropy, tap by tap."""
     taps = found.gates.weights.shape[1]
-    width = max(4 * taps + taps - 1, 15)
-    title = max(len(task.title) for task in found.tasks)
     has_memory = MEMORY in found.gates.choices
-    heads = (["memory's weight"] if has_memory else []) + ["entropy", "variation"]
     span = "tap 1" if taps == 1 else f"taps 1 to {taps}"
-    text = [f"{'mean over ' + span:<{max(title, 24)}}  " + "  ".join(f"{head:<{width}}" for head in heads)]
+    rows = [[f"mean over {span}", *(["memory's weight"] if has_memory else []), "entropy", "variation"]]
     spread = variation(found.gates)
     for index, task in enumerate(found.tasks):
         columns = [found.gates.weights[index, :, -1]] if has_memory else []
         columns += [found.gates.entropy[index], spread[index]]
-        shown = (f"{' '.join(_number(value) for value in column):<{width}}" for column in columns)
-        text.append(f"{task.title:<{max(title, 24)}}  {'  '.join(shown)}")
-    return [line.rstrip() for line in text]
+        rows.append([task.title, *(" ".join(_number(value) for value in column) for column in columns)])
+    return text_table.lines(rows, "<" * len(rows[0]))
 
 
 def _number(value: float) -> str:

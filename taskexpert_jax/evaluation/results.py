@@ -16,6 +16,7 @@ from clu import metrics as clu_metrics
 import jax
 import numpy as np
 
+from taskexpert_jax import text_table
 from taskexpert_jax.evaluation.extremes import Extremes
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
 from taskexpert_jax.tasks import Published, Task
@@ -86,13 +87,13 @@ def rows(tasks: tuple[Task, ...], metrics: Values, best_constant: Values) -> lis
 
 def table(lines: list[Row]) -> str:
     """The table as text; the published metric of each task is starred and carries its direction."""
-    text = [f"{'task':<24}{'metric':<16}{'model':>10}{'best constant':>16}"]
+    cells = [["task", "metric", "model", "best constant"]]
     for row in lines:
         arrow = f" {row.published.arrow} *" if row.published else ""
         constant = "-" if row.constant is None else f"{row.constant:.4g}"
         title = row.task.title if row.published else ""
-        text.append(f"{title:<24}{row.metric + arrow:<16}{row.value:>10.4g}{constant:>16}")
-    return "\n".join(text)
+        cells.append([title, row.metric + arrow, f"{row.value:.4g}", constant])
+    return "\n".join(text_table.lines(cells, "<<>>"))
 
 
 def metrics(

@@ -10,11 +10,12 @@ What is computed is less than the definition: the heads' 3x3 convolutions come b
 import dataclasses
 import math
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from taskexpert_jax import text_table
+from taskexpert_jax.models import variables
 from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.parallel import sharding
 
 PARTS = ("backbone", "experts", "gates", "memory", "heads")
 
@@ -41,36 +42,41 @@ class Budget:
 
     def table(self) -> str:
         """A table for people: one line a part and the total."""
-        rows = [(p, self.parameters[p], self.multiply_adds[p], self.computed[p]) for p in PARTS]
-        rows.append(("total", self.total_parameters, self.total_multiply_adds, self.total_computed))
-        lines = [f"{'part':<10}{'parameters':>14}{'multiply-adds':>16}{'computed':>14}"]
-        for name, parameters, products, computed in rows:
-            lines.append(f"{name:<10}{parameters / 1e6:>12.2f} M{products / 1e9:>14.2f} G{computed / 1e9:>12.2f} G")
-        return "\n".join(lines)
+        counts = [(p, self.parameters[p], self.multiply_adds[p], self.computed[p]) for p in PARTS]
+        counts.append(("total", self.total_parameters, self.total_multiply_adds, self.total_computed))
+        rows = [["part", "parameters", "multiply-adds", "computed"]]
+        for name, parameters, products, computed in counts:
+            rows.append([name, f"{parameters / 1e6:.2f} M", f"{products / 1e9:.2f} G", f"{computed / 1e9:.2f} G"])
+        return "\n".join(text_table.lines(rows, "<>>>"))
 
 
-def part_of(path: tuple[str, ...]) -> str:
-    """The part that the parameter at `path` of the parameter tree belongs to."""
-    if path[0].startswith("head_"):
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to; name: its path, as in `parameter_shapes`."""
+    first, _, rest = name.partition("/")
+    if first.startswith("head_"):
         return "heads"
-    if path[0] in ("patches", "blocks"):
+    if first in ("patches", "blocks"):
         return "backbone"
-    if path[0] == "initial_memory":
+    if first == "initial_memory":
         return "memory"
-    inside = path[1]  # ("mixture", inside, ...)
+    inside = rest.partition("/")[0]  # mixture/INSIDE/...
     if inside in ("norm", "experts"):
         return "experts"
     return "gates" if inside == "gates" else "memory"
 
 
+def parameter_shapes(model: TaskExpert) -> dict[str, tuple[int, ...]]:
+    """Path, such as `head_depth/logits/bias`, -> shape of every parameter of a model; nothing is allocated."""
+    params = sharding.unbox(jax.eval_shape(lambda: variables.init(model, jax.random.key(0))))["params"]
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in flat}
+
+
 def count_parameters(model: TaskExpert) -> dict[str, int]:
     """Parameters by part, from the model's own shapes."""
-    patch = model.backbone.patch_size
-    image = jnp.zeros((1, model.grid[0] * patch, model.grid[1] * patch, 3))
-    shapes = nn.meta.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False)))["params"]
     counts: dict[str, int] = dict.fromkeys(PARTS, 0)
-    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
-        counts[part_of(tuple(str(entry.key) for entry in path))] += math.prod(leaf.shape)
+    for name, shape in parameter_shapes(model).items():
+        counts[part_of(name)] += math.prod(shape)
     return counts
 
 

@@ -1,1 +1,1 @@
-"""One program on many devices and hosts."""
+"""One program on many devices and hosts, and the threads of each host."""

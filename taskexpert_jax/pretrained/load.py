@@ -19,15 +19,15 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models import inputs
+from taskexpert_jax.models import budget, inputs
 from taskexpert_jax.models.backbones import position_embedding
 from taskexpert_jax.models.model import TaskExpert
-from taskexpert_jax.parallel import sharding
 from taskexpert_jax.pretrained import files as weight_files
 from taskexpert_jax.pretrained import naming
 from taskexpert_jax.pretrained.assemble import Family, Part, Shape, build
 from taskexpert_jax.pretrained.files import Input, Tensors
 from taskexpert_jax.pretrained.naming import BLOCKS, POSITIONS
+from taskexpert_jax.runs import tree
 from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.runs.load import best_task
 from taskexpert_jax.tasks import from_config
@@ -47,7 +47,7 @@ class Weights:
         """`params` with these in their places, sharded as they are; the other arrays are the same."""
 
         def place(path: Any, leaf: jax.Array) -> jax.Array:
-            value = self.arrays.get(_name(path))
+            value = self.arrays.get(jax.tree_util.keystr(path, simple=True, separator="/"))
             if value is None:
                 return leaf
             value = value.astype(leaf.dtype)
@@ -65,7 +65,7 @@ def read(config: Any, model: TaskExpert) -> Weights | None:
     where = config.model.pretrained
     if not where:
         return None
-    shapes = parameter_shapes(model)
+    shapes = budget.parameter_shapes(model)
     backbone = {name: shape for name, shape in shapes.items() if is_backbone(name)}
     fresh = _pattern(config.model.pretrained_fresh, backbone)
     if (pathlib.Path(where) / "config.json").exists():
@@ -87,14 +87,6 @@ def read(config: Any, model: TaskExpert) -> Weights | None:
     return Weights(arrays, "\n".join(lines))
 
 
-def parameter_shapes(model: TaskExpert) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter of a model; nothing is allocated."""
-    patch = model.backbone.patch_size
-    image = jnp.zeros((1, model.grid[0] * patch, model.grid[1] * patch, 3))
-    variables = sharding.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False)))
-    return {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(variables["params"])[0]}
-
-
 def is_backbone(name: str) -> bool:
     """Whether the parameter at a path is the backbone's."""
     return name.startswith(("patches/", BLOCKS))
@@ -110,7 +102,7 @@ def _read_run(workdir: pathlib.Path, backbone: Shapes) -> tuple[Tensors, Family,
     with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:
         step = checkpoints.select("best")
         params = checkpoints.restore_parameters(step)
-    tensors = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    tensors = tree.arrays(params)
     parts = []
     for name, shape in backbone.items():
         wanted: Shape = (None, None, shape[2]) if name == POSITIONS else shape
@@ -175,7 +167,3 @@ def _listed(names: Iterable[str]) -> str:
             first = f"{first}/{rest.partition('/')[0]}"
         groups.append(name if is_backbone(name) or not mark else f"{first}{mark}*")
     return ", ".join(sorted(set(groups))) or "none"
-
-
-def _name(path: Any) -> str:
-    return "/".join(entry.key for entry in path)

@@ -1,22 +1,16 @@
-"""The evaluation as a page: one HTML file with everything in it, for screens light and dark, phones and paper."""
-
-import math
-import pathlib
+"""The page of an evaluation: metrics, IoU by class, boundary curves, worst and best examples, mean gate weights."""
 
 import numpy as np
 
 from taskexpert_jax.evaluation import results
 from taskexpert_jax.evaluation.extremes import Entry
 from taskexpert_jax.evaluation.results import ClassScore, Evaluation
-from taskexpert_jax.models.decoders.taskexpert import MEMORY
-from taskexpert_jax.report import charts
-from taskexpert_jax.report.markup import Element, element, footer, page, sentence
+from taskexpert_jax.report import charts, page
+from taskexpert_jax.report.markup import Element, element, sentence
 from taskexpert_jax.tasks import Task
 from taskexpert_jax.tasks.metrics.boundary.scores import THRESHOLDS, BoundaryCounts, curve
 
-_STYLE = pathlib.Path(__file__).with_name("evaluation_page.css")
-
-# How to read the pictures, by `Task.draw`; see `visualize`.
+# How to read the pictures, by `Task.draw`; see `tasks.drawing`.
 _PICTURES = {
     "classes": "Colours as in the list of classes; black is not labelled.",
     "depth": "Near is red, far is blue, over the range of the ground truth; black has no depth.",
@@ -28,45 +22,25 @@ _PICTURES = {
 def html(found: Evaluation) -> str:
     """The page's text."""
     facts = found.facts
-    title = f"{facts['variant']} on {facts['dataset']['name']}"
+    title = f"Evaluation of {facts['variant']} on {facts['dataset']['name']}"
     sections = [_metrics(found), *(_task(found, task) for task in found.tasks), _gates(found)]
-    root = element(
-        "html",
-        element(
-            "head",
-            element("meta", charset="utf-8"),
-            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            element("title", f"Evaluation: {title}"),
-            element("style", _STYLE.read_text()),
-        ),
-        element(
-            "body",
-            element("header", element("h1", f"Evaluation of {title}"), _facts(found), _overview(found)),
-            element("main", *sections),
-            footer(found.facts, "What was evaluated, and how"),
-        ),
-        lang="en",
-    )
-    return page(root)
+    return page.html(title, [_facts(found), _overview(found)], sections, facts, style="evaluation_page.css")
 
 
 def _facts(found: Evaluation) -> Element:
     facts = found.facts
     dataset = facts["dataset"]
-    entries = [
-        ("run", facts["workdir"]),
-        ("checkpoint", f"step {facts['step']} ({facts['checkpoint']})"),
-        ("examples", f"{facts['examples']} of split {dataset['split']}"),
-        ("evaluated", f"{facts['date'].replace('T', ' ').replace('+00:00', ' UTC')}, {facts['seconds']:g} s"),
-        ("devices", facts["devices"]),
-        ("data", dataset["fingerprint"][:16] or "no fingerprint"),
-    ]
-    parts = (element("div", element("dt", name), element("dd", value)) for name, value in entries)
-    return element("dl", *parts, class_="facts")
+    entries = {
+        "examples": f"{facts['examples']} of split {dataset['split']}",
+        "evaluated": f"{page.date(facts)}, {facts['seconds']:g} s",
+        "devices": facts["devices"],
+        "data": dataset["fingerprint"][:16] or "no fingerprint",
+    }
+    return page.facts_list(facts, entries)
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.4g}"
+    return page.number(value, ".4g")
 
 
 def _overview(found: Evaluation) -> Element:
@@ -103,17 +77,12 @@ def _metrics(found: Evaluation) -> Element:
                 lines.append(element("tr", element("td", name, class_="name"), *numbers, class_=marked))
         bodies.append(element("tbody", *lines))
     table = element("table", element("thead", head), *bodies, class_="metrics")
-    return element(
-        "section",
-        element("h2", "All metrics"),
-        element(
-            "p",
-            "The published metric of each task is marked: ↑ higher is better, ↓ lower is better. The best constant is "
-            "the one value that, given to every pixel, scores best: what a model must beat.",
-        ),
-        element("div", table, class_="scroll"),
-        id="metrics",
+    explanation = element(
+        "p",
+        "The published metric of each task is marked: ↑ higher is better, ↓ lower is better. The best constant is the "
+        "one value that, given to every pixel, scores best: what a model must beat.",
     )
+    return page.section("metrics", "All metrics", explanation, page.scrolling(table))
 
 
 def _task(found: Evaluation, task: Task) -> Element:
@@ -123,12 +92,12 @@ def _task(found: Evaluation, task: Task) -> Element:
     constant = found.best_constant.get(name)
     compared = "" if constant is None else f"; the best constant has {_number(constant)}"
     value = element("strong", f"{published.title} {_number(found.metrics[name])}")
-    parts: list[Element] = [element("h2", sentence(task.title)), element("p", value, f", {direction}{compared}.")]
+    parts = [element("p", value, f", {direction}{compared}.")]
     if task.name in found.per_class:
         parts += _classes(task, found.per_class[task.name])
     if task.name in found.boundaries:
         parts += _curve(found.boundaries[task.name])
-    return element("section", *parts, *_extremes(found, task), id=task.name)
+    return page.section(task.name, sentence(task.title), *parts, *_extremes(found, task))
 
 
 def _classes(task: Task, scores: tuple[ClassScore, ...]) -> list[Element]:
@@ -203,51 +172,8 @@ def _example(task: Task, entry: Entry, score: str) -> Element:
 
 def _gates(found: Evaluation) -> Element:
     if found.gates is None:
-        return element(
-            "section",
-            element("h2", "Gates"),
-            element("p", "Not collected: the predictions are averaged over several views of each image."),
-            id="gates",
-        )
-    choices, weights, entropy = found.gates
-    largest = float(weights.max())
-    tables = [
-        element("div", _gate_table(task, choices, of_task, spread, largest), class_="scroll")
-        for task, of_task, spread in zip(found.tasks, weights, entropy, strict=True)
-    ]
-    of_memory = " and of the memory" if MEMORY in choices else ""
-    return element(
-        "section",
-        element("h2", "Gates"),
-        element(
-            "p",
-            f"Mean weight of each expert{of_memory} when a task's feature is assembled, at each tap, over the pixels "
-            "of the set: the stronger the colour, the larger the weight. Entropy is that of a pixel's weights, as a "
-            "share of the largest possible: 0 where one of them takes all, 1 where all weigh the same.",
-        ),
-        element("div", *tables, class_="gates"),
-        id="gates",
-    )
+        text = "Not collected: the predictions are averaged over several views of each image."
+        return page.section("gates", "Gates", element("p", text))
+    from taskexpert_jax.report import gate_table  # matplotlib is slow to import, and training does without
 
-
-def _gate_table(
-    task: Task, choices: tuple[str, ...], weights: np.ndarray, entropy: np.ndarray, largest: float
-) -> Element:
-    """A row a tap: its weights, as a heat map whose strongest colour is `largest`, and their entropy."""
-    experts = len(choices) - (MEMORY in choices)
-    above: list[Element] = [element("th", "tap", scope="col", rowspan=2)]
-    above.append(element("th", "weight of expert", scope="colgroup", colspan=experts, class_="group"))
-    above += [element("th", name, scope="col", rowspan=2) for name in (*choices[experts:], "entropy")]
-    below = (element("th", str(k + 1), scope="col", class_="group") for k in range(experts))
-    head = element("thead", element("tr", *above), element("tr", *below))
-    lines = []
-    for tap, (of_tap, spread) in enumerate(zip(weights.tolist(), entropy.tolist(), strict=True), start=1):
-        cells = []
-        for weight in of_tap:
-            share = weight / largest
-            kind = "weight strong" if share > 0.6 else "weight"
-            cells.append(element("td", f"{weight:.2f}", class_=kind, style=f"--weight: {share:.3f}"))
-        spread_text = "–" if math.isnan(spread) else f"{spread:.2f}"
-        lines.append(element("tr", element("th", str(tap), scope="row"), *cells, element("td", spread_text)))
-    body = element("tbody", *lines)
-    return element("table", element("caption", sentence(task.title)), head, body)
+    return page.section("gates", "Gates", *gate_table.content(found.gates, found.tasks))

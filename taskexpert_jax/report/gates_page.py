@@ -1,10 +1,6 @@
-"""The inspection of a run's gates as a page: one HTML file with everything in it, in the manner of `report`."""
+"""The page of a gate inspection: mean weights, how to read the maps, and the maps of each image."""
 
-import base64
 from collections.abc import Sequence
-import io
-import math
-import pathlib
 
 import numpy as np
 from PIL import Image
@@ -12,14 +8,13 @@ from PIL import Image
 from taskexpert_jax.evaluation import gate_findings
 from taskexpert_jax.evaluation.gate_findings import Inspection
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
+from taskexpert_jax.images import data_uri
 from taskexpert_jax.models.decoders.taskexpert import MEMORY
-from taskexpert_jax.report import gate_maps
-from taskexpert_jax.report.markup import Element, element, footer, page, sentence
+from taskexpert_jax.report import gate_maps, gate_table, page
+from taskexpert_jax.report.markup import Element, element, sentence
 from taskexpert_jax.tasks import Task
 
 MOST_IMAGES = 24  # that are shown on the page: each takes up to 0.8 MB, as measured with noise at 425x560, four tasks
-
-_STYLES = (pathlib.Path(__file__).with_name("evaluation_page.css"), pathlib.Path(__file__).with_name("gates_page.css"))
 
 _READING = (
     (
@@ -61,24 +56,10 @@ def html(found: Inspection, sections: Sequence[Element], folder: str) -> str:
     note = (
         f"{hidden} of {len(found.images)} images are not shown here; their maps are in {folder}/." if hidden else None
     )
-    root = element(
-        "html",
-        element(
-            "head",
-            element("meta", charset="utf-8"),
-            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            element("title", title),
-            element("style", "\n".join(style.read_text() for style in _STYLES)),
-        ),
-        element(
-            "body",
-            element("header", element("h1", title), _facts(found), _warnings(found), _links(found, len(sections))),
-            element("main", _means(found), _reading(), *sections, element("p", note, class_="faint") if note else None),
-            footer(found.facts, "What was inspected, and how"),
-        ),
-        lang="en",
-    )
-    return page(root)
+    header = [_facts(found), _warnings(found), _links(found, len(sections))]
+    means = page.section("means", "Mean weights", *gate_table.content(found.gates, found.tasks))
+    main = [means, _reading(), *sections, element("p", note, class_="faint") if note else None]
+    return page.html(title, header, main, facts, style="gates_page.css")
 
 
 def _facts(found: Inspection) -> Element:
@@ -89,17 +70,14 @@ def _facts(found: Inspection) -> Element:
         extra.append(f"temperature {gate['temperature']:g}")
     sees = [] if found.granularity in ("static", "uniform") else [f"input {gate['input']}"]
     read = "not read" if memory["read"] == "none" else f"read {memory['read']}"
-    entries = [
-        ("run", facts["workdir"]),
-        ("checkpoint", f"step {facts['step']} ({facts['checkpoint']})"),
-        ("images", str(facts["examples"])),
-        ("gates", ", ".join([f"granularity {found.granularity}", *sees, *extra])),
-        ("experts", f"{model['experts']}, at {model['taps']} taps"),
-        ("memory", f"{read}, write {memory['write']}, init {memory['init']}"),
-        ("inspected", facts["date"].replace("T", " ").replace("+00:00", " UTC")),
-    ]
-    parts = (element("div", element("dt", name), element("dd", value)) for name, value in entries)
-    return element("dl", *parts, class_="facts")
+    entries = {
+        "images": str(facts["examples"]),
+        "gates": ", ".join([f"granularity {found.granularity}", *sees, *extra]),
+        "experts": f"{model['experts']}, at {model['taps']} taps",
+        "memory": f"{read}, write {memory['write']}, init {memory['init']}",
+        "inspected": page.date(facts),
+    }
+    return page.facts_list(facts, entries)
 
 
 def _warnings(found: Inspection) -> Element:
@@ -118,77 +96,17 @@ def _links(found: Inspection, shown: int) -> Element:
     return element("nav", element("p", *links), aria_label="sections")
 
 
-def _means(found: Inspection) -> Element:
-    choices, weights, entropy = found.gates
-    spread = gate_findings.variation(found.gates)
-    experts = len(choices) - (MEMORY in choices)
-    above: list[Element] = [element("th", "tap", scope="col", rowspan=2)]
-    above.append(element("th", "weight of expert", scope="colgroup", colspan=experts, class_="group"))
-    above += [element("th", name, scope="col", rowspan=2) for name in (*choices[experts:], "entropy", "variation")]
-    below = (element("th", str(k + 1), scope="col", class_="group") for k in range(experts))
-    head = (element("tr", *above), element("tr", *below))
-    even = 1 / len(choices)
-    bodies = []
-    for task, of_task, of_entropy, of_spread in zip(found.tasks, weights, entropy, spread, strict=True):
-        lines = [element("tr", element("th", sentence(task.title), scope="rowgroup", colspan=len(choices) + 3))]
-        for tap, of_tap in enumerate(of_task):
-            cells = [
-                _weight_cell(weight, f"{task.title}, tap {tap + 1}, {name}: {weight:.4f}; even weights: {even:.4f}")
-                for name, weight in zip(choices, of_tap.tolist(), strict=True)
-            ]
-            numbers = [element("td", _number(value)) for value in (of_entropy[tap], of_spread[tap])]
-            lines.append(element("tr", element("th", str(tap + 1), scope="row"), *cells, *numbers))
-        bodies.append(element("tbody", *lines))
-    return element(
-        "section",
-        element("h2", "Mean weights"),
-        element(
-            "p",
-            "Of each choice when a task's feature is assembled, at each tap, over the pixels of all images (padding "
-            "left out). Entropy is the mean of a pixel's, as a share of the largest possible: 0 where one choice takes "
-            "all, 1 where all weigh the same. Variation is how much the weights differ between pixels (Jensen-Shannon "
-            "divergence, as a share of the same): 0 where every pixel has the same.",
-        ),
-        element("div", element("table", element("thead", *head), *bodies, class_="means"), class_="scroll"),
-        _scale(),
-        id="means",
-    )
-
-
-def _weight_cell(weight: float, tooltip: str) -> Element:
-    colour = gate_maps.weight_colours()[gate_maps.steps(np.array(weight))]
-    style = f"background: {gate_maps.hexadecimal(colour)}; color: {gate_maps.ink_on(colour)}"
-    return element("td", f"{weight:.2f}", class_="weight", style=style, title=tooltip)
-
-
-def _scale() -> Element:
-    """The colours of the weights from 0 to 1."""
-    stops = ", ".join(gate_maps.hexadecimal(colour) for colour in gate_maps.weight_colours()[::15])
-    ticks = (element("span", text) for text in ("weight 0", "0.5", "1"))
-    return element(
-        "div",
-        element("div", class_="bar", style=f"background: linear-gradient(to right, {stops})"),
-        element("div", *ticks, class_="ticks"),
-        class_="scale",
-    )
-
-
 def _reading() -> Element:
     entries = []
     for name, text in _READING:
         entries += [element("dt", name), element("dd", text)]
-    return element(
-        "section",
-        element("h2", "How to read the maps"),
-        element(
-            "p",
-            "A map shows one choice's weight at every token of the picture, from 0 (dark) to 1 (bright), the same "
-            "scale everywhere. At each token the weights of all choices sum to 1. Each tap has experts of its own: "
-            "expert 1 of two taps have nothing in common but the number.",
-        ),
-        element("dl", *entries, class_="reading"),
-        id="reading",
+    explanation = element(
+        "p",
+        "A map shows one choice's weight at every token of the picture, from 0 (dark) to 1 (bright), the same scale "
+        "everywhere. At each token the weights of all choices sum to 1. Each tap has experts of its own: expert 1 of "
+        "two taps have nothing in common but the number.",
     )
+    return page.section("reading", "How to read the maps", explanation, element("dl", *entries, class_="reading"))
 
 
 def image_section(
@@ -215,26 +133,13 @@ def image_section(
     details = [_task_details(task, maps[t], gates, t, name) for t, task in enumerate(tasks)]
     if MEMORY in gates.choices:
         details.insert(0, _memory_details(tasks, maps, gates, name))
-    return element(
-        "section",
-        element("h2", name),
-        element(
-            "div",
-            element("img", src=_photo_uri(picture), alt=f"the picture {name}", class_="picture"),
-            element(
-                "div",
-                element(
-                    "p", "Below: which choice weighs most, at each token. Under a map: the one that wins most pixels."
-                ),
-                _key(gates.choices),
-            ),
-            class_="intro",
-        ),
-        _winners(tasks, predictions, weights, gates.choices, name),
-        *details,
-        id=f"image-{number}",
-        style=f"--ratio: {picture.shape[1] / picture.shape[0]:.3f}",
-    )
+    text = "Below: which choice weighs most, at each token. Under a map: the one that wins most pixels."
+    shown = element("img", src=_photo_uri(picture), alt=f"the picture {name}", class_="picture")
+    intro = element("div", shown, element("div", element("p", text), _key(gates.choices)), class_="intro")
+    winners = _winners(tasks, predictions, weights, gates.choices, name)
+    section = page.section(f"image-{number}", name, intro, winners, *details)
+    section.set("style", f"--ratio: {picture.shape[1] / picture.shape[0]:.3f}")
+    return section
 
 
 def _key(choices: Sequence[str]) -> Element:
@@ -302,7 +207,7 @@ def _task_details(task: Task, maps: Sequence[Sequence[str]], gates: GateSummary,
 
 
 def _details(summary: str, table: Element) -> Element:
-    return element("details", element("summary", summary), table, _scale())
+    return element("details", element("summary", summary), table, gate_table.scale())
 
 
 def _table(heads: Sequence[str], bodies: Sequence[Element]) -> Element:
@@ -310,7 +215,7 @@ def _table(heads: Sequence[str], bodies: Sequence[Element]) -> Element:
     head = element("tr", *(element("th", name, scope="col", class_="tap" if name == "tap" else None) for name in heads))
     style = f"--columns: {len(heads)}"
     table = element("table", element("thead", head), *bodies, class_="maps", style=style)
-    return element("div", table, class_="scroll")
+    return page.scrolling(table)
 
 
 def _map_cell(uri: str, task: Task, tap: int, choice: str, mean: float, name: str) -> Element:
@@ -331,23 +236,13 @@ def _png_uri(places: np.ndarray, colours: np.ndarray) -> str:
     """A PNG with a palette, of the places (h, w) uint8 among the colours."""
     picture = Image.fromarray(places)
     picture.putpalette(colours.tobytes())
-    return _uri(picture, "PNG", optimize=True)
+    return data_uri(picture, lossless=True)
 
 
 def _photo_uri(rgb: np.ndarray) -> str:
-    return _uri(Image.fromarray(rgb), "JPEG", quality=85)
+    return data_uri(Image.fromarray(rgb), lossless=False)
 
 
 def _prediction_uri(task: Task, rgb: np.ndarray) -> str:
-    """A prediction as large as the picture; PNG where colours stand for classes."""
-    return _uri(Image.fromarray(rgb), "PNG", optimize=True) if task.draw == "classes" else _photo_uri(rgb)
-
-
-def _uri(picture: Image.Image, kind: str, **options: int | bool) -> str:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
+    """A prediction of the same size as the picture; lossless where colours stand for classes."""
+    return data_uri(Image.fromarray(rgb), lossless=task.draw == "classes")

@@ -1,8 +1,5 @@
 """HTML and SVG as trees of elements: texts are escaped and tags closed by the library, not by care."""
 
-from collections.abc import Mapping
-import json
-from typing import Any
 from xml.etree import ElementTree
 
 Element = ElementTree.Element
@@ -33,13 +30,6 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def footer(facts: Mapping[str, Any], title: str) -> Element:
-    """The end of a page: the versions in `facts`, and all facts as JSON under `title`."""
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    told = element("details", element("summary", title), element("pre", json.dumps(facts, indent=2)))
-    return element("footer", element("p", f"TaskExpert-JAX; {versions}."), told)
-
-
-def page(root: Element) -> str:
-    """The text of an HTML file."""
-    return "<!DOCTYPE html>\n" + ElementTree.tostring(root, encoding="unicode", method="html") + "\n"
+def to_html(root: Element) -> str:
+    """The text of an element, as HTML."""
+    return ElementTree.tostring(root, encoding="unicode", method="html") + "\n"

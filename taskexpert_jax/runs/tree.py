@@ -23,7 +23,7 @@ def arrays(tree: Tree) -> dict[str, Any]:
         return hasattr(node, "shape") and hasattr(node, "dtype")
 
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_array)
-    return {"/".join(_key(entry) for entry in path): leaf for path, leaf in flat if is_array(leaf)}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat if is_array(leaf)}
 
 
 def differences(saved: Tree, wanted: Tree, *, cast: bool = False) -> tuple[list[str], int]:
@@ -48,10 +48,3 @@ def differences(saved: Tree, wanted: Tree, *, cast: bool = False) -> tuple[list[
 def _dtype(leaf: Any, cast: bool) -> str:
     found = jax.numpy.dtype(leaf.dtype)
     return "float" if cast and jax.numpy.issubdtype(found, jax.numpy.floating) else found.name
-
-
-def _key(entry: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)

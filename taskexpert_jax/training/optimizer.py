@@ -63,10 +63,10 @@ def backbone_rates(params: Tree, rate: float, layer_decay: float, depth: int) ->
     """
 
     def factor(path: tuple[Any, ...], leaf: Any) -> jax.Array:
-        names = tuple(str(getattr(entry, "key", entry)) for entry in path)
-        if names[0] == "patches":
+        module = jax.tree_util.keystr(path[:1], simple=True)
+        if module == "patches":
             return jnp.float32(rate * layer_decay ** (depth + 1))
-        if names[0] == "blocks":
+        if module == "blocks":
             stacked = (depth, *(1,) * (len(leaf.shape) - 1))
             return rate * layer_decay ** (depth - jnp.arange(depth, dtype=jnp.float32)).reshape(stacked)
         return jnp.float32(1.0)

@@ -368,7 +368,7 @@ def test_dinov2_variants_have_its_parameters():
     config = nyud.get_config("dinov2_s14_reg4")
     config.tasks = ("depth",)
     model = taskexpert.from_config(config, from_config(config))
-    shapes = pretrained.parameter_shapes(model)
+    shapes = budget.parameter_shapes(model)
     assert shapes["patches/class_token"] == (1, 384) and shapes["patches/registers"] == (4, 384)
     assert shapes["blocks/layer_scale1"] == shapes["blocks/layer_scale2"] == (12, 384)
     # timm's vit_small_patch14_reg4_dinov2 has 22 057 344 parameters: 1369 positions, and a final norm.

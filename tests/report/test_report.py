@@ -12,7 +12,7 @@ from taskexpert_jax.evaluation import results
 from taskexpert_jax.evaluation.extremes import Extremes
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
 from taskexpert_jax.evaluation.results import ClassScore, Evaluation
-from taskexpert_jax.report import charts, evaluation_page, markup
+from taskexpert_jax.report import charts, evaluation_page, gate_maps, markup
 from taskexpert_jax.tasks.metrics.boundary.scores import THRESHOLDS, BoundaryCounts
 
 NAMES = ("semseg", "depth", "normals", "edge", "human_parts", "sal")
@@ -156,25 +156,24 @@ def test_the_curve_marks_its_best_point_where_it_is():
     (x0, y0), (x1, y1) = corners[0], corners[90]
     assert x0 > x1 and y0 > y1
     chart = charts.precision_recall([0.0, 1.0, 0.5], [0.0, 1.0, 0.25], 1, title="t", best_label="b")
-    ends = Page(markup.page(chart)).all("polyline", **{"class": "curve"})[0]["points"].split()
+    ends = Page(markup.to_html(chart)).all("polyline", **{"class": "curve"})[0]["points"].split()
     right, upper = map(float, ends[0].split(","))
     half, quarter = map(float, ends[1].split(","))
-    lines = Page(markup.page(chart)).all("line")
+    lines = Page(markup.to_html(chart)).all("line")
     left, lower = min(float(line["x1"]) for line in lines), max(float(line["y1"]) for line in lines)
     assert half == pytest.approx((left + right) / 2, abs=0.1)
     assert quarter == pytest.approx(lower + (upper - lower) / 4, abs=0.1)
 
 
-def test_gates_are_a_heat_map_relative_to_the_largest_weight():
-    cells = [attrs for attrs in PAGE.all("td") if "weight" in (attrs.get("class") or "")]
+def test_gate_weights_are_coloured_on_one_scale_from_0_to_1():
+    cells = [attrs for attrs in PAGE.all("td") if attrs.get("class") == "weight"]
     assert len(cells) == len(TASKS) * 2 * 4
-    assert [cell["style"] for cell in cells[:4]] == [
-        "--weight: 1.000",
-        "--weight: 0.250",
-        "--weight: 0.500",
-        "--weight: 0.250",
-    ]
-    assert "0.88" in PAGE.text and "memory" in PAGE.text
+    colours = gate_maps.weight_colours()
+    for cell, weight in zip(cells[:4], (0.5, 0.125, 0.25, 0.125), strict=True):
+        assert f"background: {gate_maps.hexadecimal(colours[round(255 * weight)])};" in cell["style"]
+    assert cells[1]["title"] == "semantic segmentation, tap 1, expert 2: 0.1250; even weights: 0.2500"
+    # The entropy of the mean weights is 1.75 of 2 bits, the mean entropy the same share: no pixel differs.
+    assert TEXT.count("<td>0.88</td><td>0.00</td>") == len(TASKS) * 2 and "memory" in PAGE.text
 
 
 def test_a_page_without_gates_boundaries_or_examples_says_less():

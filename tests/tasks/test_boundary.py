@@ -14,7 +14,6 @@ import skimage.morphology
 
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks.metrics.boundary import counts as boundary
-from taskexpert_jax.tasks.metrics.boundary.berkeley import berkeley_counts, thresholds
 from taskexpert_jax.tasks.metrics.boundary.candidates import fade_border, region_boundaries, suppress, triangle_filter
 from taskexpert_jax.tasks.metrics.boundary.counts import BoundaryCounts
 from taskexpert_jax.tasks.metrics.boundary.matching import most_pairs, most_pairs_outlier_graph, shortest_pairs
@@ -240,41 +239,20 @@ class TestScores:
         assert scores["odsF_precision"] == 100 and scores["odsF_recall"] == 50
 
 
-class TestEvaluate:
-    examples = tuple((f"{column}", line(column), line(20)) for column in (16, 20, 22, 26, 30))
-
-    def test_rows_keep_the_order(self):
-        alone = [boundary.image_counts(prediction, label, 0.08) for _, prediction, label in self.examples]
-        for workers in (1, 3):
-            counts = boundary.evaluate(iter(self.examples), 0.08, workers=workers, progress=False)
-            np.testing.assert_array_equal(counts.table(), BoundaryCounts.join(alone).table())
-
+class TestImageCounts:
     def test_options_arrive(self):
-        lines = boundary.evaluate(self.examples, 0.001, kind="lines", matcher=shortest_pairs, progress=False)
-        assert lines.cntR[:, 50].tolist() == [0, 14, 0, 0, 0]
+        columns = (16, 20, 22, 26, 30)
+        lines = [boundary.image_counts(line(c), line(20), 0.001, kind="lines", matcher=shortest_pairs) for c in columns]
+        assert [at_half(counts)[0] for counts in lines] == [0, 14, 0, 0, 0]
 
         def nothing(maps, truth, distance):
             return np.zeros(maps.pixels.size, bool)
 
-        assert boundary.evaluate(self.examples, 0.08, matcher=nothing, progress=False).cntP.max() == 0
-
-    def test_progress_is_shown_if_wanted(self, capsys: pytest.CaptureFixture[str]):
-        boundary.evaluate(self.examples, 0.08)
-        assert "| 5/5 [" in capsys.readouterr().err
-        boundary.evaluate(iter(self.examples), 0.08, total=5)
-        assert "| 5/5 [" in capsys.readouterr().err
-        boundary.evaluate(self.examples, 0.08, progress=False)
-        assert capsys.readouterr().err == ""
-
-    def test_no_image(self):
-        counts = boundary.evaluate([], 0.08, progress=False)
-        assert counts.sumR.shape == (0, 101)
-        assert boundary.odsf(counts) == 0
+        assert boundary.image_counts(line(20), line(20), 0.08, matcher=nothing).cntP.max() == 0
 
     def test_another_size_is_an_error_and_not_a_rotation(self):
-        examples = [*self.examples, ("turned", line(20).T, line(20))]
-        with pytest.raises(UserError, match=r"^turned: a prediction of \(40, 30\) for a label of \(30, 40\) pixels"):
-            boundary.evaluate(examples, 0.08, progress=False)
+        with pytest.raises(UserError, match=r"^a prediction of \(40, 30\) for a label of \(30, 40\) pixels"):
+            boundary.image_counts(line(20).T, line(20), 0.08)
 
     @pytest.mark.parametrize("prediction", [line(20) / 255, line(20)[..., None], line(20).astype(np.uint16)])
     def test_another_kind_of_prediction(self, prediction: np.ndarray):
@@ -282,9 +260,10 @@ class TestEvaluate:
             boundary.image_counts(prediction, line(20), 0.08)
 
 
-def test_annotation_of_another_size():
-    with pytest.raises(UserError, match=r"annotation 1 is \(4, 5\), the prediction \(5, 4\)"):
-        berkeley_counts(np.zeros((5, 4), np.uint8), [np.zeros((5, 4)), np.zeros((4, 5))], thresholds(5))
+def test_no_image():
+    counts = BoundaryCounts.join([BoundaryCounts.empty()])
+    assert counts.sumR.shape == (0, 101)
+    assert boundary.odsf(counts) == 0
 
 
 def test_the_other_metrics_do_not_need_numba():

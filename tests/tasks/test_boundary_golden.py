@@ -5,13 +5,14 @@ import functools
 import pathlib
 from typing import NamedTuple
 
+from berkeley import berkeley_counts, interpolated_odsf, thresholds
 import numpy as np
 from PIL import Image
 import pytest
 import scipy.io
 
+from taskexpert_jax.parallel import threads
 from taskexpert_jax.tasks.metrics.boundary import counts as boundary
-from taskexpert_jax.tasks.metrics.boundary.berkeley import berkeley_counts, interpolated_odsf, thresholds
 from taskexpert_jax.tasks.metrics.boundary.candidates import (
     candidates,
     fade_border,
@@ -77,10 +78,14 @@ def database(request: pytest.FixtureRequest, open_root: pathlib.Path) -> Databas
     rows = read_rows(open_root / "counts.csv", ("database", "image"))
     most = read_rows(open_root / "repeats.csv", ("database", "image"))
     keys = [key for key in rows if key[0] == name]
-    examples = [open_example(open_root, *key) for key in keys]
+
+    def count(key: tuple[str, ...]) -> BoundaryCounts:
+        _, prediction, label = open_example(open_root, *key)
+        return boundary.image_counts(prediction, label, MAX_DIST[name])
+
     return Database(
         name=name,
-        ours=boundary.evaluate(examples, MAX_DIST[name], progress=False),
+        ours=BoundaryCounts.join(threads.in_order(count, keys)),
         original=BoundaryCounts.join(golden_counts(rows[key]) for key in keys),
         most=np.array([[int(line["maxcard"]) for line in most[key]] for key in keys]),
         curve=read_rows(open_root / "curve.csv", ("database",))[name,],

@@ -11,14 +11,10 @@ Berkeley benchmark. The numbers of pixels are its own, and so are those of pairs
 SciPy and Numba, and this module, are needed for nothing else in this package.
 """
 
-import collections
-from collections.abc import Iterable, Sequence
-from concurrent import futures
-import os
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import tqdm
 
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks.metrics.boundary.candidates import candidates, region_boundaries
@@ -41,7 +37,6 @@ __all__ = [
     "Curve",
     "average_precision",
     "curve",
-    "evaluate",
     "image_counts",
     "level_counts",
     "most_pairs",
@@ -129,59 +124,3 @@ def level_counts(
     found, predicted = by_threshold(correct), by_threshold(np.ones_like(correct))
     recalled = np.sum([by_threshold(flags) for flags in matched], axis=0)
     return BoundaryCounts(recalled, np.full_like(found, np.sum(truths)), found, predicted)
-
-
-def evaluate(
-    examples: Iterable[tuple[str, np.ndarray, np.ndarray]],
-    max_dist: float,
-    *,
-    kind: LabelKind = "regions",
-    matcher: Matcher = most_pairs,
-    workers: int | None = None,
-    total: int | None = None,
-    progress: bool = True,
-) -> BoundaryCounts:
-    """The counts of a set, (images, 101), in the order of the examples.
-
-    Args:
-      examples: (id, prediction, label) of every image, see `image_counts`. They are read one after the other, a few
-        ahead of the work.
-      max_dist, kind, matcher: see `image_counts`.
-      workers: images at a time; as many as there are cores if None. They are threads: compiled loops run without
-        Python's lock, and `most_pairs_outlier_graph` alone gains nothing.
-      total: how many examples there are, for the time to the end; taken from `examples` if that has a length.
-      progress: whether a bar is shown.
-
-    Raises:
-      UserError: as `image_counts`, with the id.
-    """
-
-    def count(example: tuple[str, np.ndarray, np.ndarray]) -> BoundaryCounts:
-        name, prediction, label = example
-        try:
-            return image_counts(prediction, label, max_dist, kind=kind, matcher=matcher)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
-
-    workers = workers or os.cpu_count() or 1
-    if total is None and hasattr(examples, "__len__"):
-        total = len(examples)  # pyright: ignore[reportArgumentType]
-    parts, begun = [BoundaryCounts.empty()], collections.deque()
-    bar = tqdm.tqdm(desc="boundaries", total=total, unit=" images", mininterval=1.0, disable=not progress)
-    pool = futures.ThreadPoolExecutor(workers)
-
-    def finish_one() -> None:
-        parts.append(begun.popleft().result())
-        bar.update()
-
-    try:
-        for example in examples:
-            begun.append(pool.submit(count, example))
-            if len(begun) >= 2 * workers:
-                finish_one()
-        while begun:
-            finish_one()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        bar.close()
-    return BoundaryCounts.join(parts)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks.metrics.boundary.counts import level_counts
 from taskexpert_jax.tasks.metrics.boundary.matching import Matcher, shortest_pairs
 from taskexpert_jax.tasks.metrics.boundary.scores import BoundaryCounts, curve, f_measure
@@ -29,13 +28,7 @@ def berkeley_counts(
     prediction: (H, W) uint8, thin or not; a pixel passes a threshold that it equals.
     annotations: the boundaries of each annotator, (H, W), not 0 on the boundary; they are not thinned.
     cuts: (K,), the thresholds, ascending.
-
-    Raises:
-      UserError: the sizes differ.
     """
-    for number, annotation in enumerate(annotations):
-        if annotation.shape != prediction.shape:
-            raise UserError(f"annotation {number} is {annotation.shape}, the prediction {prediction.shape} pixels")
     levels = np.searchsorted(cuts, prediction / 255, side="right")
     distance = MAX_DIST * float(np.hypot(*prediction.shape))
     return level_counts(levels, cuts.size, [annotation != 0 for annotation in annotations], distance, matcher)

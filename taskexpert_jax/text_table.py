@@ -1,0 +1,30 @@
+"""Tables as text, for a terminal: columns as wide as their widest cell."""
+
+from collections.abc import Sequence
+import re
+
+_STYLE = re.compile(r"\033\[\d*m")  # ANSI codes, as of bold; they take no room
+
+
+def padded(rows: Sequence[Sequence[str]], alignment: str) -> list[list[str]]:
+    """The cells of each row with spaces up to the width of their column.
+
+    alignment: a character a column, `<` left or `>` right.
+    """
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    sides = list(zip(widths, alignment, strict=True))
+    return [[_pad(cell, *side) for cell, side in zip(row, sides, strict=True)] for row in rows]
+
+
+def lines(rows: Sequence[Sequence[str]], alignment: str) -> list[str]:
+    """The rows as lines, two spaces between columns; alignment: see `padded`."""
+    return ["  ".join(row).rstrip() for row in padded(rows, alignment)]
+
+
+def _pad(cell: str, width: int, side: str) -> str:
+    space = " " * (width - _width(cell))
+    return space + cell if side == ">" else cell + space
+
+
+def _width(cell: str) -> int:
+    return len(_STYLE.sub("", cell))
