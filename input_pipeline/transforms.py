@@ -227,11 +227,11 @@ def mark_invalid(example: Example, tasks: Sequence[Task]) -> Example:
     marked = {}
     for task in tasks:
         label = example[task.name]
-        if task.invalid_value is not None:
-            invalid = label[..., 0] == task.invalid_value
+        if task.kind.invalid_value is not None:
+            invalid = task.kind.is_missing(label[..., 0])
             for channel in range(1, label.shape[2]):  # a channel at a time: a third of the time of `.all(axis=-1)`
                 if invalid.any():
-                    invalid &= label[..., channel] == task.invalid_value
+                    invalid &= task.kind.is_missing(label[..., channel])
             if invalid.any():
                 label = _replaced(label, invalid, task.ignore)
         if task.ignore_if_empty and not ((label != 0) & (label != task.ignore)).any():

@@ -1,8 +1,9 @@
-"""Pictures that a user brings: finding the files, and reading them whatever their mode."""
+"""Pictures and arrays that a user brings: finding the files, and reading them whatever their mode."""
 
 from collections.abc import Iterator, Sequence
 import pathlib
 import struct
+import tokenize
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -71,6 +72,26 @@ def read_each(paths: Sequence[pathlib.Path], failures: list[UserError]) -> Itera
             failures.append(error)
         else:
             yield path.name if whole else path.stem, picture
+
+
+def read_numbers(path: pathlib.Path, *, palettes: bool = True) -> np.ndarray:
+    """The numbers of a .npy file or of a picture as they are stored, (h, w) or (h, w, c).
+
+    Of a palette picture these are the indices, of 16-bit grey all bits, of 16-bit RGB the upper 8.
+
+    Raises:
+      ValueError: a file that is missing, damaged or of another format, or a palette picture unless `palettes`.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            with path.open("rb") as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
+        with Image.open(path) as picture:
+            if palettes or picture.mode != "P":
+                return np.asarray(picture)
+    except (*UNREADABLE, tokenize.TokenError, MemoryError) as error:  # what a damaged .npy header leads to
+        raise ValueError(_first_line(error)) from error
+    raise ValueError("is a palette picture, whose numbers stand for colours; save it as grey or RGB")
 
 
 def _first_line(error: BaseException) -> str:

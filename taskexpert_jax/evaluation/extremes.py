@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax.tasks import Published, Task
+from taskexpert_jax.tasks import Published, Task, drawing
 
 KEPT = 4  # examples at each end
 LARGEST = 256  # pixels of the longer side of a picture
@@ -84,25 +84,22 @@ def pictures(task: Task, image: np.ndarray, values: np.ndarray, label: np.ndarra
       values: as `task.values` gives it, of the image's pixels.
       label: (h, w, label_channels).
     """
-    from taskexpert_jax.tasks import drawing  # matplotlib is slow to import, and only needed here
-
     truth = task.label_values(label)
-    depths = drawing.depths_shown(task, truth)  # for both, so that the colours compare
-    drawn = [drawing.colour(task, of, depth_range=depths) for of in (values, truth)]
-    smooth = task.draw != "classes"
-    return _data_uri(image, smooth=True), *(_data_uri(rgb, smooth=smooth) for rgb in drawn)
+    limits = drawing.limits_of(task, truth)  # for both, so that the colours compare
+    drawn = [drawing.colour(task, of, limits=limits) for of in (values, truth)]
+    return _data_uri(image, jpeg=True), *(_data_uri(rgb, jpeg=task.kind.jpeg) for rgb in drawn)
 
 
-def _data_uri(rgb: np.ndarray, *, smooth: bool) -> str:
-    """JPEG, or PNG where colours stand for classes."""
+def _data_uri(rgb: np.ndarray, *, jpeg: bool) -> str:
+    """The picture as JPEG, or as PNG whose colours are not mixed."""
     picture = Image.fromarray(rgb)
     if max(picture.size) > LARGEST:
         width, height = (max(1, round(side * LARGEST / max(picture.size))) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BOX if smooth else Image.Resampling.NEAREST)
+        picture = picture.resize((width, height), Image.Resampling.BOX if jpeg else Image.Resampling.NEAREST)
     file = io.BytesIO()
-    if smooth:
+    if jpeg:
         picture.save(file, "JPEG", quality=85)
     else:
         picture.save(file, "PNG", optimize=True)
-    kind = "jpeg" if smooth else "png"
+    kind = "jpeg" if jpeg else "png"
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

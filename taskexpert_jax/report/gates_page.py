@@ -257,7 +257,8 @@ def _winners(
     heads = ["prediction", *(f"tap {tap + 1}" for tap in range(len(weights)))]
     bodies = []
     for t, task in enumerate(tasks):
-        cells = [_picture_cell(_prediction_uri(task, predictions[task.name]), f"{task.title} of {name}", "", task.draw)]
+        sharp = None if task.kind.jpeg else "pixelated"
+        cells = [_picture_cell(_prediction_uri(task, predictions[task.name]), f"{task.title} of {name}", "", sharp)]
         for tap in range(len(weights)):
             winners = weights[tap, t].argmax(axis=-1)
             shares = np.bincount(winners.ravel(), minlength=len(choices)) / winners.size
@@ -338,8 +339,8 @@ def _photo_uri(rgb: np.ndarray) -> str:
 
 
 def _prediction_uri(task: Task, rgb: np.ndarray) -> str:
-    """A prediction as large as the picture; PNG where colours stand for classes."""
-    return _uri(Image.fromarray(rgb), "PNG", optimize=True) if task.draw == "classes" else _photo_uri(rgb)
+    """A prediction as large as the picture."""
+    return _photo_uri(rgb) if task.kind.jpeg else _uri(Image.fromarray(rgb), "PNG", optimize=True)
 
 
 def _uri(picture: Image.Image, kind: str, **options: int | bool) -> str:
