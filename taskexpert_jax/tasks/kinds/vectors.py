@@ -148,7 +148,9 @@ def _key_wheel(unit: str, drawn: Drawn, width: int) -> Image.Image:
     """The wheel, and the length at its rim."""
     x, y = np.meshgrid(*[np.linspace(-1, 1, _DISC)] * 2)
     disc = np.where(np.hypot(x, y)[..., None] <= 1, wheel(x, y), np.array(drawing.PAPER, np.uint8))
-    return drawing.beside(Image.fromarray(disc), [f"rim: {drawn.limits[1]:.3g} {unit}".rstrip(), "centre: 0"], width)
+    return drawing.beside(
+        Image.fromarray(disc), [f"rim: {drawn.limits[1]:.3g} {unit}".rstrip(), "centre: 0", "darker: longer"], width
+    )
 
 
 def _numbers_shown(drawn: Drawn) -> np.ndarray:
