@@ -32,7 +32,7 @@ def made_up_batch(
     for task in tasks:
         shape = (BATCH_SIZE, *size)
         predictions[task.name] = random.standard_normal((*shape, task.channels), np.float32)
-        if task.channels == 1 and task.draw == "depth":
+        if task.channels == 1 and task.kind.name == "depth":
             predictions[task.name] = np.abs(predictions[task.name]) + 1
         if np.dtype(task.label_dtype).kind == "u":
             label = random.integers(0, max(task.channels, 2), (*shape, 1)).astype(task.label_dtype)

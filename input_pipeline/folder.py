@@ -4,25 +4,16 @@
     DATA/images/ID.jpg              or another format that Pillow reads
     DATA/TASK/ID.png or ID.npy      the label, as large as the image; an image may lack it
 
-How the file of a label is read follows from the drawing of the task's values (`Task.draw`):
-
-    classes       whole numbers from 0, 255 where unlabelled; grey or palette PNG
-    probability   0 and 255, or 0 and 1; 128 where unlabelled. A floating-point label: shares in [0, 1]
-    depth         whole numbers (PNG of 16 bits) are millimetres, floating-point numbers metres; 0 where unlabelled
-    normals       8 bits (RGB PNG): n = 2 v / 255 - 1; or floating-point numbers; lengths far from 1 where unlabelled
-
-See docs/add_a_dataset.md.
+docs/add_a_dataset.md says how label files are coded; the kind of the task's values (`Task.kind`) reads them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import hashlib
 import os
 import pathlib
-import tokenize
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from input_pipeline import transforms
 from input_pipeline.records import Example
@@ -31,96 +22,13 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task, build
 
 LABEL_SUFFIXES = (".png", ".npy")
-UNKNOWN = 128  # the grey of a mask's pixels that are neither
-FARTHEST = 1000.0  # metres: if nothing is nearer, the numbers are no metres
-
-
-def _classes(values: np.ndarray, task: Task, zero_is_void: bool) -> np.ndarray:
-    """Whole numbers -> class ids and 255."""
-    if values.dtype.kind == "f":
-        raise ValueError("holds floating-point numbers; classes are whole numbers")
-    first, count = int(zero_is_void), len(task.class_names)
-    unlabelled = (values == task.ignore) | (values < first)
-    wrong = (values < 0) | ~(unlabelled | (values < first + count))
-    if wrong.any():
-        raise ValueError(
-            f"holds {values[wrong][0]}, but with {count} classes a label holds {first} to {first + count - 1}, and "
-            f"{'0 or ' * zero_is_void}255 where unlabelled; mend the file, the class names or dataset.zero_is_void"
-        )
-    return np.where(unlabelled, task.ignore, values.astype(np.int64) - first)
-
-
-def _shares(values: np.ndarray, task: Task, zero_is_void: bool) -> np.ndarray:
-    """A mask -> 0, 1 and the ignore value; where the label is floating-point, bytes and the like -> [0, 1]."""
-    del zero_is_void
-    if np.dtype(task.label_dtype).kind == "f":
-        whole = values.dtype.kind == "u"
-        shares = values / np.iinfo(values.dtype).max if whole else values
-        known = np.isfinite(shares)
-        if not ((shares[known] >= 0) & (shares[known] <= 1)).all():
-            raise ValueError("holds numbers outside of [0, 1]; divide them by the largest possible one")
-        return np.where(known, shares, task.missing)
-    yes, unknown = (values == 1) | (values == 255), values == UNKNOWN
-    if not (yes | unknown | (values == 0)).all() or ((values == 1).any() and (values == 255).any()):
-        present = ", ".join(str(value) for value in np.unique(values)[:6])
-        raise ValueError(f"holds {present}; a mask holds 0 and 255, or 0 and 1, and {UNKNOWN} where unlabelled")
-    return np.where(unknown, task.ignore, yes)
-
-
-def _metres(values: np.ndarray, task: Task, zero_is_void: bool) -> np.ndarray:
-    """Millimetres as whole numbers, or metres -> metres."""
-    del zero_is_void
-    if values.dtype.itemsize == 1:
-        raise ValueError("has 8 bits a pixel; save depth as PNG of 16 bits in millimetres, or as .npy in metres")
-    metres = values.astype(np.float32)
-    if values.dtype.kind in "iu":
-        metres *= np.float32(0.001)
-    known = np.isfinite(metres) & (metres > 0)
-    if known.any() and metres[known].min() > FARTHEST:
-        raise ValueError(f"nothing is nearer than {FARTHEST:.0f} m; floating-point depth must be in metres")
-    return np.where(known, metres, task.missing)
-
-
-def _vectors(values: np.ndarray, task: Task, zero_is_void: bool) -> np.ndarray:
-    """Bytes, or components in [-1, 1] -> unit vectors."""
-    del zero_is_void
-    if values.dtype == np.uint8:
-        vectors = values * np.float32(2 / 255) - np.float32(1)
-    else:
-        vectors = values.astype(np.float32)
-        if (np.abs(vectors) > 1.5).any():
-            raise ValueError("has components beyond 1; normals are vectors of length 1")
-    length = np.sqrt(np.einsum("ijk,ijk->ij", vectors, vectors))[..., None]
-    known = np.abs(length - 1) < 0.5  # neither black, grey nor white as bytes, nor 0 or nan
-    return np.where(known, vectors / np.where(known, length, 1), task.missing)
-
-
-_DECODE: Mapping[str, Callable[[np.ndarray, Task, bool], np.ndarray]] = {
-    "classes": _classes,
-    "probability": _shares,
-    "depth": _metres,
-    "normals": _vectors,
-}
-
-
-def _numbers(path: pathlib.Path) -> np.ndarray:
-    """The numbers in a label's file, (h,w) or (h,w,c): of a palette PNG the indices, of 16 bits all of them."""
-    try:
-        if path.suffix.lower() == ".npy":
-            with path.open("rb") as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
-        with Image.open(path) as picture:
-            return np.asarray(picture)
-    except (*images.UNREADABLE, tokenize.TokenError, MemoryError) as error:  # what a damaged .npy header leads to
-        cause = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: not a readable label ({cause}); replace it, or remove it") from error
 
 
 def read_label(path: pathlib.Path, task: Task, size: tuple[int, int], *, zero_is_void: bool = False) -> np.ndarray:
     """The label of a file: (h,w,label_channels) in the task's `label_dtype`, `Task.missing` where it has none.
 
     Args:
-      path: a .png or .npy file, coded as this module's docstring says.
+      path: a .png or .npy file, coded as docs/add_a_dataset.md says.
       task: whose label it is.
       size: height and width of the image.
       zero_is_void: of a map of classes: 0 is unlabelled and the classes count from 1.
@@ -128,13 +36,15 @@ def read_label(path: pathlib.Path, task: Task, size: tuple[int, int], *, zero_is
     Raises:
       UserError: a file that cannot be read, of another size or number of channels, or with values out of range.
     """
-    values = _numbers(path)
+    try:
+        values = images.read_numbers(path)
+    except ValueError as error:
+        raise UserError(f"{path}: not a readable label ({error}); replace it, or remove it") from error
     values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[2] != task.label_channels or values.dtype.kind not in "biuf":
-        kind = "a grey or palette" if task.label_channels == 1 else "an RGB"
         raise UserError(
             f"{path}: {values.dtype} of shape {values.shape}, but a label of {task.name} has {task.label_channels} "
-            f"number(s) a pixel; save it as {kind} PNG, or as such an array"
+            f"number(s) a pixel; save it as {task.kind.label_form}"
         )
     if values.shape[:2] != size:
         height, width = values.shape[:2]
@@ -142,7 +52,7 @@ def read_label(path: pathlib.Path, task: Task, size: tuple[int, int], *, zero_is
             f"{path}: {height}x{width}, but the image is {size[0]}x{size[1]}; a label must be as large as its image"
         )
     try:
-        return _DECODE[task.draw](values, task, zero_is_void).astype(task.label_dtype)
+        return task.kind.read_label(values, zero_is_void).astype(task.label_dtype)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -1,10 +1,11 @@
-"""Image files: finding and reading those that a user brings, whatever their mode, and writing images into a page."""
+"""Image and array files: finding and reading those that a user brings, and embedding images in a page."""
 
 import base64
 from collections.abc import Iterator, Sequence
 import io
 import pathlib
 import struct
+import tokenize
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -111,6 +112,26 @@ def data_uri(image: Image.Image, *, lossless: bool) -> str:
     else:
         image.save(file, "JPEG", quality=85)
     return f"data:image/{'png' if lossless else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def read_numbers(path: pathlib.Path, *, palettes: bool = True) -> np.ndarray:
+    """The numbers of a .npy file or of a picture as they are stored, (h, w) or (h, w, c).
+
+    Of a palette picture these are the indices, of 16-bit grey all bits, of 16-bit RGB the upper 8.
+
+    Raises:
+      ValueError: a file that is missing, damaged or of another format, or a palette picture unless `palettes`.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            with path.open("rb") as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
+        with Image.open(path) as picture:
+            if palettes or picture.mode != "P":
+                return np.asarray(picture)
+    except (*UNREADABLE, tokenize.TokenError, MemoryError) as error:  # what a damaged .npy header leads to
+        raise ValueError(_first_line(error)) from error
+    raise ValueError("is a palette picture, whose numbers stand for colours; save it as grey or RGB")
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from taskexpert_jax import images
 from taskexpert_jax.errors import UserError
@@ -15,23 +14,6 @@ from taskexpert_jax.models import inputs
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import Task, drawing
-
-
-def restore_size(task: Task, values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Values of the window, (h, w) or (h, w, 3), at the image's own size: nearest for classes, else bilinear.
-
-    Depth stays in metres as seen by the training camera's field of view; normals are made unit again.
-    """
-    if values.shape[:2] == (height, width):
-        return values
-    if task.draw == "classes":
-        return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST))
-    planes = np.moveaxis(np.atleast_3d(values).astype(np.float32), -1, 0)
-    resized = [np.asarray(Image.fromarray(p).resize((width, height), Image.Resampling.BILINEAR)) for p in planes]
-    if values.ndim == 2:
-        return resized[0]
-    vectors = np.stack(resized, axis=-1)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def predict(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path, output: pathlib.Path) -> None:
@@ -79,7 +61,7 @@ def write(folder: pathlib.Path, image: np.ndarray, tasks: tuple[Task, ...], valu
     folder.mkdir(parents=True, exist_ok=True)
     panels = []
     for task in tasks:
-        sized = restore_size(task, np.asarray(values[task.name]), *image.shape[:2])
+        sized = task.kind.resize(np.asarray(values[task.name]), *image.shape[:2])
         np.save(folder / f"{task.name}.npy", sized)
         picture = drawing.picture(task, sized)
         picture.save(folder / f"{task.name}.png")

@@ -4,33 +4,27 @@
     --config.dataset.data_dir=DATA
 
 DIR has a file for each task and each image with a label of it: TASK/ID.png, TASK/ID.npy, or ID/TASK.npy, which is where
-`--mode=predict` writes. It is as large as the image, and coded by the drawing of the task's values (`Task.draw`):
+`--mode=predict` writes. It is as large as the image, and coded as docs/add_a_dataset.md says under
+"Files of predictions".
 
-  classes      class numbers from 0, in a grey or palette PNG or an array of integers; or logits, (h, w, classes)
-  depth        metres, floating-point; or millimetres, whole numbers (PNG of 16 bits)
-  normals      an RGB PNG, n = 2 v / 255 - 1; or an array (h, w, 3) of vectors of any length; axes as in the labels
-  probability  in [0, 1], floating-point; or a grey PNG of 8 or 16 bits, whose white, 255 or 65535, is 1
-
-Classes, depth and normals are scored exactly as given. Probabilities go through a float32 logit: at the ends they are
-taken as 1e-7 and 1 - 1e-7, or the loss of boundaries would be infinite; odsF takes them in 8 bits, as everywhere. Of
-saliency, `maxF` is the number that the field publishes, with a second sigmoid over the probability: give the
-probability, not what that sigmoid makes of it. `maxF_plain` is without it.
+All kinds of values but probabilities are scored exactly as given. Probabilities go through a float32 logit: at the ends
+they are taken as 1e-7 and 1 - 1e-7, or the loss of boundaries would be infinite; odsF takes them in 8 bits, as
+everywhere. Of saliency, `maxF` is the number that the field publishes, with a second sigmoid over the probability:
+give the probability, not what that sigmoid makes of it. `maxF_plain` is without it.
 
 Prints a table, and writes metrics.json (and per_class.csv) to the folder --output, by default DIR. A missing or
 unusable file is an error: nothing is scored in part, turned or resized.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import pathlib
 import time
-import tokenize
 from typing import Any
 
 from absl import app, flags
 import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
-from PIL import Image
 
 from taskexpert_jax import command_line, images
 from taskexpert_jax.errors import UserError
@@ -44,85 +38,11 @@ _FACTS = ("examples", "seconds", "tasks", "dataset", "date", "versions")  # thos
 _PREFIX = "prediction/"  # of what is added to a batch
 
 
-def _classes(numbers: np.ndarray, task: Task) -> np.ndarray:
-    count = len(task.class_names)
-    if numbers.dtype.kind == "f":
-        if numbers.shape[2] != count:
-            raise ValueError(
-                f"holds floating-point numbers; give whole class numbers, or logits of all {count} classes"
-            )
-        return numbers
-    ids = _single(numbers)
-    if ids.min() < 0 or ids.max() >= count:
-        wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise ValueError(
-            f"holds {wrong}, but the {count} classes count from 0 to {count - 1}, and a prediction has no void"
-        )
-    return task.from_values(ids)
-
-
-def _metres(numbers: np.ndarray, task: Task) -> np.ndarray:
-    if numbers.dtype.itemsize == 1:
-        raise ValueError("has 8 bits a pixel; save depth as .npy in metres, or as PNG of 16 bits in millimetres")
-    metres = _single(numbers).astype(np.float32)
-    return task.from_values(metres if numbers.dtype.kind == "f" else metres / np.float32(1000))
-
-
-def _vectors(numbers: np.ndarray, task: Task) -> np.ndarray:
-    if numbers.shape[2] != 3 or (numbers.dtype.kind != "f" and numbers.dtype != np.uint8):
-        raise ValueError(f"holds {_form(numbers)}; save normals as RGB PNG, or as an array (h, w, 3) of vectors")
-    vectors = numbers.astype(np.float32)
-    return task.from_values(vectors if numbers.dtype.kind == "f" else vectors * np.float32(2 / 255) - 1)
-
-
-def _probabilities(numbers: np.ndarray, task: Task) -> np.ndarray:
-    shares = _single(numbers)
-    if shares.dtype in (np.uint8, np.uint16):
-        shares = shares / np.iinfo(shares.dtype).max
-    if shares.min() < 0 or shares.max() > 1:
-        raise ValueError(f"holds numbers from {shares.min():g} to {shares.max():g}; a probability is in [0, 1]")
-    return task.from_values(shares.astype(np.float32))
-
-
-def _single(numbers: np.ndarray) -> np.ndarray:
-    if numbers.shape[2] != 1:
-        raise ValueError(f"holds {_form(numbers)}, but a prediction of this task is one number a pixel, in grey")
-    return numbers[..., 0]
-
-
-def _form(numbers: np.ndarray) -> str:
-    return f"{numbers.shape[2]} number(s) a pixel of type {numbers.dtype}"
-
-
-_DECODE: Mapping[str, Callable[[np.ndarray, Task], np.ndarray]] = {
-    "classes": _classes,
-    "depth": _metres,
-    "normals": _vectors,
-    "probability": _probabilities,
-}
-
-
-def _numbers(path: pathlib.Path, task: Task) -> np.ndarray:
-    """The numbers in a file, (h, w, channels)."""
-    if path.suffix == ".npy":
-        with path.open("rb") as file:
-            numbers = np.lib.format.read_array(file, allow_pickle=False)
-    else:
-        with Image.open(path) as picture:
-            if picture.mode == "P" and task.draw != "classes":
-                raise ValueError("is a palette picture, whose numbers stand for colours; save it as grey or RGB")
-            numbers = np.asarray(picture)
-    numbers = numbers[..., None] if numbers.ndim == 2 else numbers
-    if numbers.ndim != 3 or numbers.dtype.kind not in "biuf":
-        raise ValueError(f"holds {numbers.dtype} of shape {numbers.shape}; give numbers (h, w) or (h, w, channels)")
-    return numbers
-
-
 def read_prediction(path: pathlib.Path, task: Task, size: tuple[int, int]) -> np.ndarray:
     """The prediction in a file as the task's metric takes it: (h, w, channels) float32.
 
     Args:
-      path: a .png or .npy file, coded as this module's docstring says.
+      path: a .png or .npy file, coded as docs/add_a_dataset.md says.
       task: whose prediction it is.
       size: height and width of the image.
 
@@ -130,7 +50,10 @@ def read_prediction(path: pathlib.Path, task: Task, size: tuple[int, int]) -> np
       UserError: a file that cannot be read, of another size, or with numbers that cannot be meant.
     """
     try:
-        numbers = _numbers(path, task)
+        numbers = images.read_numbers(path, palettes=task.kind.palettes)
+        numbers = numbers[..., None] if numbers.ndim == 2 else numbers
+        if numbers.ndim != 3 or numbers.dtype.kind not in "biuf":
+            raise ValueError(f"holds {numbers.dtype} of shape {numbers.shape}; give numbers (h, w) or (h, w, channels)")
         if numbers.shape[:2] != size:
             turned = ", turned by 90 degrees" if numbers.shape[1::-1] == size else ""
             raise ValueError(
@@ -138,9 +61,9 @@ def read_prediction(path: pathlib.Path, task: Task, size: tuple[int, int]) -> np
             )
         if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
             raise ValueError("holds numbers that are not finite")
-        return _DECODE[task.draw](numbers, task).astype(np.float32)
-    except (*images.UNREADABLE, tokenize.TokenError) as error:  # the header of an array is a line of Python
-        raise UserError(f"{path}: {str(error).partition(chr(10))[0] or type(error).__name__}") from error
+        return task.kind.read_prediction(numbers).astype(np.float32)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _by(size: Sequence[int]) -> str:
@@ -207,7 +130,7 @@ def with_predictions(
                     faults.append(str(error))
                     continue
                 predictions[task.name][inside] = prediction
-                if task.draw == "probability":
+                if task.kind.faintest is not None:
                     most = float(task.values(jnp.asarray(prediction)).max())
                     largest[task.name] = max(largest.get(task.name, 0.0), most)
         if not faults:
@@ -216,11 +139,11 @@ def with_predictions(
         hidden = len(faults) - MOST_FAULTS
         lines = faults[:MOST_FAULTS] + ([f"and {hidden} more"] if hidden > 0 else [])
         raise UserError(f"{len(faults)} of {files} files are missing or cannot be used:\n  " + "\n  ".join(lines))
-    for name, most in largest.items():
-        if most < 1.5 / 255:
+    for task in tasks:
+        if task.kind.faintest is not None and largest.get(task.name, np.inf) < task.kind.faintest:
             raise UserError(
-                f"{folder}: no probability of {name} is above 1 / 255: in a PNG of 8 bits white is 255; write masks "
-                "with 0 and 255, or as floating-point arrays"
+                f"{folder}: no probability of {task.name} is above 1 / 255: in a PNG of 8 bits white is 255; write "
+                "masks with 0 and 255, or as floating-point arrays"
             )
 
 

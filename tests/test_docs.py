@@ -107,7 +107,29 @@ def test_the_page_on_tasks_works(copy):
     assert len(measured) == 2 and all(0 < error < 1 for error in measured)  # of the model, and of the best constant
 
 
-@pytest.mark.parametrize("page", ["add_a_dataset.md", "add_a_task.md"])
+@pytest.mark.slow
+def test_the_page_on_vector_tasks_works(copy):
+    """Flow of 2 and albedo of 3 channels, from label files to the report and back from files of predictions."""
+    follow("add_a_dataset.md", copy, only="make_rooms.py")
+    *_, evaluated, _, scored = follow("add_a_vector_task.md", copy).values()
+    for title in ("optical flow", "albedo"):
+        (of_model, constant), (of_files, same_constant) = (_errors(text, f"{title} ") for text in (evaluated, scored))
+        assert 0 < constant == same_constant
+        assert of_model == pytest.approx(of_files, rel=1e-3)
+    with Image.open(copy / "runs" / "vectors" / "train.png") as picture:
+        assert picture.width > 3 * 384
+    page = (copy / "runs/vectors_tiny/evaluation/evaluation_page.html").read_text()
+    assert "Red points right, yellow down" in page and "from 0 to 1; dark blue" in page
+
+
+def _errors(table: str, title: str) -> tuple[float, float]:
+    """The model's and the best constant's number in the row that begins with a title."""
+    (row,) = [line for line in table.splitlines() if line.startswith(title)]
+    of_model, constant = (float(number) for number in re.findall(r"\d+\.\d+", row))
+    return of_model, constant
+
+
+@pytest.mark.parametrize("page", ["add_a_dataset.md", "add_a_task.md", "add_a_vector_task.md"])
 def test_the_files_of_the_pages_are_in_the_style_of_the_project(page, tmp_path):
     for language, what, text in blocks(page):
         if language == "python":

@@ -68,10 +68,10 @@ def test_predictions_made_of_values_have_these_values(task):
         "depth": random.uniform(0, 9, (2, 3, 4)).astype(np.float32),
         "probability": random.integers(0, 256, (2, 3, 4)).astype(np.float32) / 255,
         "normals": np.eye(3, dtype=np.float32)[random.integers(0, 3, (2, 3, 4))],
-    }[task.draw]
-    prediction = task.from_values(values)
+    }[task.kind.name]
+    prediction = task.kind.from_values(values)
     assert prediction.shape == (2, 3, 4, task.channels) and prediction.dtype == np.float32
-    tolerance = 1.1e-5 if task.draw == "probability" else 0  # saliency is lowered by so much, on purpose
+    tolerance = 1.1e-5 if task.kind.name == "probability" else 0  # saliency is lowered by so much, on purpose
     np.testing.assert_allclose(task.values(jax.numpy.asarray(prediction)), values, rtol=0, atol=tolerance)
 
 
@@ -89,9 +89,9 @@ def test_the_labels_themselves_score_perfectly(tmp_path, suffix):
                 coded = label[..., 0] if suffix == "npy" else np.rint(1000 * label[..., 0]).astype(np.uint16)
             elif name == "normals":
                 coded = label if suffix == "npy" else np.rint((label.astype(np.float32) + 1) * 127.5).astype(np.uint8)
-            elif suffix == "png" and TASKS[name].draw == "probability":
+            elif suffix == "png" and TASKS[name].kind.name == "probability":
                 coded = 255 * label[..., 0]
-            elif TASKS[name].draw == "probability":
+            elif TASKS[name].kind.name == "probability":
                 coded = label[..., 0].astype(np.float32)
             else:
                 coded = label[..., 0]
@@ -283,11 +283,11 @@ def test_the_same_in_pictures_of_8_and_16_bits(evaluated, tmp_path):
     for example_id in ids:
         for name, task in TASKS.items():
             numbers = np.load(folder / example_id / f"{name}.npy")
-            if task.draw == "depth":
+            if task.kind.name == "depth":
                 numbers = np.rint(1000 * numbers).astype(np.uint16)
-            elif task.draw == "normals":
+            elif task.kind.name == "normals":
                 numbers = np.rint(127.5 * (numbers + 1)).astype(np.uint8)
-            elif task.draw == "probability":
+            elif task.kind.name == "probability":
                 numbers = np.rint(255 * numbers).astype(np.uint8)
             save(tmp_path / name / f"{example_id}.png", numbers)
     values = score.score(config, tmp_path, batches_of(config)).metrics

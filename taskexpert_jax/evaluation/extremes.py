@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from taskexpert_jax.images import data_uri
-from taskexpert_jax.tasks import Published, Task
+from taskexpert_jax.tasks import Published, Task, drawing
 
 KEPT = 4  # examples at each end
 LARGEST = 256  # pixels of the longer side of a picture
@@ -83,17 +83,14 @@ def pictures(task: Task, image: np.ndarray, values: np.ndarray, label: np.ndarra
       values: as `task.values` gives it, of the image's pixels.
       label: (h, w, label_channels).
     """
-    from taskexpert_jax.tasks import drawing  # matplotlib is slow to import, and only needed here
-
     truth = task.label_values(label)
-    depths = drawing.depths_shown(task, truth)  # for both, so that the colours compare
-    drawn = [drawing.colour(task, of, depth_range=depths) for of in (values, truth)]
-    smooth = task.draw != "classes"
-    return _small_uri(image, smooth=True), *(_small_uri(rgb, smooth=smooth) for rgb in drawn)
+    limits = drawing.limits_of(task, truth)  # for both, so that the colours compare
+    drawn = [drawing.colour(task, of, limits=limits) for of in (values, truth)]
+    return _small_uri(image, smooth=True), *(_small_uri(rgb, smooth=task.kind.jpeg) for rgb in drawn)
 
 
 def _small_uri(rgb: np.ndarray, *, smooth: bool) -> str:
-    """A picture of `LARGEST` pixels at most; neither mixed nor compressed with loss where colours stand for classes."""
+    """A `data:` URI of at most `LARGEST` pixels a side; nearest and lossless unless `smooth`."""
     picture = Image.fromarray(rgb)
     if max(picture.size) > LARGEST:
         width, height = (max(1, round(side * LARGEST / max(picture.size))) for side in picture.size)

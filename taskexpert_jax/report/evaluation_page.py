@@ -10,14 +10,6 @@ from taskexpert_jax.report.markup import Element, element, sentence
 from taskexpert_jax.tasks import Task
 from taskexpert_jax.tasks.metrics.boundary.scores import THRESHOLDS, BoundaryCounts, curve
 
-# How to read the pictures, by `Task.draw`; see `tasks.drawing`.
-_PICTURES = {
-    "classes": "Colours as in the list of classes; black is not labelled.",
-    "depth": "Near is red, far is blue, over the range of the ground truth; black has no depth.",
-    "normals": "Red points right, green up, blue to the camera; black has no normal.",
-    "probability": "White is 1, black is 0; dark blue is not labelled.",
-}
-
 
 def html(found: Evaluation) -> str:
     """The page's text."""
@@ -159,12 +151,13 @@ def _extremes(found: Evaluation, task: Task) -> list[Element]:
     if not sides:
         return []
     classes = ", over the classes that it has" if task.class_names else ""
-    note = f"Ranked by the {ranked.score.title} of the single image{classes}. {_PICTURES[task.draw]}"
+    note = f"Ranked by the {ranked.score.title} of the single image{classes}. {task.kind.caption}"
     return [element("div", *sides, class_="ends"), element("p", note, class_="faint")]
 
 
 def _example(task: Task, entry: Entry, score: str) -> Element:
-    shown = zip(entry.pictures, ("image", "prediction", "ground truth"), (None, task.draw, task.draw), strict=True)
+    sharp = None if task.kind.jpeg else "pixelated"
+    shown = zip(entry.pictures, ("image", "prediction", "ground truth"), (None, sharp, sharp), strict=True)
     images = (element("img", src=uri, alt=f"{name} of {entry.example_id}", class_=kind) for uri, name, kind in shown)
     caption = element("figcaption", f"{entry.example_id}: {score} {_number(entry.score)}")
     return element("figure", element("div", *images, class_="three"), caption)

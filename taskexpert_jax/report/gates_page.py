@@ -163,7 +163,8 @@ def _winners(
     heads = ["prediction", *(f"tap {tap + 1}" for tap in range(len(weights)))]
     bodies = []
     for t, task in enumerate(tasks):
-        cells = [_picture_cell(_prediction_uri(task, predictions[task.name]), f"{task.title} of {name}", "", task.draw)]
+        sharp = None if task.kind.jpeg else "pixelated"
+        cells = [_picture_cell(_prediction_uri(task, predictions[task.name]), f"{task.title} of {name}", "", sharp)]
         for tap in range(len(weights)):
             winners = weights[tap, t].argmax(axis=-1)
             shares = np.bincount(winners.ravel(), minlength=len(choices)) / winners.size
@@ -244,5 +245,5 @@ def _photo_uri(rgb: np.ndarray) -> str:
 
 
 def _prediction_uri(task: Task, rgb: np.ndarray) -> str:
-    """A prediction of the same size as the picture; lossless where colours stand for classes."""
-    return data_uri(Image.fromarray(rgb), lossless=task.draw == "classes")
+    """A prediction of the same size as the picture; lossless where colours must not be mixed."""
+    return data_uri(Image.fromarray(rgb), lossless=not task.kind.jpeg)

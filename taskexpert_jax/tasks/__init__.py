@@ -1,4 +1,4 @@
-"""Tasks: the records, and the losses, metrics and drawings that they name."""
+"""Tasks: the records, and the kinds of value, losses and metrics that they name."""
 
 from taskexpert_jax.tasks.task import NAMES, Published, Task, build, from_config
 

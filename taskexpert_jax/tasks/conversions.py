@@ -1,6 +1,6 @@
 """Between a task's predictions, the values that a user sees, and the numbers in which predictions are averaged.
 
-The task records name these functions: see `Task.values`, `from_values`, `to_mean` and `from_mean`.
+The kinds name these functions: see `Kind.values`, `from_values`, `to_mean` and `from_mean`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import numpy as np
 from taskexpert_jax.tasks.metrics.segmentation import largest_class
 
 
-def first_channel(label: np.ndarray) -> np.ndarray:
+def first_channel(label: Any) -> Any:
     """(..., 1) -> (...)."""
     return label[..., 0]
 

@@ -1,22 +1,15 @@
-"""Pictures of predictions and labels: colour maps with their keys, and sheets that show several side by side.
+"""Pictures of predictions and labels with their keys, and sheets that show several side by side.
 
-How a task is drawn follows its record's `draw`:
-
-  classes      one colour per class, `background` nearly black; the key names the classes that are present
-  depth        metres from near (red) to far (blue); the key is a bar in metres
-  normals      red = right, green = up, blue = towards the camera, each from 0 (opposite) to 255 (along)
-  probability  black = 0, white = 1
-
-Invalid pixels (ignored labels, values that are not finite) are black, and dark blue where black means 0.
+The kind of a task's values (`Task.kind`) chooses the colours and the key; here is what all kinds share. Invalid pixels
+(ignored labels, values that are not finite) are black, and dark blue where black is a value.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import math
 import pathlib
 from typing import TYPE_CHECKING, NamedTuple
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -33,44 +26,48 @@ GAP = 12
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 BACKGROUND = (48, 48, 56)
 INVALID = (0, 0, 0)
-INVALID_PROBABILITY = (40, 40, 110)
-AXES = np.array([1, -1, -1], np.float32)  # camera frame x right, y down, z forward -> right, up, towards the camera
+INVALID_GREY = (40, 40, 110)  # where black is a value
 
 
-class _Map(NamedTuple):
-    task: "Task"
-    values: np.ndarray  # (H, W) or, for normals, (H, W, 3)
-    valid: np.ndarray  # (H, W) bool
-    depth_range: Range  # metres at the two ends of the colours; read for depth only
+class Drawn(NamedTuple):
+    """Values to be drawn.
+
+    values: (H, W), or (H, W, channels) for vectors.
+    valid: (H, W) bool, the pixels that have a value.
+    limits: the numbers at the two ends of the colours.
+    """
+
+    values: np.ndarray
+    valid: np.ndarray
+    limits: Range
 
 
 def colour(
-    task: "Task", values: np.ndarray, *, valid: np.ndarray | None = None, depth_range: Range | None = None
+    task: "Task", values: np.ndarray, *, valid: np.ndarray | None = None, limits: Range | None = None
 ) -> np.ndarray:
     """The values' colours as (H, W, 3) uint8, one a pixel.
 
     Args:
-      task: the record; `draw`, `class_names` and `ignore` are read.
-      values: what `task.values` or `task.label_values` gives: class ids, metres or probabilities (H, W), or unit
-        vectors (H, W, 3).
+      task: the record.
+      values: what `task.values` or `task.label_values` gives: (H, W), or (H, W, channels) for vectors.
       valid: (H, W) bool; None: the pixels without the task's ignore value.
-      depth_range: metres that get the first and the last colour; values beyond get the same. None: from the values.
+      limits: the numbers that get the first and the last colour; values beyond get the same. None: from the values.
     """
-    return _colour(_map(task, values, valid, depth_range))
+    return _colour(task, _drawn(task, values, valid, limits))
 
 
-def depths_shown(task: "Task", values: np.ndarray) -> Range:
-    """The metres that get the first and the last colour if nothing else is asked for: to draw other values alike."""
-    return _map(task, values, None, None).depth_range
+def limits_of(task: "Task", values: np.ndarray) -> Range:
+    """The numbers that get the first and the last colour if nothing else is asked for: to draw other values alike."""
+    return _drawn(task, values, None, None).limits
 
 
 def picture(
-    task: "Task", values: np.ndarray, *, valid: np.ndarray | None = None, depth_range: Range | None = None
+    task: "Task", values: np.ndarray, *, valid: np.ndarray | None = None, limits: Range | None = None
 ) -> Image.Image:
     """`colour` at a size to look at, with its key underneath; arguments as there."""
-    drawn = _map(task, values, valid, depth_range)
-    shown = at_display_size(_colour(drawn), smooth=_DRAWINGS[task.draw].smooth)
-    key = _DRAWINGS[task.draw].key(drawn, max(shown.width, KEY_WIDTH))
+    drawn = _drawn(task, values, valid, limits)
+    shown = at_display_size(_colour(task, drawn), smooth=task.kind.smooth)
+    key = task.kind.key(drawn, max(shown.width, KEY_WIDTH))
     sheet = Image.new("RGB", (key.width, shown.height + GAP // 2 + key.height), PAPER)
     sheet.paste(shown, (0, 0))
     sheet.paste(key, (0, shown.height + GAP // 2))
@@ -111,9 +108,9 @@ def comparison(
     for task in tasks:
         label = labels.get(task.name)
         # Both maps on the label's range: colours then compare, and a prediction that is off shows.
-        depth_range = None if label is None else depths_shown(task, label)
-        above.append((f"{task.title}: prediction", picture(task, predictions[task.name], depth_range=depth_range)))
-        below.append(None if label is None else (f"{task.title}: label", picture(task, label, depth_range=depth_range)))
+        limits = None if label is None else limits_of(task, label)
+        above.append((f"{task.title}: prediction", picture(task, predictions[task.name], limits=limits)))
+        below.append(None if label is None else (f"{task.title}: label", picture(task, label, limits=limits)))
     return sheet([above, below])
 
 
@@ -150,117 +147,27 @@ def _oklab(rgb: np.ndarray) -> np.ndarray:
     return np.cbrt(linear @ np.array(to_cones).T) @ np.array(to_lab).T
 
 
-def _map(task: "Task", values: np.ndarray, valid: np.ndarray | None, depth_range: Range | None) -> _Map:
+def _drawn(task: "Task", values: np.ndarray, valid: np.ndarray | None, limits: Range | None) -> Drawn:
     values = np.asarray(values)
     known = np.isfinite(values) & (values != task.ignore)
     if values.ndim == 3:
         known = known.all(axis=-1)
     shown = known if valid is None else known & valid
-    if depth_range is None:
-        depth_range = _range(values[shown]) if task.draw == "depth" else (0.0, 1.0)
-    return _Map(task, values, shown, depth_range)
+    return Drawn(values, shown, task.kind.limits(values[shown]) if limits is None else limits)
 
 
-def _colour(drawn: _Map) -> np.ndarray:
-    drawing = _DRAWINGS[drawn.task.draw]
-    colours = drawing.colour(drawn)
-    colours[~drawn.valid] = drawing.invalid
+def _colour(task: "Task", drawn: Drawn) -> np.ndarray:
+    colours = task.kind.colour(drawn)
+    colours[~drawn.valid] = task.kind.invalid
     return colours
 
 
-def _range(depths: np.ndarray) -> Range:
-    """Nearly all of the depths: a single wild pixel would leave one colour for all others."""
-    if not depths.size:
-        return 0.0, 1.0
-    low, high = (float(limit) for limit in np.percentile(depths, (0.5, 99.5)))
-    return (low, high) if high - low > 0.01 else (low, low + 0.01)
-
-
-def _class_colours(task: "Task") -> np.ndarray:
-    colours = palette(len(task.class_names)).copy()
-    dark = [name == "background" for name in task.class_names]
-    colours[dark] = BACKGROUND
-    return colours
-
-
-def _colour_classes(drawn: _Map) -> np.ndarray:
-    ids = np.where(drawn.valid, drawn.values, 0).astype(np.intp)
-    return _class_colours(drawn.task)[ids]
-
-
-def _key_classes(drawn: _Map, width: int) -> Image.Image:
-    colours = _class_colours(drawn.task)
-    present = np.unique(drawn.values[drawn.valid]).astype(int)
-    entries = [(drawn.task.class_names[index], tuple(colours[index].tolist())) for index in present]
-    if not drawn.valid.all():
-        entries.append(("not labelled", INVALID))
-    return _legend(entries, width)
-
-
-@functools.cache
-def _depth_colours() -> np.ndarray:
-    return np.round(matplotlib.colormaps["turbo_r"](np.arange(256))[:, :3] * 255).astype(np.uint8)
-
-
-def _colour_depth(drawn: _Map) -> np.ndarray:
-    low, high = drawn.depth_range
-    metres = np.where(drawn.valid, drawn.values, low)
-    place = np.clip((metres - low) / (high - low), 0, 1)
-    return _depth_colours()[np.round(place * 255).astype(np.uint8)]
-
-
-def _key_depth(drawn: _Map, width: int) -> Image.Image:
-    return _bar(_depth_colours(), depth_labels(drawn.depth_range), width)
-
-
-def depth_labels(depth_range: Range) -> list[str]:
-    """Five depths evenly spread over the range, as the colour bar shows them."""
-    low, high = depth_range
-    digits = 1 if high - low >= 1 else 2
-    return [f"{depth:.{digits}f} m" for depth in np.linspace(low, high, 5)]
-
-
-def _colour_normals(drawn: _Map) -> np.ndarray:
-    vectors = np.where(drawn.valid[..., None], drawn.values, 0).astype(np.float32) * AXES
-    return np.round((np.clip(vectors, -1, 1) + 1) * 127.5).astype(np.uint8)
-
-
-def _key_normals(drawn: _Map, width: int) -> Image.Image:
-    del drawn
-    entries: list[tuple[str, Colour]] = [
-        ("right", (255, 128, 128)),
-        ("left", (0, 128, 128)),
-        ("up", (128, 255, 128)),
-        ("down", (128, 0, 128)),
-        ("to the camera", (128, 128, 255)),
-    ]
-    return _legend(entries, width)
-
-
-def _colour_probability(drawn: _Map) -> np.ndarray:
-    share = np.clip(np.where(drawn.valid, drawn.values, 0).astype(np.float32), 0, 1)
-    return np.round(share * 255).astype(np.uint8)[..., None].repeat(3, axis=-1)
-
-
-def _key_probability(drawn: _Map, width: int) -> Image.Image:
-    del drawn
-    grey = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
-    return _bar(grey, ["0", "0.5", "1"], width)
-
-
-class _Drawing(NamedTuple):
-    colour: Callable[[_Map], np.ndarray]
-    key: Callable[[_Map, int], Image.Image]
-    invalid: Colour
-    smooth: bool  # whether mixing neighbours' colours makes sense when a map is reduced
-
-
-_DRAWINGS = {
-    "classes": _Drawing(_colour_classes, _key_classes, INVALID, smooth=False),
-    "depth": _Drawing(_colour_depth, _key_depth, INVALID, smooth=False),
-    "normals": _Drawing(_colour_normals, _key_normals, INVALID, smooth=True),
-    "probability": _Drawing(_colour_probability, _key_probability, INVALID_PROBABILITY, smooth=True),
-}
+def grey(values: np.ndarray, limits: Range) -> np.ndarray:
+    """Values as (..., 3) uint8, black to white over the limits: (H, W, 3) as red, green and blue, others as greys."""
+    low, high = limits
+    share = np.clip((values.astype(np.float32) - low) / (high - low), 0, 1)
+    bright = np.round(share * 255).astype(np.uint8)
+    return bright if values.ndim == 3 else bright[..., None].repeat(3, axis=-1)
 
 
 def at_display_size(rgb: np.ndarray, *, smooth: bool = True) -> Image.Image:
@@ -279,11 +186,13 @@ def at_display_size(rgb: np.ndarray, *, smooth: bool = True) -> Image.Image:
 @functools.cache
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     """A font that comes with matplotlib: a bare machine has none."""
+    import matplotlib  # slow to import, and only needed where something is drawn
+
     folder = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return ImageFont.truetype(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"), size)
 
 
-def _legend(entries: Sequence[tuple[str, Colour]], width: int) -> Image.Image:
+def legend(entries: Sequence[tuple[str, Colour]], width: int) -> Image.Image:
     """Swatches with their names, in rows no wider than `width`."""
     font, box, line = _font(14), 14, 22
     places, x, y = [], 0, 0
@@ -301,7 +210,17 @@ def _legend(entries: Sequence[tuple[str, Colour]], width: int) -> Image.Image:
     return legend
 
 
-def _bar(colours: np.ndarray, labels: Sequence[str], width: int) -> Image.Image:
+def beside(image: Image.Image, lines: Sequence[str], width: int) -> Image.Image:
+    """The image with lines of text to its right, on paper that is `width` wide."""
+    paper = Image.new("RGB", (width, image.height), PAPER)
+    paper.paste(image, (0, 0))
+    draw = ImageDraw.Draw(paper)
+    for row, line in enumerate(lines):
+        draw.text((image.width + GAP, GAP + 22 * row), line, fill=INK, font=_font(14))
+    return paper
+
+
+def bar(colours: np.ndarray, labels: Sequence[str], width: int) -> Image.Image:
     """A horizontal bar of the 256 colours with labels evenly spread below it, the outer ones at its ends."""
     height, last = 12, len(labels) - 1
     bar = Image.new("RGB", (width, height + 22), PAPER)

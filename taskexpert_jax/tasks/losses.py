@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 Loss = Callable[..., Array]  # (prediction, label, mask=None) -> float32 scalar
 
-IGNORE = 255  # of every task but depth
+IGNORE = 255  # of classes, masks and normals
 DEPTH_IGNORE = -1
+VECTOR_IGNORE = -65504.0  # of vectors of any length: the least float16
 SHORTEST_VECTOR = 1e-12  # shorter vectors have no direction
 
 

@@ -1,7 +1,8 @@
 """Everything the program knows about a task, in one record a task.
 
 The pipeline, the losses, the metrics, the pictures and the constant baselines all read these records; no other file
-names a task. To add a task, add a builder to `_BUILDERS` (see docs/add_a_task.md).
+names a task. To add a task, add a builder to `_BUILDERS` (see docs/add_a_task.md). What all tasks of a kind of value
+share, such as the reading of files and the colours, is in `kinds`.
 
 Conventions: labels are (..., H, W, label_channels), predictions (..., H, W, channels); see docs/conventions.md.
 """
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.tasks import constants, conversions, losses, metrics
+from taskexpert_jax.tasks import constants, kinds, losses, metrics
+from taskexpert_jax.tasks.kinds import Kind
 
 HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
 
@@ -42,61 +44,88 @@ class Task:
     Attributes:
       name: the key in batches, outputs and configs.
       title: the name in tables and pictures.
-      channels: channels of the prediction (logits or values).
-      label_channels: channels of the label.
-      label_dtype: the label's dtype in a batch: the smallest that keeps it.
-      ignore: the label value of a pixel that counts nowhere.
-      invalid_value: a pixel whose label has this value in every channel is invalid and becomes `ignore`; None: none is.
-      ignore_if_empty: an image whose label has nothing but background is ignored as a whole.
-      flip_signs: 1 or -1 for each of the label's channels, its factor when the image is mirrored; empty: it only moves.
-        The prediction then has the same channels.
-      decides_crop: random crops are redrawn until they show a variety of this label's classes.
-      scale_exponent: a label value v becomes v * s**scale_exponent when the image is scaled by s.
+      kind: of its values: how they are predicted, stored, drawn and counted.
       loss: (prediction, label, mask) -> float32 scalar, a mean over the valid pixels of the batch.
       loss_weight: the factor of the loss in the total.
       metric: a clu Metric class, exact under any split of the data into batches.
       main_metric: the published number among the metric's results, and main_metric_title: for people, with its unit.
       higher_is_better: the direction of `main_metric`.
-      values: (..., H, W, channels) float32 predictions -> what a user wants to see: (..., H, W) class ids (uint8),
-        metres, probabilities (float32), or (..., H, W, 3) unit vectors.
-      from_values: NumPy values in that form -> NumPy predictions, as `metric` takes them, that have these `values`.
-      to_mean: (..., channels) float32 predictions -> the float32 numbers in which several predictions of a pixel are
-        averaged: probabilities, metres or unit vectors.
-      from_mean: such a mean -> the prediction that stands for it.
-      label_values: the label in the same form as `values`.
       best_constant: (n, label_channels) float64 valid labels -> (channels,) the prediction that, given to every pixel,
         scores best on them.
-      draw: how `visualize` shows the values: "classes", "depth", "normals", "probability".
-      class_names: names of the classes, where the values are class ids.
+      ignore_if_empty: an image whose label has nothing but background is ignored as a whole.
+      flip_signs: 1 or -1 for each of the label's channels, its factor when the image is mirrored; empty: it only moves.
+        The prediction then has the same channels.
+      decides_crop: random crops are redrawn until they show a variety of this label's classes.
+      scale_exponent: a label value v becomes v * s**scale_exponent when the image is scaled by s.
       boundary_benchmark: the values are boundary probabilities that a full evaluation scores by odsF.
+
+    What follows from the kind can be read here too: `channels`, `values`, ...; see `Kind`.
     """
 
     name: str
     title: str
-    channels: int
-    label_channels: int
-    label_dtype: str
-    ignore: float
+    kind: Kind
     loss: Callable[..., jax.Array]
     loss_weight: float
     metric: type[clu_metrics.Metric]
     main_metric: str
     main_metric_title: str
     higher_is_better: bool
-    values: Callable[[jax.Array], jax.Array]
-    from_values: Callable[[np.ndarray], np.ndarray]
-    to_mean: Callable[[jax.Array], jax.Array]
-    from_mean: Callable[[jax.Array], jax.Array]
-    label_values: Callable[[np.ndarray], np.ndarray]
     best_constant: Callable[[np.ndarray], np.ndarray]
-    draw: str
-    invalid_value: float | None = None
     ignore_if_empty: bool = False
     decides_crop: bool = False
     flip_signs: tuple[float, ...] = ()
     scale_exponent: int = 0
-    class_names: tuple[str, ...] = ()
     boundary_benchmark: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Channels of the prediction."""
+        return self.kind.channels
+
+    @property
+    def label_channels(self) -> int:
+        """Channels of the label."""
+        return self.kind.label_channels
+
+    @property
+    def label_dtype(self) -> str:
+        """The label's dtype in a batch."""
+        return self.kind.label_dtype
+
+    @property
+    def ignore(self) -> float:
+        """The label value of a pixel that counts nowhere."""
+        return self.kind.ignore
+
+    @property
+    def missing(self) -> float:
+        """The label value of a pixel that has none, before invalid pixels are marked."""
+        return self.kind.missing
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, where the values are class ids."""
+        return self.kind.class_names
+
+    @property
+    def values(self) -> Callable[[jax.Array], jax.Array]:
+        """(..., H, W, channels) float32 predictions -> what a user wants to see; see `Kind.values`."""
+        return self.kind.values
+
+    @property
+    def to_mean(self) -> Callable[[jax.Array], jax.Array]:
+        """Predictions -> the numbers in which several of a pixel are averaged."""
+        return self.kind.to_mean
+
+    @property
+    def from_mean(self) -> Callable[[jax.Array], jax.Array]:
+        """Such a mean -> the prediction that stands for it."""
+        return self.kind.from_mean
+
+    def label_values(self, label: np.ndarray) -> np.ndarray:
+        """The label in the form of `values`."""
+        return self.kind.label_values(label)
 
     def published(self, results: Container[str]) -> Published:
         """The published number among results `task/metric`: odsF after the boundary benchmark, else `main_metric`."""
@@ -108,11 +137,6 @@ class Task:
     def benchmark_label(self) -> str:
         """The name of the label that the boundary benchmark takes, where a data set has one besides the task's own."""
         return f"{self.name}_benchmark"
-
-    @property
-    def missing(self) -> float:
-        """The label value of a pixel that has none, before invalid pixels are marked."""
-        return self.ignore if self.invalid_value is None else self.invalid_value
 
     def flip(self, label: np.ndarray) -> np.ndarray:
         """The label's values when the image is mirrored; the caller moves the pixels. Before marking invalid ones."""
@@ -126,7 +150,9 @@ class Task:
 
     def rescale(self, label: np.ndarray, scale: np.float32) -> np.ndarray:
         """The label's values when the image is scaled by `scale`; the caller resizes. Before marking invalid ones."""
-        return label * scale**self.scale_exponent if self.scale_exponent else label
+        if not self.scale_exponent:
+            return label
+        return (label * scale**self.scale_exponent).astype(label.dtype, copy=False)
 
     def undo_flip(self, prediction: jax.Array) -> jax.Array:
         """Of the prediction for a mirrored image, the values for the image; the caller moves the pixels back."""
@@ -155,24 +181,14 @@ def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: f
     return Task(
         name=name,
         title=title,
-        channels=count,
-        label_channels=1,
-        label_dtype="uint8",
-        ignore=255,
+        kind=kinds.classes(class_names),
         loss=losses.cross_entropy,
         loss_weight=loss_weight,
         metric=metrics.mean_iou(count),
         main_metric="mIoU",
         main_metric_title="mIoU (%)",
         higher_is_better=True,
-        values=conversions.class_ids,
-        from_values=conversions.one_hot(count),
-        to_mean=conversions.softmax,
-        from_mean=conversions.log,
-        label_values=conversions.first_channel,
         best_constant=constants.majority_class(count),
-        draw="classes",
-        class_names=class_names,
         **extra,
     )
 
@@ -189,11 +205,7 @@ def _depth(given: _Given) -> Task:
     return Task(
         name="depth",
         title="depth",
-        channels=1,
-        label_channels=1,
-        label_dtype="float32",
-        ignore=-1,
-        invalid_value=0,
+        kind=kinds.depth(),
         scale_exponent=-1,
         loss=losses.depth_l1,
         loss_weight=given.loss_weight,
@@ -201,13 +213,7 @@ def _depth(given: _Given) -> Task:
         main_metric="rmse",
         main_metric_title="RMSE (m)",
         higher_is_better=False,
-        values=lambda prediction: jnp.maximum(prediction[..., 0], 0.0),
-        from_values=conversions.one_channel,
-        to_mean=conversions.unchanged,
-        from_mean=conversions.unchanged,
-        label_values=conversions.first_channel,
         best_constant=constants.mean_value,
-        draw="depth",
     )
 
 
@@ -215,11 +221,7 @@ def _normals(given: _Given) -> Task:
     return Task(
         name="normals",
         title="surface normals",
-        channels=3,
-        label_channels=3,
-        label_dtype="float16",
-        ignore=255,
-        invalid_value=0,
+        kind=kinds.normals(),
         flip_signs=(-1, 1, 1),
         loss=losses.normals_l1,
         loss_weight=given.loss_weight,
@@ -227,13 +229,7 @@ def _normals(given: _Given) -> Task:
         main_metric="mean",
         main_metric_title="mean angle (°)",
         higher_is_better=False,
-        values=conversions.unit,
-        from_values=conversions.unchanged,
-        to_mean=conversions.unit,
-        from_mean=conversions.unit,
-        label_values=lambda label: label,
         best_constant=constants.best_direction,
-        draw="normals",
     )
 
 
@@ -241,10 +237,7 @@ def _edge(given: _Given) -> Task:
     return Task(
         name="edge",
         title="boundaries",
-        channels=1,
-        label_channels=1,
-        label_dtype="uint8",
-        ignore=255,
+        kind=kinds.probability(logits=1),
         loss=losses.edge_cross_entropy(given.edge_pos_weight),
         loss_weight=given.loss_weight,
         # odsF takes seconds an image: `--mode=evaluate` adds it, and a training run goes by the set's edge loss.
@@ -252,13 +245,7 @@ def _edge(given: _Given) -> Task:
         main_metric="loss_plain",
         main_metric_title="loss",
         higher_is_better=False,
-        values=lambda logits: jax.nn.sigmoid(logits[..., 0]),
-        from_values=conversions.logit,
-        to_mean=conversions.no_and_yes,
-        from_mean=conversions.log_odds,
-        label_values=conversions.first_channel,
         best_constant=constants.best_edge_logit(given.edge_pos_weight),
-        draw="probability",
         boundary_benchmark=True,
     )
 
@@ -267,23 +254,14 @@ def _saliency(given: _Given) -> Task:
     return Task(
         name="sal",
         title="saliency",
-        channels=2,
-        label_channels=1,
-        label_dtype="uint8",
-        ignore=255,
+        kind=kinds.probability(logits=2),
         loss=losses.balanced_cross_entropy,
         loss_weight=given.loss_weight,
         metric=metrics.Saliency,
         main_metric="maxF",
         main_metric_title="maxF (%)",
         higher_is_better=True,
-        values=lambda logits: jax.nn.softmax(logits, axis=-1)[..., 1],
-        from_values=conversions.logit_pair,
-        to_mean=conversions.softmax,
-        from_mean=conversions.log,
-        label_values=conversions.first_channel,
         best_constant=constants.always_foreground,
-        draw="probability",
     )
 
 

@@ -1,6 +1,7 @@
 """The folder data set: how labels are read, what may be missing, and the line for what is wrong."""
 
 from collections.abc import Callable
+import dataclasses
 import itertools
 import pathlib
 import re
@@ -15,7 +16,7 @@ import pytest
 from configs import folder as folder_config
 from input_pipeline import folder, pipeline
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.tasks import Task, build, from_config
+from taskexpert_jax.tasks import build, from_config, kinds
 
 ALL = ("semseg", "depth", "normals", "edge", "human_parts", "sal")
 CLASSES = ("road", "grass", "sky", "car")
@@ -138,7 +139,7 @@ def test_zero_is_void_is_that_of_the_config_and_of_no_other_task(config):
 def test_a_floating_point_label_in_shares_is_read_from_bytes_and_arrays(tmp_path):
     """A task that a user adds: no line of the folder's code knows it."""
     sal = RECORDS["sal"]
-    shading = Task(**{**vars(sal), "name": "shading", "label_dtype": "float16", "ignore": -1.0})
+    shading = dataclasses.replace(sal, name="shading", kind=kinds.probability(shares=True))
     for path, stored in (
         ("a.png", np.uint8([[0, 51, 255]])),
         ("b.png", np.uint16([[0, 13107, 65535]])),
@@ -264,7 +265,7 @@ def spoilt(root: pathlib.Path, fault: str) -> None:
         ("broken image", r"\S+/images/a/5.png: not a readable picture"),
         ("size", r"\S+/semseg/a/5.png: 32x49, but the image is 32x48; a label must be as large as its image"),
         ("channels", r"\S+/semseg/a/5.png: uint8 of shape \(32, 48, 3\), but .* semseg has 1 .*; save it as a grey or"),
-        ("class", r"\S+/semseg/a/5.png: holds 4, but with 4 classes a label holds 0 to 3, and 255 .*; mend"),
+        ("class", r"\S+/semseg/a/5.png: holds 4, but with 4 classes a label holds 0 to 3, and 255 .*; fix"),
         ("negative", r"\S+/semseg/a/5.npy: holds -2, but with 4 classes"),
         ("fractions", r"\S+/semseg/a/5.npy: holds floating-point numbers; classes are whole numbers"),
         ("grey mask", r"\S+/edge/a/5.png: holds 37; a mask holds 0 and 255, or 0 and 1, and 128 where unlabelled"),

@@ -7,6 +7,7 @@ import pytest
 
 from taskexpert_jax import tasks
 from taskexpert_jax.tasks import drawing
+from taskexpert_jax.tasks.kinds import depths
 
 CLASSES = ("background", "wall", "floor", "chair", "table")
 NAMES = ("semseg", "depth", "normals", "edge", "human_parts", "sal")
@@ -85,7 +86,7 @@ def test_a_legend_wider_than_the_picture_wraps():
 def test_depth_colours_run_from_near_to_far_and_stop_at_the_range():
     metres = np.array([[1.0, 3.0, 5.0, 0.2, 9.0, -1.0]], np.float32)
     expected = [_turbo(0.0), _turbo(128 / 255), _turbo(1.0), _turbo(0.0), _turbo(1.0), [0, 0, 0]]
-    np.testing.assert_array_equal(drawing.colour(RECORDS["depth"], metres, depth_range=(1, 5))[0], expected)
+    np.testing.assert_array_equal(drawing.colour(RECORDS["depth"], metres, limits=(1, 5))[0], expected)
 
 
 def test_a_wild_depth_does_not_take_the_colours_from_the_others():
@@ -97,12 +98,12 @@ def test_a_wild_depth_does_not_take_the_colours_from_the_others():
 
 
 def test_the_colour_bar_stands_over_the_depths_it_names():
-    assert drawing.depth_labels((1, 5)) == ["1.0 m", "2.0 m", "3.0 m", "4.0 m", "5.0 m"]
-    assert drawing.depth_labels((2, 2.4)) == ["2.00 m", "2.10 m", "2.20 m", "2.30 m", "2.40 m"]
+    assert depths.bar_labels((1, 5)) == ["1.0 m", "2.0 m", "3.0 m", "4.0 m", "5.0 m"]
+    assert depths.bar_labels((2, 2.4)) == ["2.00 m", "2.10 m", "2.20 m", "2.30 m", "2.40 m"]
     metres = np.linspace(1, 5, 96 * 128, dtype=np.float32).reshape(96, 128)
-    bar = np.asarray(_key(drawing.picture(RECORDS["depth"], metres, depth_range=(1, 5)), 3 * 96 + 6))[5]
+    bar = np.asarray(_key(drawing.picture(RECORDS["depth"], metres, limits=(1, 5)), 3 * 96 + 6))[5]
     at_labels = [bar[i * 383 // 4] for i in range(5)]
-    expected = drawing.colour(RECORDS["depth"], np.linspace(1, 5, 5)[None], depth_range=(1, 5))[0]
+    expected = drawing.colour(RECORDS["depth"], np.linspace(1, 5, 5)[None], limits=(1, 5))[0]
     np.testing.assert_allclose(at_labels, expected, atol=6)
 
 
@@ -123,7 +124,7 @@ def test_normals_are_red_to_the_right_green_up_and_blue_towards_the_camera():
 @pytest.mark.parametrize("name", ["edge", "sal"])
 def test_probabilities_are_grey_and_ignored_pixels_are_not(name):
     share = np.array([[0, 0.5, 1, 255]], np.float32)
-    expected = [[0] * 3, [128] * 3, [255] * 3, drawing.INVALID_PROBABILITY]
+    expected = [[0] * 3, [128] * 3, [255] * 3, drawing.INVALID_GREY]
     np.testing.assert_array_equal(drawing.colour(RECORDS[name], share)[0], expected)
     np.testing.assert_array_equal(drawing.colour(RECORDS[name], np.array([[0, 1]], np.uint8))[0], [[0] * 3, [255] * 3])
 
@@ -131,7 +132,7 @@ def test_probabilities_are_grey_and_ignored_pixels_are_not(name):
 def test_pixels_that_the_caller_rules_out_are_invalid_as_well():
     metres = np.array([[1.0, np.nan, 5.0, 3.0]], np.float32)
     valid = np.array([[True, True, True, False]])
-    colours = drawing.colour(RECORDS["depth"], metres, valid=valid, depth_range=(1, 5))
+    colours = drawing.colour(RECORDS["depth"], metres, valid=valid, limits=(1, 5))
     np.testing.assert_array_equal(colours[0], [_turbo(0.0), [0] * 3, _turbo(1.0), [0] * 3])
 
 
@@ -168,7 +169,7 @@ def test_a_montage_begins_with_the_input_and_shows_every_panel():
 @pytest.mark.parametrize("size", [(7, 9), (9, 7), (1, 1), (1, 3000), (3000, 2)])
 def test_a_montage_of_any_size_stays_readable(size):
     panels = [
-        (task.title, drawing.picture(task, np.zeros((*size, 3) if task.draw == "normals" else size, np.uint8)))
+        (task.title, drawing.picture(task, np.zeros((*size, 3) if task.label_channels == 3 else size, np.uint8)))
         for task in RECORDS.values()
     ]
     sheet = drawing.montage(np.zeros((*size, 3), np.uint8), panels)

@@ -1,0 +1,118 @@
+"""Probabilities: masks, boundaries, and shares such as shading."""
+
+from collections.abc import Callable, Mapping
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from taskexpert_jax.tasks import conversions, drawing
+from taskexpert_jax.tasks.drawing import Drawn
+from taskexpert_jax.tasks.kinds.kind import (
+    Counts,
+    Kind,
+    bilinear,
+    count_bytes,
+    count_range,
+    range_figures,
+    range_quantities,
+    share,
+    single,
+)
+from taskexpert_jax.tasks.losses import IGNORE
+
+UNKNOWN = 128  # the grey of a mask's pixels that are neither
+SHARE_IGNORE = -1.0
+
+
+class _Logits(NamedTuple):
+    values: Callable[[jax.Array], jax.Array]
+    from_values: Callable[[np.ndarray], np.ndarray]
+    to_mean: Callable[[jax.Array], jax.Array]
+    from_mean: Callable[[jax.Array], jax.Array]
+
+
+_LOGITS: Mapping[int, _Logits] = {
+    1: _Logits(
+        lambda logits: jax.nn.sigmoid(logits[..., 0]), conversions.logit, conversions.no_and_yes, conversions.log_odds
+    ),
+    2: _Logits(
+        lambda logits: jax.nn.softmax(logits, axis=-1)[..., 1],
+        conversions.logit_pair,
+        conversions.softmax,
+        conversions.log,
+    ),
+}
+
+
+def probability(*, logits: int = 1, shares: bool = False) -> Kind:
+    """A number in [0, 1].
+
+    logits: channels of the prediction: 1, through a sigmoid, or 2, of background and foreground, through a softmax.
+    shares: labels are any numbers in [0, 1], float16 with -1 where ignored; else they are 0 and 1, uint8 with 255.
+    """
+    ignore = SHARE_IGNORE if shares else IGNORE
+    return Kind(
+        name="probability",
+        channels=logits,
+        label_channels=1,
+        label_dtype="float16" if shares else "uint8",
+        ignore=ignore,
+        **_LOGITS[logits]._asdict(),
+        read_label=_label_of_shares if shares else _label,
+        label_form="a grey or palette PNG, or as such an array",
+        read_prediction=functools.partial(_prediction, _LOGITS[logits].from_values),
+        resize=bilinear,
+        colour=_colour,
+        key=_key,
+        caption="White is 1, black is 0; dark blue is not labelled.",
+        count=functools.partial(count_range if shares else count_bytes, ignore=ignore),
+        figures=functools.partial(range_figures, unit="") if shares else _figures,
+        quantities=range_quantities("") if shares else (),
+        invalid=drawing.INVALID_GREY,
+        faintest=1.5 / 255,
+    )
+
+
+def _label(numbers: np.ndarray, zero_is_void: bool) -> np.ndarray:
+    """0 and 255, or 0 and 1, and 128 -> 0, 1 and the ignore value."""
+    del zero_is_void
+    yes, unknown = (numbers == 1) | (numbers == 255), numbers == UNKNOWN
+    if not (yes | unknown | (numbers == 0)).all() or ((numbers == 1).any() and (numbers == 255).any()):
+        present = ", ".join(str(value) for value in np.unique(numbers)[:6])
+        raise ValueError(f"holds {present}; a mask holds 0 and 255, or 0 and 1, and {UNKNOWN} where unlabelled")
+    return np.where(unknown, IGNORE, yes)
+
+
+def _label_of_shares(numbers: np.ndarray, zero_is_void: bool) -> np.ndarray:
+    """Bytes and the like, or numbers in [0, 1] -> [0, 1], and the ignore value where they are not finite."""
+    del zero_is_void
+    found = numbers / np.iinfo(numbers.dtype).max if numbers.dtype.kind == "u" else numbers
+    known = np.isfinite(found)
+    if not ((found[known] >= 0) & (found[known] <= 1)).all():
+        raise ValueError("holds numbers outside of [0, 1]; divide them by the largest possible one")
+    return np.where(known, found, SHARE_IGNORE)
+
+
+def _prediction(from_values: Callable[[np.ndarray], np.ndarray], numbers: np.ndarray) -> np.ndarray:
+    found = single(numbers)
+    if found.dtype in (np.uint8, np.uint16):
+        found = found / np.iinfo(found.dtype).max
+    if found.min() < 0 or found.max() > 1:
+        raise ValueError(f"holds numbers from {found.min():g} to {found.max():g}; a probability is in [0, 1]")
+    return from_values(found.astype(np.float32))
+
+
+def _colour(drawn: Drawn) -> np.ndarray:
+    return drawing.grey(np.where(drawn.valid, drawn.values, 0), drawn.limits)
+
+
+def _key(drawn: Drawn, width: int) -> Image.Image:
+    del drawn
+    return drawing.bar(drawing.grey(np.linspace(0, 1, 256), (0, 1)), ["0", "0.5", "1"], width)
+
+
+def _figures(counts: Counts) -> dict[str, Any]:
+    return {"ignored": counts.invalid, "positive": share(counts.histogram[1:].sum(), counts.valid)}
