@@ -368,5 +368,5 @@ def test_two_processes_find_what_one_does(tmp_path):
 
 
 def test_what_is_no_number_is_null_in_the_file() -> None:
-    found = results._finite({"a": [math.nan, 1.5, (math.inf,)], "b": {"c": -math.inf}, "d": 3, "e": "nan"})
+    found = results.finite({"a": [math.nan, 1.5, (math.inf,)], "b": {"c": -math.inf}, "d": 3, "e": "nan"})
     assert found == {"a": [None, 1.5, [None]], "b": {"c": None}, "d": 3, "e": "nan"}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from taskexpert_jax import text_table
+from taskexpert_jax.evaluation import results
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
 from taskexpert_jax.models.decoders.taskexpert import MEMORY
 from taskexpert_jax.tasks import Task
@@ -134,12 +135,8 @@ def _by_task(tasks: Sequence[Task], gates: GateSummary) -> dict[str, Any]:
     return {
         task.name: {
             "weights": gates.weights[index].tolist(),
-            "entropy": _finite(gates.entropy[index]),
-            "variation": _finite(spread[index]),
+            "entropy": results.finite(gates.entropy[index].tolist()),
+            "variation": results.finite(spread[index].tolist()),
         }
         for index, task in enumerate(tasks)
     }
-
-
-def _finite(values: np.ndarray) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in values.tolist()]

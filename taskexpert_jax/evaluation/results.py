@@ -205,12 +205,12 @@ def _gates(found: Evaluation) -> dict[str, Any] | None:
     return {"choices": list(found.gates.choices), "tasks": by_task}
 
 
-def _finite(value: Any) -> Any:
-    """The value with None for every number that is none: JSON has no word for it, and most readers would stop."""
+def finite(value: Any) -> Any:
+    """The value with None for every NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -218,7 +218,7 @@ def write(found: Evaluation, folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes metrics.json and, of tasks with classes, per_class.csv; returns the paths."""
     folder.mkdir(exist_ok=True)
     paths = [folder / "metrics.json"]
-    paths[0].write_text(json.dumps(_finite(to_json(found)), indent=2, allow_nan=False) + "\n")
+    paths[0].write_text(json.dumps(finite(to_json(found)), indent=2, allow_nan=False) + "\n")
     if found.per_class:
         paths.append(folder / "per_class.csv")
         with paths[1].open("w", newline="") as file:
