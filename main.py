@@ -13,6 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from taskexpert_jax import command_line
+from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import distributed, processes, sharding
 from taskexpert_jax.runs import workdir as workdirs
@@ -31,6 +32,7 @@ _QUICK = flags.DEFINE_bool("quick", False, "For compile: memory and traffic only
 def _run() -> None:
     """Dispatches on the mode."""
     config = _CONFIG.value
+    check(config)
     if _MODE.value == "compile":
         from taskexpert_jax.compile import steps as compilation
 

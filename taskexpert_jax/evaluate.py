@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.config import check
 from taskexpert_jax.evaluation import full_pass, results
 from taskexpert_jax.evaluation.inference import Inference
 from taskexpert_jax.models import model as taskexpert
@@ -27,16 +27,10 @@ Batch = Mapping[str, Any]
 MetricStates = dict[str, clu_metrics.Metric]
 Results = dict[str, float]
 
-PARAMS_DTYPES = ("float32", "bfloat16")  # of `config.eval.params_dtype`
-
 
 def best_task(config: Any, tasks: tuple[Task, ...]) -> Task:
-    """The task that decides which checkpoint is the best; raises UserError where it is not among the tasks."""
-    for task in tasks:
-        if task.name == config.checkpoint.best_task:
-            return task
-    names = ", ".join(task.name for task in tasks)
-    raise UserError(f"config.checkpoint.best_task={config.checkpoint.best_task!r} is not among the tasks ({names})")
+    """The task that decides which checkpoint is the best."""
+    return next(task for task in tasks if task.name == config.checkpoint.best_task)
 
 
 def empty_states(tasks: tuple[Task, ...]) -> MetricStates:
@@ -107,10 +101,9 @@ def load(config: Any, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[Ta
       mesh: where the variables go.
 
     Raises:
-      UserError: a dtype that parameters cannot have, or a checkpoint that is not there, is damaged or does not fit.
+      UserError: a wrong config, or a checkpoint that is not there, is damaged or does not fit.
     """
-    if config.eval.params_dtype not in PARAMS_DTYPES:
-        raise UserError(f"config.eval.params_dtype={config.eval.params_dtype!r}: use {' or '.join(PARAMS_DTYPES)}")
+    check(config)
     tasks = from_config(config)
     model = taskexpert.from_config(config, tasks)
     averaged = config.optimizer.ema_decay > 0
@@ -142,8 +135,9 @@ def evaluate(
       `task/metric` -> value; with `config.eval.boundary.odsf` also the boundary benchmark's.
 
     Raises:
-      UserError: no such checkpoint, or one of another architecture (with a diff).
+      UserError: a wrong config, no such checkpoint, or one of another architecture (with a diff).
     """
+    check(config)
     mesh = sharding.make_mesh(config.mesh, {"eval.batch_size": config.eval.batch_size})
     with sharding.use(mesh):
         model, variables, step = load(config, workdir, which, mesh)

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from taskexpert_jax import evaluate, images
+from taskexpert_jax.config import check, frame_size
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import inference
-from taskexpert_jax.models import inputs
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import Task, drawing
 
@@ -81,8 +81,9 @@ def predict(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
     Raises:
       UserError: no image there, one that cannot be read (the others are still predicted), or no fitting checkpoint.
     """
+    check(config)
     paths = images.list_images(source)
-    size, largest = tuple(config.dataset.image_size), inputs.frame_size(config)
+    size, largest = tuple(config.dataset.image_size), frame_size(config)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, {}, jax.local_devices()[:1])
     failures: list[UserError] = []
     with sharding.use(mesh):

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from taskexpert_jax import evaluate
+from taskexpert_jax.config import check
 from taskexpert_jax.evaluation import inference
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
@@ -45,7 +46,7 @@ def train(
     Told to stop by SIGTERM, it saves and returns early.
 
     Args:
-      config: see configs/defaults.py.
+      config: see `taskexpert_jax.config`.
       workdir: gets config.json, checkpoints/, metrics.jsonl and TensorBoard events.
       train_batches: start step -> this process's rows of the batches of that step, the next, and so on.
       eval_batches: makes one pass over the evaluation set.
@@ -58,6 +59,7 @@ def train(
         more losses that are not finite than `config.guard.skip_steps`: the state before the last of them is saved.
     """
     # Everything that can be refused is refused before anything is written.
+    check(config)
     mesh = sharding.make_mesh(config.mesh, batch_sizes(config))
     tasks = from_config(config)
     best = evaluate.best_task(config, tasks)

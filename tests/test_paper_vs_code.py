@@ -6,7 +6,8 @@ import re
 import pytest
 
 from configs import nyud
-from tests.test_layout import ROOT, leaves
+from taskexpert_jax.config import flat
+from tests.conftest import ROOT
 
 CHOICES = (ROOT / "docs" / "paper_vs_code.md").read_text()
 MODEL = (ROOT / "docs" / "model.md").read_text()
@@ -17,7 +18,7 @@ NOT_CHOICES = {"model.attention", "model.remat", "model.unroll"}
 def named_fields(text: str) -> set[str]:
     """The `part.field` names in backquotes; `part.name_*` stands for all that begin so."""
     found = re.findall(r"`((?:model|optimizer|augment|loss_weights)\.[\w.*]+)", text)
-    fields = set(leaves(nyud.get_config("tiny")))
+    fields = dict(flat(nyud.get_config("tiny")))
     named = set()
     for name in found:
         fitting = {field for field in fields if re.fullmatch(name.replace(".", r"\.").replace("*", r"\w+"), field)}
@@ -28,7 +29,7 @@ def named_fields(text: str) -> set[str]:
 
 @pytest.mark.parametrize("part", ["model", "optimizer", "augment"])
 def test_every_field_of_a_choice_has_its_row(part: str) -> None:
-    fields = {field for field in leaves(nyud.get_config("tiny")) if field.startswith(f"{part}.")}
+    fields = {field for field in dict(flat(nyud.get_config("tiny"))) if field.startswith(f"{part}.")}
     assert sorted(fields - named_fields(CHOICES) - NOT_CHOICES) == []
 
 
@@ -50,7 +51,7 @@ def test_the_switches_of_the_model_page_are_fields_with_their_defaults() -> None
     assert len(rows) > 10
     for first, second, values in rows:
         for name, value in zip(filter(None, (first, second)), values.split(", "), strict=False):
-            assert f"model.{name}" in set(leaves(config)), name
+            assert f"model.{name}" in dict(flat(config)), name
             default = config.model
             for part in name.split("."):
                 default = default[part]

@@ -13,7 +13,6 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import sharding
 
 Kind = Literal["xla", "cudnn", "splash"]
-Choice = Literal["auto", "xla", "cudnn", "splash"]
 
 # Kind -> the platform that alone has it, what that is for people, and the dtypes.
 _NEEDS = {
@@ -26,7 +25,7 @@ _LANES = 128  # splash takes lengths that are multiples of it
 _LONGEST_BLOCK = 512  # of queries or keys: a block of float32 scores is 1 MiB of a TPU core's 16 MiB or more
 
 
-def choose(choice: Choice, dtype: str, size: int, device: Any) -> Kind:
+def choose(choice: Kind | Literal["auto"], dtype: str, size: int, device: Any) -> Kind:
     """What a choice means on a device, real or described: itself, or for auto what there is.
 
     auto is cudnn where that exists, for this dtype and size of a head, and xla elsewhere: splash has not run on a TPU.

@@ -8,7 +8,7 @@ Dims: B batch, h w token grid, N = h * w, C backbone width, D feature width, T t
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,14 +18,6 @@ from taskexpert_jax.models.backbones import vit
 from taskexpert_jax.models.backbones.vit import Dtype, logical
 from taskexpert_jax.parallel import sharding
 
-NormKind = Literal["batch", "layer"]
-GateInput = Literal["local", "context", "both"]
-Granularity = Literal["token", "image", "static", "uniform"]
-GateInit = Literal["random", "even"]
-MemoryInit = Literal["learned", "zeros"]
-MemoryRead = Literal["conv1x1", "conv3x3", "identity", "none"]
-MemoryWrite = Literal["residual", "gated", "replace"]
-
 
 @dataclasses.dataclass(frozen=True)
 class ExpertSpec:
@@ -33,7 +25,7 @@ class ExpertSpec:
 
     count: int
     kernel: int
-    norm: NormKind
+    norm: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +42,13 @@ class GateSpec:
     init: random, the weights first differ by token; even: all choices first have the same weight.
     """
 
-    input: GateInput
-    granularity: Granularity
+    input: str
+    granularity: str
     width: int
     top_k: int
     temperature: float = 1.0
     noise: float = 0.0
-    init: GateInit = "random"
+    init: str = "random"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +62,9 @@ class MemorySpec:
       the past.
     """
 
-    init: MemoryInit
-    read: MemoryRead
-    write: MemoryWrite
+    init: str
+    read: str
+    write: str
 
 
 class Norm(nn.Module):
@@ -81,7 +73,7 @@ class Norm(nn.Module):
     Under a sharded jit the batch statistics are those of the global batch: synchronised by construction.
     """
 
-    kind: NormKind
+    kind: str
     dtype: Dtype
 
     @nn.compact
