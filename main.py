@@ -31,8 +31,7 @@ _QUICK = flags.DEFINE_bool("quick", False, "For compile: memory and traffic only
 
 def _run() -> None:
     """Dispatches on the mode."""
-    config = _CONFIG.value
-    check(config)
+    check(config := _CONFIG.value)
     if _MODE.value == "compile":
         from taskexpert_jax.compile import steps as compilation
 
@@ -58,11 +57,12 @@ def _run() -> None:
     tasks = from_config(config)
 
     def rows(batch_size: int):  # of the global batch that this process reads
-        return processes.batch_rows(sharding.make_mesh(config.mesh, {}), batch_size)
+        return processes.batch_rows(sharding.make_mesh(config.mesh, {}), batch_size).own
 
     def eval_batches():
-        size = config.eval.batch_size
-        return pipeline.eval_batches(config, tasks, batch_size=size, rows=rows(size).own)
+        return pipeline.eval_batches(
+            config, tasks, batch_size=config.eval.batch_size, rows=rows(config.eval.batch_size)
+        )
 
     if _MODE.value == "evaluate":
         from taskexpert_jax.evaluate import evaluate
@@ -77,7 +77,7 @@ def _run() -> None:
             pipeline.open_source(config.dataset, tasks, split)  # missing data is said before a workdir is made
 
         def train_batches(start_step: int):
-            return pipeline.train_batches(config, tasks, start_step=start_step, rows=rows(config.batch_size).own)
+            return pipeline.train_batches(config, tasks, start_step=start_step, rows=rows(config.batch_size))
 
         train(config, workdir, train_batches, eval_batches)
 
