@@ -56,13 +56,11 @@ def _run() -> None:
     pipeline.record_fingerprint(config)
     tasks = from_config(config)
 
-    def rows(batch_size: int):  # of the global batch that this process reads
+    def own(batch_size: int):  # of the global batch that this process reads
         return processes.batch_rows(sharding.make_mesh(config.mesh, {}), batch_size).own
 
     def eval_batches():
-        return pipeline.eval_batches(
-            config, tasks, batch_size=config.eval.batch_size, rows=rows(config.eval.batch_size)
-        )
+        return pipeline.eval_batches(config, tasks, batch_size=config.eval.batch_size, rows=own(config.eval.batch_size))
 
     if _MODE.value == "evaluate":
         from taskexpert_jax.evaluate import evaluate
@@ -77,7 +75,7 @@ def _run() -> None:
             pipeline.open_source(config.dataset, tasks, split)  # missing data is said before a workdir is made
 
         def train_batches(start_step: int):
-            return pipeline.train_batches(config, tasks, start_step=start_step, rows=rows(config.batch_size))
+            return pipeline.train_batches(config, tasks, start_step=start_step, rows=own(config.batch_size))
 
         train(config, workdir, train_batches, eval_batches)
 

@@ -100,12 +100,11 @@ def test_a_run_reads_every_field(run):
 
 
 def test_the_fields_of_a_folder_and_of_a_pretrained_backbone_are_read(run, tmp_path):
-    workdir, _, read = run
+    workdir, _, _ = run
     for name in ("images", "semseg"):
         (tmp_path / name).mkdir()
-        Image.fromarray(np.ones((32, 48, 3) if name == "images" else (32, 48), np.uint8)).save(
-            tmp_path / name / "a.png"
-        )
+        shape = (32, 48, 3) if name == "images" else (32, 48)
+        Image.fromarray(np.ones(shape, np.uint8)).save(tmp_path / name / "a.png")
     for split in ("train", "val"):
         (tmp_path / f"{split}.txt").write_text("a\n")
     config = folder.get_config("tiny")
