@@ -72,9 +72,8 @@ def updates(config):
     tx, found = optimizer.build(config), []
     state, averaged = tx.init(params), params
     for size in (0.01, 3.0, 30.0):
-        change, state = tx.update(
-            jax.tree.map(lambda leaf, size=size: jnp.full_like(leaf, size), params), state, params
-        )
+        gradient = jax.tree.map(lambda leaf, size=size: jnp.full_like(leaf, size), params)
+        change, state = tx.update(gradient, state, params)
         averaged = optimizer.average(config.optimizer.ema_decay)(averaged, change, jnp.int32(100))
         found.append((change, averaged))
     return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(found)]

@@ -10,6 +10,8 @@ from taskexpert_jax.config.checking import check, flat
 from taskexpert_jax.config.fields import defaults, nested
 from taskexpert_jax.errors import UserError
 
+_REMEDY = "put it back, or give another directory"
+
 
 def read_run(workdir: pathlib.Path) -> ConfigDict:
     """The config of a run, from WORKDIR/config.json; what are tuples in configs are tuples again.
@@ -25,11 +27,11 @@ def read_run(workdir: pathlib.Path) -> ConfigDict:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; give the --workdir of a run, as main.py makes it") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a run's config ({error})") from error
+        raise UserError(f"{path} is not a run's config ({error}); {_REMEDY}") from error
     try:
         config, added = restored(saved)
     except UserError as error:
-        raise UserError(f"{path} is not a run's config ({error})") from error
+        raise UserError(f"{path} is not a run's config ({error}); {_REMEDY}") from error
     if added:
         print(f"{path} is of an earlier version; with its default each: {', '.join(added)}")
     return config

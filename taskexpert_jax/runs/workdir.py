@@ -10,8 +10,6 @@ import pathlib
 import socket
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from taskexpert_jax.config import flat, read_run
 from taskexpert_jax.errors import UserError
 
@@ -73,7 +71,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         partial.write_text(json.dumps(wanted, indent=2) + "\n")
         partial.rename(path)
         return
-    saved = json.loads(json.dumps(_saved(workdir).to_dict()))
+    saved = json.loads(json.dumps(read_run(workdir).to_dict()))
     differences = list(_differences(dict(flat(saved)), dict(flat(wanted))))
     if differences:
         listed = "".join(f"\n  {line}" for line in differences)
@@ -87,17 +85,10 @@ def note_other_data(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
     path = workdir / "config.json"
     if not path.exists():
         return ""
-    trained, given = _saved(workdir).dataset.fingerprint, config["dataset"]["fingerprint"]
+    trained, given = read_run(workdir).dataset.fingerprint, config["dataset"]["fingerprint"]
     if trained == given:
         return ""
     return f"other data than those of training: fingerprint {given or 'unknown'}, in training {trained or 'unknown'}"
-
-
-def _saved(workdir: pathlib.Path) -> ConfigDict:
-    try:
-        return read_run(workdir)
-    except UserError as error:
-        raise UserError(f"{error}; put it back, or use another --workdir") from error
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:

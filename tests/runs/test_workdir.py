@@ -113,6 +113,6 @@ def test_a_config_that_cannot_be_read_is_one_line(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
     config = demo.get_config("tiny").to_dict()
     for read in (workdir.claim, workdir.note_other_data):
-        with pytest.raises(UserError, match=r"^\S+/config.json .*; put it back, or use another --workdir$"):
+        with pytest.raises(UserError, match=r"^\S+/config.json .*; put it back, or give another directory$"):
             read(tmp_path, config)
     assert (tmp_path / "config.json").read_text() == text
