@@ -13,6 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from taskexpert_jax import command_line
+from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import distributed, processes, sharding
 from taskexpert_jax.runs import workdir as workdirs
@@ -30,7 +31,7 @@ _QUICK = flags.DEFINE_bool("quick", False, "For compile: memory and traffic only
 
 def _run() -> None:
     """Dispatches on the mode."""
-    config = _CONFIG.value
+    check(config := _CONFIG.value)
     if _MODE.value == "compile":
         from taskexpert_jax.compile import steps as compilation
 
@@ -55,12 +56,11 @@ def _run() -> None:
     pipeline.record_fingerprint(config)
     tasks = from_config(config)
 
-    def rows(batch_size: int):  # of the global batch that this process reads
-        return processes.batch_rows(sharding.make_mesh(config.mesh, {}), batch_size)
+    def own(batch_size: int):  # of the global batch that this process reads
+        return processes.batch_rows(sharding.make_mesh(config.mesh, {}), batch_size).own
 
     def eval_batches():
-        size = config.eval.batch_size
-        return pipeline.eval_batches(config, tasks, batch_size=size, rows=rows(size).own)
+        return pipeline.eval_batches(config, tasks, batch_size=config.eval.batch_size, rows=own(config.eval.batch_size))
 
     if _MODE.value == "evaluate":
         from taskexpert_jax.evaluate import evaluate
@@ -75,7 +75,7 @@ def _run() -> None:
             pipeline.open_source(config.dataset, tasks, split)  # missing data is said before a workdir is made
 
         def train_batches(start_step: int):
-            return pipeline.train_batches(config, tasks, start_step=start_step, rows=rows(config.batch_size).own)
+            return pipeline.train_batches(config, tasks, start_step=start_step, rows=own(config.batch_size))
 
         train(config, workdir, train_batches, eval_batches)
 

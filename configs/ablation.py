@@ -4,12 +4,11 @@
   python main.py --config=configs/ablation.py:static,pascal_context,vit_b16 --workdir=DIR --config.dataset.data_dir=DATA
 
 benchmarks/ablation.py trains many of them and writes one table. The part after the colon is RUNG[,BENCHMARK[,VARIANT]];
-the rungs are below. The benchmark is nyud or pascal_context, the variant one of configs/defaults.py or `small`, the
+the rungs are below. The benchmark is nyud or pascal_context, the variant one of `config.VARIANTS` or `small`, the
 default: a little ViT on frames of 96x128 that two CPU cores train in minutes (docs/results.md).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -61,7 +60,7 @@ TAPS_ALL = "taps_all"  # a tap after every block
 SINGLE = "single_"  # single_TASK: static decoding of one task, what delta-m is taken against
 
 
-def rungs(config: Any) -> tuple[str, ...]:
+def rungs(config: ConfigDict) -> tuple[str, ...]:
     """The names that `get_config` takes for a benchmark's config."""
     return (*LADDER, *CHANGES, TAPS_ALL, *(f"{SINGLE}{task}" for task in config.tasks))
 

@@ -7,8 +7,8 @@
 
 from ml_collections import ConfigDict
 
-from configs import defaults
 from input_pipeline.scenes import CLASSES
+from taskexpert_jax import config as fields
 
 
 def get_config(variant: str = "demo") -> ConfigDict:
@@ -19,7 +19,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     """
     if variant not in ("demo", "tiny"):
         raise ValueError(f"unknown variant {variant!r}: choose demo or tiny (as in configs/demo.py:tiny)")
-    config = defaults.base("tiny")
+    config = fields.base("tiny", "scenes")
     config.variant = variant
     config.dtype = "float32"
     config.tasks = ("semseg", "depth", "normals", "edge", "human_parts", "sal")
@@ -27,17 +27,8 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.loss_weights = ConfigDict(
         {"semseg": 3.0, "depth": 3.0, "normals": 5.0, "edge": 20.0, "human_parts": 6.0, "sal": 30.0}
     )
-    config.dataset = ConfigDict()
-    config.dataset.name = "scenes"  # module of input_pipeline
-    config.dataset.seed = 0  # of the scenes
-    config.dataset.train_scenes = 1_500
-    config.dataset.val_scenes = 200
-    config.dataset.fingerprint = ""  # of the data; empty: filled in at start, given: other data are refused
-    config.dataset.train_split = "train"
-    config.dataset.eval_split = "val"
     config.dataset.semseg_classes = CLASSES
-    config.dataset.image_size = (96, 128)
-    config.dataset.downscale = 1.0  # scenes are rendered at image_size
+    config.dataset.image_size = (96, 128)  # scenes are rendered at this size
     config.dataset.cache = True  # render each scene once
     config.dataset.threads = 2
     config.augment.scale_min = 1.0  # the scenes vary enough by themselves

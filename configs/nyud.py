@@ -9,35 +9,22 @@ docs/results.md.
 
 from ml_collections import ConfigDict
 
-from configs import defaults
 from input_pipeline import class_names
+from taskexpert_jax import config as fields
 
 
 def get_config(variant: str = "vit_l16") -> ConfigDict:
-    """The config for a backbone variant of `configs.defaults`; `tiny` is the tests' form."""
-    config = defaults.base(variant)
+    """The config for a backbone variant (`config.VARIANTS`); `tiny` is the tests' form."""
+    config = fields.base(variant, "nyud")
     config.tasks = ("semseg", "depth", "normals", "edge")
     config.loss_weights = ConfigDict({"semseg": 1.0, "depth": 1.0, "normals": 10.0, "edge": 50.0})
     config.optimizer.learning_rate = 1e-5
     config.eval.boundary.labels = "regions"  # so the field reads NYUD's drawn lines too
     config.eval.boundary.max_dist = 0.011
-    config.dataset = ConfigDict()
-    config.dataset.name = "nyud"  # module of input_pipeline
-    config.dataset.data_dir = "data"  # where `prepare` built it
-    config.dataset.fingerprint = ""  # of the data; empty: filled in at start, given: other data are refused
-    config.dataset.train_split = "train"
-    config.dataset.eval_split = "val"
     config.dataset.semseg_classes = class_names.NYUD
-    config.dataset.image_size = defaults.whole_patches(config, 448, 576)  # of training and evaluation
-    config.dataset.downscale = 1.0  # reduces every frame first; 0.5 with image_size (224, 288) is the half-size run
-    config.dataset.cache = True  # keep decoded examples in memory (about 3 MB a frame)
-    config.dataset.threads = 0  # of the input pipeline; 0: chosen by tf.data
+    config.dataset.image_size = fields.whole_patches(config, 448, 576)
+    config.dataset.cache = True  # about 3 MB a frame
     if variant == "tiny":
-        config.model.unroll = "no"  # compiles faster, also on CPUs
-        config.dataset.image_size = (64, 80)
+        fields.shrink_for_tests(config, image_size=(64, 80))
         config.dataset.downscale = 0.125
-        config.dtype = "float32"
-        config.batch_size = 2
-        config.num_steps = 2
-        config.eval.batch_size = 2
     return config

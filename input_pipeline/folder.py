@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import hashlib
 import os
 import pathlib
-from typing import Any
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline import transforms
@@ -102,7 +102,7 @@ class FolderSource:
         return transforms.downscale(example, labelled, factor)
 
 
-def source(config: Any, split: str) -> FolderSource:
+def source(config: ConfigDict, split: str) -> FolderSource:
     """A split of the folder `config.data_dir`: its file SPLIT.txt says which images.
 
     config: the `dataset` part of the config. Images that, reduced by `downscale`, do not fit `image_size` are reduced
@@ -135,7 +135,7 @@ def source(config: Any, split: str) -> FolderSource:
     return FolderSource(files, tasks, (height / config.downscale, width / config.downscale), config.zero_is_void)
 
 
-def fingerprint(config: Any) -> str:
+def fingerprint(config: ConfigDict) -> str:
     """What tells this folder from others: a hash of the ids and of the files' names and sizes, not of their content."""
     content = hashlib.sha256()
     for split in (config.train_split, config.eval_split):

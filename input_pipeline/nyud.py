@@ -8,9 +8,9 @@ import functools
 import io
 import pathlib
 import tokenize
-from typing import Any
 
 import cv2
+from ml_collections import ConfigDict
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -134,6 +134,6 @@ def _decoded(parts: Example) -> Example:
     return {**parts, "normals": cv2.LUT(parts["normals"], _COMPONENTS).view(np.float16)}
 
 
-def source(config: Any, split: str) -> records.RecordSource:
+def source(config: ConfigDict, split: str) -> records.RecordSource:
     """A split of the data set built under `config.data_dir` (config: the `dataset` part of the config)."""
     return records.RecordSource(Builder, config.data_dir, split, _decoded)

@@ -7,8 +7,7 @@ n = 2*v/255 - 1; `pascal-context/trainval/ID.mat`, whose `LabelMap` of 459 conte
 and where the normals are valid. `pascal_labels` decodes the files when the data set is built.
 """
 
-from typing import Any
-
+from ml_collections import ConfigDict
 import tensorflow_datasets as tfds
 
 from input_pipeline import records
@@ -39,6 +38,6 @@ class Builder(records.ArchiveBuilder):
     PARTS = PARTS
 
 
-def source(config: Any, split: str) -> records.RecordSource:
+def source(config: ConfigDict, split: str) -> records.RecordSource:
     """A split of the data set built under `config.data_dir` (config: the `dataset` part of the config)."""
     return records.RecordSource(Builder, config.data_dir, split)

@@ -15,14 +15,15 @@ import os
 from typing import Any
 import weakref
 
+from ml_collections import ConfigDict
 import numpy as np
 import tensorflow as tf
 
 from input_pipeline import records, transforms
 from input_pipeline.records import Example, Source
 from input_pipeline.sources import KeptSource, ReducedSource, ReplacingSource
+from taskexpert_jax.config import frame_size
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models import inputs
 from taskexpert_jax.tasks import Task
 
 Batch = dict[str, np.ndarray]
@@ -53,16 +54,14 @@ def with_benchmark_labels(tasks: Sequence[Task], source: Source) -> tuple[Task, 
     return (*tasks, *(dataclasses.replace(task, name=task.benchmark_label) for task in benchmarked))
 
 
-def open_source(config: Any, tasks: Sequence[Task], split: str) -> Source:
+def open_source(config: ConfigDict, tasks: Sequence[Task], split: str) -> Source:
     """The split of `config.name`, reduced by `config.downscale` and, with `config.cache`, kept in memory once decoded.
 
     config: the `dataset` part of the config.
 
     Raises:
-      UserError: an unknown data set, one without the label of a task, or a downscale outside of (0, 1].
+      UserError: an unknown data set, or one without the label of a task.
     """
-    if not 0 < config.downscale <= 1:
-        raise UserError(f"config.dataset.downscale={config.downscale} must be in (0, 1]")
     key = "\n".join([config.to_json_best_effort(sort_keys=True), split, *(task.name for task in tasks)])
     if config.cache and key in _kept:
         return _kept[key]
@@ -77,7 +76,7 @@ def open_source(config: Any, tasks: Sequence[Task], split: str) -> Source:
     return opened
 
 
-def record_fingerprint(config: Any) -> None:
+def record_fingerprint(config: ConfigDict) -> None:
     """Fills in `config.dataset.fingerprint`, so that it is recorded which data a run has seen.
 
     A data set is known by its `fingerprint(config.dataset)`, one built from an archive by what `prepare` has recorded;
@@ -116,7 +115,7 @@ def shuffled_index(position: int, seed: int, count: int) -> int:
     return int(_epoch_order(seed, epoch, count)[place])
 
 
-def crop_strengths(config: Any) -> dict[str, Any]:
+def crop_strengths(config: ConfigDict) -> dict[str, Any]:
     """The strengths of `transforms.random_scale_and_crop` in a config."""
     augment = config.augment
     return {
@@ -128,7 +127,7 @@ def crop_strengths(config: Any) -> dict[str, Any]:
     }
 
 
-def colour_strengths(config: Any) -> dict[str, Any]:
+def colour_strengths(config: ConfigDict) -> dict[str, Any]:
     """The strengths of `transforms.photometric_distortion` in a config."""
     augment = config.augment
     return {
@@ -140,7 +139,7 @@ def colour_strengths(config: Any) -> dict[str, Any]:
     }
 
 
-def augmented(example: Example, config: Any, tasks: Sequence[Task], position: int) -> Example:
+def augmented(example: Example, config: ConfigDict, tasks: Sequence[Task], position: int) -> Example:
     """The example of a source as training sees it at a position of the stream: the protocol's transforms in order."""
     seed = (config.seed, position)
     example = transforms.random_scale_and_crop(example, tasks, seed, **crop_strengths(config))
@@ -150,7 +149,7 @@ def augmented(example: Example, config: Any, tasks: Sequence[Task], position: in
     return transforms.pad_centre(example, tasks, size=tuple(config.dataset.image_size))
 
 
-def _train_example(source: Source, config: Any, tasks: Sequence[Task], position: int) -> Example:
+def _train_example(source: Source, config: ConfigDict, tasks: Sequence[Task], position: int) -> Example:
     example = source.load(shuffled_index(position, config.seed, len(source)))
     example = augmented(example, config, tasks, position)
     return {**example, "mask": np.float32(1)}
@@ -225,7 +224,7 @@ def _batches(
 
 
 def train_batches(
-    config: Any, tasks: Sequence[Task], *, start_step: int = 0, rows: Sequence[int] | np.ndarray | None = None
+    config: ConfigDict, tasks: Sequence[Task], *, start_step: int = 0, rows: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[Batch]:
     """The training batches from `start_step` on, without end: this process's rows of each global batch.
 
@@ -254,7 +253,7 @@ def train_batches(
 
 
 def eval_batches(
-    config: Any,
+    config: ConfigDict,
     tasks: Sequence[Task],
     *,
     batch_size: int,
@@ -275,10 +274,10 @@ def eval_batches(
       as `train_batches`; where the data set has a `Task.benchmark_label`, that too.
 
     Raises:
-      UserError: as `train_batches`; an eval.image_size that does not fit; while iterating, an image larger than that.
+      UserError: as `train_batches`; while iterating, an image larger than a frame.
     """
     own = range(batch_size) if rows is None else rows
-    size = inputs.frame_size(config)
+    size = frame_size(config)
     dataset = config.dataset.copy_and_resolve_references()
     dataset.image_size = size  # or a data set that reduces images would reduce them to the model's own size
     source = open_source(dataset, tasks, split or dataset.eval_split)

@@ -11,16 +11,16 @@ import functools
 import itertools
 import pathlib
 import sys
-from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 import numpy as np
 from PIL import Image
 
 from input_pipeline import pipeline, transforms
 from input_pipeline.records import Example, Source
 from taskexpert_jax import command_line
+from taskexpert_jax.config import check as check_config
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import threads
 from taskexpert_jax.tasks import Task, drawing, from_config
@@ -61,7 +61,7 @@ def rows_of(title: str, example: Example, tasks: Sequence[Task]) -> list[list[dr
     return [labels, over]
 
 
-def examples(config: Any, tasks: Sequence[Task], split: str, *, stored: bool) -> Iterator[tuple[str, Example]]:
+def examples(config: ConfigDict, tasks: Sequence[Task], split: str, *, stored: bool) -> Iterator[tuple[str, Example]]:
     """Titles and examples of a split, finished: without end as training sees them, or once as evaluation does.
 
     config: the whole config; stored: before each example of training comes what its random transforms began with.
@@ -80,7 +80,7 @@ def examples(config: Any, tasks: Sequence[Task], split: str, *, stored: bool) ->
             yield f"{example['id']} in training", {name: array[row] for name, array in batch.items()}
 
 
-def draw(config: Any, split: str, count: int, *, stored: bool) -> Image.Image:
+def draw(config: ConfigDict, split: str, count: int, *, stored: bool) -> Image.Image:
     """The sheet of `count` examples of a split; arguments as `examples`.
 
     Raises:
@@ -94,7 +94,7 @@ def draw(config: Any, split: str, count: int, *, stored: bool) -> Image.Image:
     return drawing.sheet(rows)
 
 
-def check(config: Any) -> list[str]:
+def check(config: ConfigDict) -> list[str]:
     """Reads every example of the training and the evaluation split; returns faults, a line each, and prints the rest.
 
     Printed are, for each split and task, how many images have a label, and the share of their pixels that it covers.
@@ -153,6 +153,7 @@ def main() -> None:
                     f"unexpected argument {argv[1]!r}: the config comes first, then flags that start with --"
                 )
             command_line.quieten()
+            check_config(config.value)
             if checking.value and (faults := check(config.value)):
                 for fault in faults[:MOST_FAULTS]:
                     print(f"error: {fault}", file=sys.stderr)

@@ -36,7 +36,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         elif isinstance(error, OSError):
             text = f"no readable config file: {text.splitlines()[-1].strip()}"
         elif isinstance(error, AttributeError | KeyError):
-            hint = "" if "Did you mean" in text else "; all fields are in configs/defaults.py and the config's own file"
+            hint = "" if "Did you mean" in text else "; all fields are in taskexpert_jax/config/fields.py"
             cause = error.args[0]  # ConfigDict's text, or its error wrapped in another
             text = f"unknown config field {cause.args[0] if isinstance(cause, Exception) else cause}{hint}"
         fail(" ".join(text.split()))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from taskexpert_jax.config import check
 from taskexpert_jax.evaluation import full_pass, results
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report import evaluation_page
@@ -31,8 +32,9 @@ def evaluate(
       `task/metric` -> value; with `config.eval.boundary.odsf` also the boundary benchmark's.
 
     Raises:
-      UserError: no such checkpoint, or one of another architecture (with a diff).
+      UserError: a wrong config, no such checkpoint, or one of another architecture (with a diff).
     """
+    check(config)
     mesh = sharding.make_mesh(config.mesh, {"eval.batch_size": config.eval.batch_size})
     with sharding.use(mesh):
         model, variables, step = load(config, workdir, which, mesh)

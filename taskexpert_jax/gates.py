@@ -4,7 +4,7 @@ Writes to RUN/inspection/ what the gates of every tap and task weigh where in ea
 docs/evaluation.md says what the files hold.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import pathlib
 import time
@@ -12,22 +12,20 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 import jax
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 import numpy as np
 
 from taskexpert_jax import command_line, images
-from taskexpert_jax import tasks as task_records
+from taskexpert_jax.config import check, read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import gate_findings, inference, results
 from taskexpert_jax.evaluation.gate_findings import Inspection
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics, GateSummary
-from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report.markup import Element
 from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import Task
-from taskexpert_jax.training import optimizer
 
 IMAGES = "images"  # folder of the images' own folders
 
@@ -51,55 +49,6 @@ class Inside(NamedTuple):
     window: np.ndarray
     patch: int
     summary: GateSummary
-
-
-def read_config(workdir: pathlib.Path) -> ConfigDict:
-    """The config of a run as its directory keeps it; what are tuples in configs, are tuples again.
-
-    Fields that the program did not have when the run started get their defaults, and a line on stdout says so.
-
-    Raises:
-      UserError: there is none, or it is not a run's.
-    """
-    from configs import defaults  # says which fields every config has
-
-    path = workdir / "config.json"
-    try:
-        saved = _with_tuples(json.loads(path.read_text()))
-        added = list(_add_missing(saved, defaults.base("tiny").to_dict()))
-        config = ConfigDict(saved)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; give the --workdir of a run, as main.py makes it") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a run's config ({error}); give --config") from error
-    try:
-        taskexpert.from_config(config, task_records.from_config(config))
-        optimizer.build(config)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        text = " ".join(str(error.args[0] if error.args else error).split())
-        missing = "no field " if isinstance(error, AttributeError | KeyError) else ""
-        raise UserError(f"{path} is not a run's config ({missing}{text}); give --config") from error
-    if added:
-        print(f"{path} is of an earlier version; with its default each: {', '.join(added)}")
-    return config
-
-
-def _add_missing(saved: dict[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Puts the fields that are only in the defaults into `saved`; yields their names."""
-    for name, value in defaults.items():
-        if name not in saved:
-            # A run without a model or an optimiser is none: only single fields are ever added.
-            if not isinstance(value, dict):
-                saved[name] = value
-                yield f"{prefix}{name}"
-        elif isinstance(value, dict):
-            yield from _add_missing(saved[name], value, f"{prefix}{name}.")
-
-
-def _with_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_tuples(inner) for key, inner in value.items()}
-    return tuple(_with_tuples(inner) for inner in value) if isinstance(value, list) else value
 
 
 def make_step(model: TaskExpert) -> Callable[[Any, Mapping[str, Any]], tuple[dict[str, jax.Array], jax.Array, Any]]:
@@ -132,6 +81,7 @@ def inspect(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
     """
     from taskexpert_jax.report import gates_page  # matplotlib is slow to import: wrong input is said first
 
+    check(config)
     paths = images.list_images(source)
     mesh = sharding.one_device_mesh()
     failures: list[UserError] = []
@@ -270,7 +220,7 @@ def main() -> None:
                 raise UserError(f"unexpected argument {argv[1]!r}: flags start with --")
             command_line.quieten()
             folder = pathlib.Path(str(workdir.value))
-            own = read_config(folder) if config.value is None else config.value
+            own = read_run(folder) if config.value is None else config.value
             to = pathlib.Path(output.value) if output.value else folder / "inspection"
             inspect(own, folder, str(checkpoint.value), pathlib.Path(str(source.value)), to)
         except UserError as error:

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from taskexpert_jax import images
+from taskexpert_jax.config import check, frame_size
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import inference, steps
-from taskexpert_jax.models import inputs
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import Task, drawing
@@ -36,8 +36,9 @@ def predict(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
     Raises:
       UserError: no image there, one that cannot be read (the others are still predicted), or no fitting checkpoint.
     """
+    check(config)
     paths = images.list_images(source)
-    size, largest = tuple(config.dataset.image_size), inputs.frame_size(config)
+    size, largest = tuple(config.dataset.image_size), frame_size(config)
     mesh = sharding.one_device_mesh()
     failures: list[UserError] = []
     with sharding.use(mesh):

@@ -27,6 +27,7 @@ from ml_collections import config_flags
 import numpy as np
 
 from taskexpert_jax import command_line, images
+from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import full_pass, results, steps
 from taskexpert_jax.parallel import sharding
@@ -188,6 +189,7 @@ def _run(config: Any, folder: pathlib.Path, names: Sequence[str], output: pathli
     """Scores, prints and writes; `names`: the tasks, or none for all of the config's."""
     from input_pipeline import pipeline  # hides accelerators from TensorFlow
 
+    check(config)
     unknown = [name for name in names if name not in config.tasks]
     if unknown:
         raise UserError(f"--tasks: {unknown[0]!r} is not among the tasks of the config, {', '.join(config.tasks)}")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from taskexpert_jax.config import check
 from taskexpert_jax.evaluation import inference, results, steps
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
@@ -57,6 +58,7 @@ def train(
         more NaN/Inf steps than `config.guard.skip_steps` (the state before the last of them is saved).
     """
     # Refuse invalid input before anything is written.
+    check(config)
     mesh = sharding.make_mesh(config.mesh, batch_sizes(config))
     tasks = from_config(config)
     best = best_task(config, tasks)

@@ -19,7 +19,7 @@ import pytest
 from configs import demo
 from input_pipeline import pipeline
 from taskexpert_jax import evaluate
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.config import IMAGENET
 from taskexpert_jax.evaluation import full_pass, inference, results, steps
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models import model as taskexpert
@@ -107,7 +107,7 @@ def direct(run):
     with sharding.use(mesh):
         model, variables, _ = load(config, run.workdir, "latest", mesh)
         forward = jax.jit(
-            lambda *of: model.apply(of[0], inputs.normalise(*of[1:], inputs.IMAGENET), train=False, return_gates=True)
+            lambda *of: model.apply(of[0], inputs.normalise(*of[1:], IMAGENET), train=False, return_gates=True)
         )
         predictions, gates = jax.device_get(forward(variables, batch["image"], batch["window"]))
     return types.SimpleNamespace(batch=batch, predictions=predictions, gates=gates, model=model)
@@ -283,20 +283,6 @@ def test_the_table_stars_odsf_where_it_was_computed_and_the_loss_elsewhere(run, 
     report = json.loads((run.workdir / "evaluation" / "metrics.json").read_text())
     assert report["gates"] is None  # those of an image and of its mirror image are not the same gates
     assert report["boundary"] == {} and report["published"]["edge"]["metric"] == "loss_plain"
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "line"),
-    [
-        ("labels", "circles", r"config.eval.boundary.labels='circles': must be one of regions, lines"),
-        ("max_dist", 0.0, r"config.eval.boundary.max_dist=0.0: must be a share of the diagonal"),
-    ],
-)
-def test_a_boundary_config_that_does_not_fit_is_refused(run, field, value, line):
-    config = tiny()
-    config.eval.boundary[field] = value
-    with pytest.raises(UserError, match=line):
-        full_pass._Examples(config, run.tasks, one_device())
 
 
 def test_a_label_of_its_own_for_the_benchmark_is_used_and_unknown_pixels_are_left_out(run):

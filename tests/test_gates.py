@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import demo, folder, nyud
+from configs import demo
 from taskexpert_jax import gates as inspect
+from taskexpert_jax.config import IMAGENET, read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import gate_findings
 from taskexpert_jax.evaluation.gate_findings import Inspection
@@ -91,13 +92,11 @@ def run(tmp_path_factory):
         frames[index, top : top + rows, left : left + columns] = image
         windows.append((top, left, rows, columns))
     windows = np.array(windows, np.int32)
-    apply = jax.jit(
-        lambda v, i, w: model.apply(v, inputs.normalise(i, w, inputs.IMAGENET), train=False, return_gates=True)[1]
-    )
+    apply = jax.jit(lambda v, i, w: model.apply(v, inputs.normalise(i, w, IMAGENET), train=False, return_gates=True)[1])
     gates = np.asarray(apply(variables, frames, windows))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        config = inspect.read_config(base / "run")
+        config = read_run(base / "run")
         found = inspect.inspect(config, base / "run", "best", base / "images", base / "out")
     return Run(base / "run", base / "out", found, printed.getvalue(), frames, windows, gates)
 
@@ -223,52 +222,8 @@ def test_sheets_and_heat_map_are_pictures(run):
         assert tuple(gate_maps.weight_colours()[round(255 * weight)].tolist()) in found
 
 
-@pytest.mark.parametrize(
-    "config", [tiny(), nyud.get_config("vit_l16"), folder.get_config("tiny")], ids=lambda c: c.variant
-)
-def test_the_runs_own_config_builds_the_same_model(config, tmp_path, capsys):
-    if config.dataset.name == "folder":
-        config.dataset.semseg_classes = ("road", "grass")
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    read = inspect.read_config(tmp_path)
-    models = [taskexpert.from_config(of, from_config(of)) for of in (read, config)]
-    ours, theirs = (dataclasses.asdict(dataclasses.replace(model, tasks=())) for model in models)
-    assert ours == theirs
-    for one, other in zip(models[0].tasks, models[1].tasks, strict=True):
-        assert (one.name, one.channels, one.class_names) == (other.name, other.channels, other.class_names)
-    assert read.dataset.image_size == config.dataset.image_size
-    assert capsys.readouterr().out == ""
-
-
-def test_fields_that_a_run_is_too_old_for_get_their_defaults_and_are_named(tmp_path, capsys):
-    saved = tiny().to_dict()
-    del saved["model"]["gate"]["temperature"], saved["model"]["memory"]["write"]
-    (tmp_path / "config.json").write_text(json.dumps(saved))
-    read = inspect.read_config(tmp_path)
-    assert (read.model.gate.temperature, read.model.memory.write) == (1.0, "residual")
-    assert capsys.readouterr().out.endswith("default each: model.gate.temperature, model.memory.write\n")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, r"config\.json is missing; give the --workdir of a run"),
-        ("{", r"config\.json is not a run's config \(.*\); give --config"),
-        ("[1]", r"config\.json is not a run's config \(.*\); give --config"),
-        ('{"model": 1}', r"config\.json is not a run's config \(.*\); give --config"),
-        ("{}", r"config\.json is not a run's config \(no field .*\); give --config"),
-    ],
-)
-def test_what_is_no_config_is_refused_in_a_line(content, message, tmp_path):
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=message) as refused:
-        inspect.read_config(tmp_path)
-    assert "\n" not in str(refused.value)
-
-
 def test_wrong_input_is_refused_and_good_images_are_still_inspected(run, tmp_path):
-    config = inspect.read_config(run.workdir)
+    config = read_run(run.workdir)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"not a picture")
     out = tmp_path / "out"

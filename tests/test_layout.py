@@ -3,14 +3,10 @@
 import ast
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
-from ml_collections import ConfigDict
 import pytest
-
-from configs import defaults, demo, folder, nyud, pascal_context
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ("taskexpert_jax", "input_pipeline", "configs")
@@ -64,36 +60,6 @@ def test_lower_floors_do_not_import_higher_ones():
 
 def test_main_is_short():
     assert len((ROOT / "main.py").read_text().splitlines()) < 100
-
-
-def leaves(config, prefix=""):
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-@pytest.mark.parametrize("module", [demo, folder, nyud, pascal_context])
-def test_every_config_field_is_read(module):
-    config = module.get_config("tiny")
-    code = "\n".join(path.read_text() for path in SOURCES if path.parent.name != "configs")
-    keyed = ("loss_weights.", "mesh.")  # read by key, see tasks.build and sharding.make_mesh
-    unread = [
-        field
-        for field in leaves(config)
-        if not field.startswith(keyed)
-        and not re.search(rf'(\.{field.split(".")[-1]}\b|"{re.escape(field.removeprefix("model."))}")', code)
-    ]
-    assert unread == []
-
-
-@pytest.mark.parametrize("variant", defaults.VARIANTS)
-def test_every_config_field_is_commented_and_every_variant_exists(variant):
-    assert nyud.get_config(variant).variant == variant
-    for line in (ROOT / "configs" / "defaults.py").read_text().splitlines():
-        if re.match(r"    (config|model)\.[\w.]+ = ", line) and not re.search(r"= (ConfigDict\(\)|_model\()", line):
-            assert "#" in line, f"no comment: {line.strip()}"
 
 
 WITHOUT_TENSORFLOW = """

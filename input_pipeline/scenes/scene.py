@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pathlib
 from typing import Any
 
+from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
@@ -150,28 +151,21 @@ class _Scenes:
         return render(len(SPLITS) * index + self._first, seed=self._seed, height=height, width=width)
 
 
-def source(config: Any, split: str) -> _Scenes:
+def source(config: ConfigDict, split: str) -> _Scenes:
     """A split of the data set.
 
     config: image_size (H, W), seed of the family of scenes, train_scenes and val_scenes, how many of each.
 
     Raises:
-      UserError: an unknown split, or a field out of range.
+      UserError: an unknown split.
     """
     if split not in SPLITS:
         raise UserError(f"the scenes have no split {split!r}; choose train or val")
     count = {"train": config.train_scenes, "val": config.val_scenes}[split]
-    if count < 1:
-        raise UserError(f"config.dataset.{split}_scenes is {count}; give at least 1")
-    size = tuple(config.image_size)
-    if len(size) != 2 or min(size) < 1:
-        raise UserError(f"config.dataset.image_size is {size}; give a height and a width in pixels")
-    if config.seed < 0:
-        raise UserError(f"config.dataset.seed is {config.seed}; give 0 or more")
-    return _Scenes(split, count, config.seed, (int(size[0]), int(size[1])))
+    return _Scenes(split, count, config.seed, tuple(config.image_size))
 
 
-def fingerprint(config: Any) -> str:
+def fingerprint(config: ConfigDict) -> str:
     """What tells these scenes from those of another version; with seed, counts and size, all of them in the config."""
     del config
     return VERSION

@@ -23,10 +23,11 @@ from jax.sharding import Mesh
 from taskexpert_jax.compile import collectives, memory_layout, topologies
 from taskexpert_jax.compile import report as compile_report
 from taskexpert_jax.compile.report import Program, Report, Trial
+from taskexpert_jax.config import frame_size
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import inference
 from taskexpert_jax.evaluation import steps as evaluation_steps
-from taskexpert_jax.models import budget, inputs
+from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import Task, from_config
@@ -133,7 +134,7 @@ def _lowerings(config: Any, model: taskexpert.TaskExpert, mesh: Mesh) -> dict[st
         return step.lower(state, placed(lambda: tally.empty(model.tasks)), batch)
 
     def evaluation() -> Any:
-        batch = abstract_batch(model.tasks, config.eval.batch_size, inputs.frame_size(config), mesh)
+        batch = abstract_batch(model.tasks, config.eval.batch_size, frame_size(config), mesh)
         step: Any = evaluation_steps.make_eval_step(model.tasks, inference.make_inference(model, config), mesh)
         return step.lower(state.variables(), placed(lambda: evaluation_steps.empty_states(model.tasks)), batch)
 

@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 import numpy as np
 import tqdm
 
+from taskexpert_jax.config import frame_size
 from taskexpert_jax.evaluation import extremes, inference, steps
 from taskexpert_jax.evaluation.best_constant import LabelSample
 from taskexpert_jax.evaluation.boundaries import BoundaryRun
 from taskexpert_jax.evaluation.extremes import Extremes
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics
 from taskexpert_jax.evaluation.inference import Inference
-from taskexpert_jax.models import inputs
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.parallel import processes, sharding
 from taskexpert_jax.tasks import Task
@@ -113,7 +113,7 @@ def _single_states(task: Task, prediction: jax.Array, batch: Mapping[str, Any]) 
 def run(config: Any, model: TaskExpert, variables: Any, batches: Iterable[HostBatch], mesh: Mesh) -> Pass:
     """One pass of a model over this process's batches of an evaluation set; errors as `run_forward`."""
     forward = model_forward(model, inference.make_inference(model, config))
-    single = inference.is_single(inference.views(config), inputs.frame_size(config))
+    single = inference.is_single(inference.views(config), frame_size(config))
     totals = empty_totals(model, single=single)
     return run_forward(config, model.tasks, forward, variables, totals, batches, mesh)
 

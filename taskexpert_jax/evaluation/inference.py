@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.config import frame_size, normalisation
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models.model import TaskExpert
@@ -50,34 +51,22 @@ class Views(NamedTuple):
     patch: int
 
 
-def views(config: Any) -> Views:
-    """The views of a config.
-
-    Raises:
-      UserError: scales that are not positive, an overlap outside of [0, 1), or frames of a size that does not fit.
-    """
-    scales = tuple(config.eval.scales)
-    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
-        raise UserError(f"config.eval.scales={scales}: give one or more positive factors; (1.0,) is the image as it is")
-    if not 0 <= config.eval.overlap < 1:
-        raise UserError(f"config.eval.overlap={config.eval.overlap}: must be a share of a window's side, in [0, 1)")
+def views(config: ConfigDict) -> Views:
+    """The views of a config."""
     model_size = tuple(config.dataset.image_size)
-    window = None if inputs.frame_size(config) == model_size else model_size
-    return Views(bool(config.eval.flip), scales, window, config.eval.overlap, config.model.patch_size)
+    window = None if frame_size(config) == model_size else model_size
+    return Views(config.eval.flip, tuple(config.eval.scales), window, config.eval.overlap, config.model.patch_size)
 
 
-def make_inference(model: TaskExpert, config: Any) -> Inference:
+def make_inference(model: TaskExpert, config: ConfigDict) -> Inference:
     """(variables, image, window) -> {task: (B, H, W, channels) float32}, to be called inside of a jitted step.
 
     image is (B, H, W, 3) uint8, in frames of any size that are multiples of the patch size or larger than
     `dataset.image_size`; window (B, 4) int32: top, left, height and width of the picture in it. Predictions in the
     padding have no meaning.
-
-    Raises:
-      UserError: see `views` and `inputs.normalisation`.
     """
     asked = views(config)
-    by = inputs.normalisation(config)
+    by = normalisation(config)
 
     def infer(variables: Any, image: jax.Array, window: jax.Array) -> Maps:
         picture = inputs.normalise(image, window, by)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from clu import metrics as clu_metrics
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax import text_table
@@ -125,7 +126,7 @@ def per_class(tasks: tuple[Task, ...], states: Mapping[str, clu_metrics.Metric])
 
 
 def facts(
-    config: Any, *, workdir: pathlib.Path, which: str, step: int, examples: int, seconds: float
+    config: ConfigDict, *, workdir: pathlib.Path, which: str, step: int, examples: int, seconds: float
 ) -> dict[str, Any]:
     """What was evaluated, on what, how and when; plain values.
 

@@ -14,7 +14,6 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import sharding
 
 Kind = Literal["xla", "cudnn", "splash"]
-Choice = Literal["auto", "xla", "cudnn", "splash"]
 PerHead = Float[Array, "B N heads d"]
 
 # Kind -> the only platform that has it, its name in messages, and the dtypes it takes.
@@ -28,7 +27,7 @@ _LANES = 128  # splash takes sequence lengths that are multiples of it
 _LONGEST_BLOCK = 512  # queries or keys: a block of float32 scores is then 1 MiB of a TPU core's 16 MiB or more
 
 
-def choose(choice: Choice, dtype: str, size: int, device: Any) -> Kind:
+def choose(choice: Kind | Literal["auto"], dtype: str, size: int, device: Any) -> Kind:
     """Attention implementation on a device, real or described: `choice` itself, or what auto resolves to.
 
     auto is cudnn where it exists for this dtype and head size, else xla. Splash is never chosen by auto because it has

@@ -7,7 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from taskexpert_jax.models import upsampling
-from taskexpert_jax.models.decoders.taskexpert import Norm, NormKind, spatial_conv
+from taskexpert_jax.models.decoders.taskexpert import Norm, spatial_conv
 from taskexpert_jax.models.layers import Dtype, logical, recomputed
 from taskexpert_jax.parallel import sharding
 
@@ -20,7 +20,7 @@ class Head(nn.Module):
 
     channels: int
     upsample: int
-    norm: NormKind
+    norm: str
     dtype: Dtype
 
     def __call__(self, memory: Float[Array, "B h w D"], train: bool) -> Float[Array, "B H W c"]:

@@ -6,23 +6,23 @@ stages with their blocks scanned inside would compute the same, because nothing 
 tokens, but would copy the saved activations of the blocks twice. Dims: docs/conventions.md.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
+from ml_collections import ConfigDict
 
+from taskexpert_jax.config import Normalisation, normalisation
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models import attention, heads, inputs
+from taskexpert_jax.models import attention, heads
 from taskexpert_jax.models.backbones import vit
 from taskexpert_jax.models.decoders import taskexpert
 from taskexpert_jax.models.layers import Dtype, logical, recomputed
 from taskexpert_jax.models.upsampling import resize_bilinear
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import Task
-
-Unroll = Literal["auto", "yes", "no"]
 
 
 class TaskExpert(nn.Module):
@@ -54,11 +54,11 @@ class TaskExpert(nn.Module):
     gate: taskexpert.GateSpec
     memory: taskexpert.MemorySpec
     head_upsample: int
-    head_norm: taskexpert.NormKind
+    head_norm: str
     remat: bool
     unroll: bool
     dtype: Dtype
-    normalisation: inputs.Normalisation
+    normalisation: Normalisation
 
     @property
     def expert_slots(self) -> tuple[str, ...]:
@@ -156,90 +156,47 @@ class TaskExpert(nn.Module):
         return jnp.broadcast_to(vectors.astype(self.dtype)[:, None, None, None], shape)
 
 
-def _choice(config: Any, field: str, known: Any) -> Any:
-    """The value of a field, refused where it is not one of the literals `known`."""
-    value = config
-    for part in field.split("."):
-        value = value[part]
-    allowed = known.__args__
-    if value not in allowed:
-        raise UserError(f"config.model.{field}={value!r}: must be one of {', '.join(allowed)}")
-    return value
-
-
-def _positive(config: Any, field: str) -> float:
-    """The value of a field, refused where it is not more than 0."""
-    value = config
-    for part in field.split("."):
-        value = value[part]
-    if not value > 0:
-        raise UserError(f"config.model.{field}={value!r}: must be more than 0")
-    return value
-
-
-def _backbone(config: Any, device: Any) -> vit.Backbone:
+def _backbone(config: ConfigDict, device: Any) -> vit.Backbone:
     """The ViT of `config.model`, for a device."""
     model = config.model
-    if model.layer_scale < 0 or model.registers < 0:
-        raise UserError(
-            f"config.model.layer_scale={model.layer_scale}, registers={model.registers}: neither may be less than 0"
-        )
     shape = (model.width, model.depth, model.heads, model.mlp_ratio, model.patch_size)
-    asked = _choice(model, "attention", attention.Choice)
-    kind = attention.choose(asked, config.dtype, model.width // model.heads, device)
+    kind = attention.choose(model.attention, config.dtype, model.width // model.heads, device)
     return vit.Backbone(*shape, model.layer_scale, model.class_token, model.registers, kind)
 
 
-def from_config(config: Any, tasks: tuple[Task, ...], device: Any = None) -> TaskExpert:
-    """The model of a config (`config.model`, `config.dataset.image_size`, `config.dtype`).
+def from_config(config: ConfigDict, tasks: tuple[Task, ...], device: Any = None) -> TaskExpert:
+    """The model of a config (`config.model`, `config.dataset.image_size`, `config.dtype`) that `check` has accepted.
 
     device: one of those that it is for, real or described; this process's first if None.
 
     Raises:
-      UserError: a value outside of what the field allows, named.
+      UserError: `config.model.attention` is not available on the device.
     """
     model = config.model
-    patch = model.patch_size
     height, width = config.dataset.image_size
-    if height % patch or width % patch:
-        raise UserError(
-            f"config.dataset.image_size={height}x{width}: sides must be multiples of config.model.patch_size={patch}"
-        )
-    if model.depth % model.taps:
-        raise UserError(f"config.model.taps={model.taps} must divide config.model.depth={model.depth}")
-    if model.width % model.heads:
-        raise UserError(f"config.model.heads={model.heads} must divide config.model.width={model.width}")
-    if config.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.dtype={config.dtype!r}: must be float32 or bfloat16")
     device = device or jax.local_devices()[0]
-    norm = _choice(model, "norm", taskexpert.NormKind)
-    unroll = _choice(model, "unroll", Unroll)
     return TaskExpert(
         tasks=tasks,
         backbone=_backbone(config, device),
-        grid=(height // patch, width // patch),
+        grid=(height // model.patch_size, width // model.patch_size),
         taps=model.taps,
         width=model.feature_width,
         drop_path=model.drop_path,
-        experts=taskexpert.ExpertSpec(model.experts, model.expert_kernel, norm),
+        experts=taskexpert.ExpertSpec(model.experts, model.expert_kernel, model.norm),
         gate=taskexpert.GateSpec(
-            input=_choice(model, "gate.input", taskexpert.GateInput),
-            granularity=_choice(model, "gate.granularity", taskexpert.Granularity),
+            input=model.gate.input,
+            granularity=model.gate.granularity,
             width=model.gate.width,
             top_k=model.gate.top_k,
-            temperature=_positive(model, "gate.temperature"),
+            temperature=model.gate.temperature,
             noise=model.gate.noise,
-            init=_choice(model, "gate.init", taskexpert.GateInit),
+            init=model.gate.init,
         ),
-        memory=taskexpert.MemorySpec(
-            init=_choice(model, "memory.init", taskexpert.MemoryInit),
-            read=_choice(model, "memory.read", taskexpert.MemoryRead),
-            write=_choice(model, "memory.write", taskexpert.MemoryWrite),
-        ),
+        memory=taskexpert.MemorySpec(init=model.memory.init, read=model.memory.read, write=model.memory.write),
         head_upsample=model.head_upsample,
-        head_norm=norm,
+        head_norm=model.norm,
         remat=model.remat,
-        unroll=device.platform == "cpu" if unroll == "auto" else unroll == "yes",
+        unroll=device.platform == "cpu" if model.unroll == "auto" else model.unroll == "yes",
         dtype=jnp.dtype(config.dtype),
-        normalisation=inputs.normalisation(config),
+        normalisation=normalisation(config),
     )

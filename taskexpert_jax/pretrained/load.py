@@ -8,7 +8,6 @@ tensor of the file is used or known to be of no use.
 from collections.abc import Iterable, Mapping
 import contextlib
 import dataclasses
-import json
 import pathlib
 import re
 from typing import Any
@@ -18,8 +17,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from taskexpert_jax.config import normalisation, read_run
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models import budget, inputs
+from taskexpert_jax.models import budget
 from taskexpert_jax.models.backbones import position_embedding
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.pretrained import files as weight_files
@@ -56,7 +56,7 @@ class Weights:
         return jax.tree_util.tree_map_with_path(place, params)
 
 
-def read(config: Any, model: TaskExpert) -> Weights | None:
+def read(config: ConfigDict, model: TaskExpert) -> Weights | None:
     """The weights of `config.model.pretrained` for the backbone of `model`; None where it is empty.
 
     Raises:
@@ -95,10 +95,10 @@ def is_backbone(name: str) -> bool:
 def _read_run(workdir: pathlib.Path, backbone: Shapes) -> tuple[Tensors, Family, Input]:
     """The parameters of a run's best checkpoint (the latest where none was evaluated), what they are, their input."""
     try:
-        saved: Any = ConfigDict(json.loads((workdir / "config.json").read_text()))
-        best = best_task(saved, from_config(saved))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"config.model.pretrained={workdir}: config.json is not that of a run ({error})") from None
+        saved = read_run(workdir)
+    except UserError as error:
+        raise UserError(f"config.model.pretrained={workdir}: {error}") from None
+    best = best_task(saved, from_config(saved))
     with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:
         step = checkpoints.select("best")
         params = checkpoints.restore_parameters(step)
@@ -109,9 +109,7 @@ def _read_run(workdir: pathlib.Path, backbone: Shapes) -> tuple[Tensors, Family,
         parts.append(Part(name, None, {name: wanted}, lambda array: array))
     kind = f"a run of this project at step {step}"
     family = Family(kind, parts, r"(mixture|head_\w+)/.*|initial_memory|patches/class_token")
-    before = {"image_mean": inputs.IMAGENET.mean, "image_std": inputs.IMAGENET.std}  # of runs that did not record it
-    mean, std = (tuple(saved.model.get(name, default)) for name, default in before.items())
-    return tensors, family, Input(mean, std, tuple(saved.dataset.image_size), "config.json")
+    return tensors, family, Input(*normalisation(saved), tuple(saved.dataset.image_size), "config.json")
 
 
 def _on_grid(arrays: Tensors, grid: tuple[int, int]) -> tuple[Tensors, tuple[int, int] | None]:

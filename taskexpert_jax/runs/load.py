@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.config import check
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.runs.checkpoints import Checkpoints
@@ -15,19 +16,12 @@ from taskexpert_jax.tasks import Task, from_config
 from taskexpert_jax.training import optimizer
 from taskexpert_jax.training import state as train_state
 
-PARAMS_DTYPES = ("float32", "bfloat16")  # of `config.eval.params_dtype`
+def best_task(config: ConfigDict, tasks: tuple[Task, ...]) -> Task:
+    """The task that decides which checkpoint is the best."""
+    return next(task for task in tasks if task.name == config.checkpoint.best_task)
 
 
-def best_task(config: Any, tasks: tuple[Task, ...]) -> Task:
-    """The task that decides which checkpoint is the best; raises UserError where it is not among the tasks."""
-    for task in tasks:
-        if task.name == config.checkpoint.best_task:
-            return task
-    names = ", ".join(task.name for task in tasks)
-    raise UserError(f"config.checkpoint.best_task={config.checkpoint.best_task!r} is not among the tasks ({names})")
-
-
-def load(config: Any, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[TaskExpert, Any, int]:
+def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[TaskExpert, Any, int]:
     """(model, variables on the mesh, step) of a run's checkpoint, without its optimiser.
 
     Args:
@@ -37,10 +31,9 @@ def load(config: Any, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[Ta
       mesh: where the variables go.
 
     Raises:
-      UserError: a dtype that parameters cannot have, or a checkpoint that is not there, is damaged or does not fit.
+      UserError: an invalid config, or a checkpoint that is not there, is damaged or does not fit.
     """
-    if config.eval.params_dtype not in PARAMS_DTYPES:
-        raise UserError(f"config.eval.params_dtype={config.eval.params_dtype!r}: use {' or '.join(PARAMS_DTYPES)}")
+    check(config)
     tasks = from_config(config)
     model = taskexpert.from_config(config, tasks)
     averaged = config.optimizer.ema_decay > 0

@@ -10,12 +10,11 @@ import pathlib
 import socket
 from typing import Any
 
+from taskexpert_jax.config import flat, read_run
 from taskexpert_jax.errors import UserError
 
 # What may change when a run is resumed: where and how fast it runs and what it reports, not what it computes.
 FREE = ("mesh.", "eval.", "log.", "guard.", "checkpoint.", "dataset.cache", "dataset.threads", "dataset.data_dir")
-
-_NONE = object()  # where a field should be
 
 
 @contextlib.contextmanager
@@ -57,8 +56,8 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
     Args:
       workdir: the run's directory.
-      config: plain dict form of the config. Fields that the run's own config lacks, for the program did not have them
-        when it started, must have their default (configs/defaults.py).
+      config: plain dict form of the config. Fields that the run's own config lacks, because the program did not have
+        them when it started, must have their default.
 
     Raises:
       UserError: the directory belongs to a run with another config; the message lists the fields. Or its config cannot
@@ -72,7 +71,8 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         partial.write_text(json.dumps(wanted, indent=2) + "\n")
         partial.rename(path)
         return
-    differences = list(_differences(_read(path), wanted, _defaults(wanted)))
+    saved = json.loads(json.dumps(read_run(workdir).to_dict()))
+    differences = list(_differences(dict(flat(saved)), dict(flat(wanted))))
     if differences:
         listed = "".join(f"\n  {line}" for line in differences)
         raise UserError(
@@ -85,40 +85,16 @@ def note_other_data(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
     path = workdir / "config.json"
     if not path.exists():
         return ""
-    trained, given = (of.get("dataset", {}).get("fingerprint", "") for of in (_read(path), config))
+    trained, given = read_run(workdir).dataset.fingerprint, config["dataset"]["fingerprint"]
     if trained == given:
         return ""
     return f"other data than those of training: fingerprint {given or 'unknown'}, in training {trained or 'unknown'}"
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); put it back, or use another --workdir") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a run's config; put it back, or use another --workdir")
-    return found
-
-
-def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    from configs import defaults  # says which fields every config has
-
-    variant = config.get("variant")
-    return json.loads(json.dumps(defaults.base(variant if variant in defaults.VARIANTS else "tiny").to_dict()))
-
-
-def _differences(saved: Any, wanted: Any, default: Any, prefix: str = "") -> Iterator[str]:
-    """A line for every field that differs, and is not new with its default."""
-    if prefix and (prefix + ".").startswith(FREE):
-        return
-    if saved is _NONE and isinstance(wanted, dict):  # a group of fields that is new
-        saved = {}
-    if isinstance(saved, dict) and isinstance(wanted, dict):
-        for key in sorted(saved.keys() | wanted.keys()):
-            name = f"{prefix}.{key}" if prefix else key
-            below = default.get(key, _NONE) if isinstance(default, dict) else _NONE
-            yield from _differences(saved.get(key, _NONE), wanted.get(key, _NONE), below, name)
-    elif saved != wanted and not (saved is _NONE and wanted == default):
-        was, now = ("absent" if value is _NONE else repr(value) for value in (saved, wanted))
-        yield f"{prefix} was {was}, is {now}"
+def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    """A line for every field that differs, but those that may."""
+    for name in sorted(saved.keys() | wanted.keys()):
+        if name.startswith(FREE) or (name in saved and name in wanted and saved[name] == wanted[name]):
+            continue
+        was, now = (repr(of[name]) if name in of else "absent" for of in (saved, wanted))
+        yield f"{name} was {was}, is {now}"

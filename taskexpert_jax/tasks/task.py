@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from clu import metrics as clu_metrics
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax.errors import UserError
@@ -310,7 +311,7 @@ def build(
     return tuple(built)
 
 
-def from_config(config: Any) -> tuple[Task, ...]:
+def from_config(config: ConfigDict) -> tuple[Task, ...]:
     """The tasks of a config: its `tasks`, `loss_weights`, `edge_pos_weight` and `dataset.semseg_classes`."""
     return build(
         config.tasks,

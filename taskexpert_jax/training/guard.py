@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 import json
 import pathlib
-from typing import Any
 
+from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax.errors import UserError
@@ -35,7 +35,7 @@ class Guard:
 
     def __init__(
         self,
-        config: Any,
+        config: ConfigDict,
         workdir: pathlib.Path,
         ids: Callable[[int], list[str]],
         *,

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 import optax
 
-from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models.decoders import taskexpert
 from taskexpert_jax.models.model import TaskExpert
@@ -21,7 +21,7 @@ Batch = Mapping[str, jax.Array]
 
 
 def make_train_step(
-    model: TaskExpert, tx: optax.GradientTransformation, config: Any, mesh: Mesh, state_shardings: TrainState
+    model: TaskExpert, tx: optax.GradientTransformation, config: ConfigDict, mesh: Mesh, state_shardings: TrainState
 ) -> Callable[[TrainState, Tally, Batch], tuple[TrainState, Tally]]:
     """(state, tally, batch) -> (state, tally), jitted on the mesh; the state is donated.
 
@@ -107,14 +107,8 @@ def split_batch(batch: Batch, count: int) -> Batch:
     return jax.tree.map(split, dict(batch))
 
 
-def batch_sizes(config: Any) -> dict[str, int]:
-    """Config field -> global batch size, for every batch that is split over the devices.
-
-    Raises:
-      UserError: accumulate_steps does not divide batch_size.
-    """
-    micro_batch, rest = divmod(config.batch_size, config.accumulate_steps)
-    if rest:
-        raise UserError(f"config.accumulate_steps={config.accumulate_steps} must divide batch_size={config.batch_size}")
+def batch_sizes(config: ConfigDict) -> dict[str, int]:
+    """Config field -> global batch size, for every batch that is split over the devices."""
+    micro_batch = config.batch_size // config.accumulate_steps
     sizes = {"batch_size": config.batch_size, "eval.batch_size": config.eval.batch_size}
     return sizes if config.accumulate_steps == 1 else {**sizes, "batch_size / accumulate_steps": micro_batch}

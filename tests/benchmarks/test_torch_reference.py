@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import random_batch
 from configs import nyud, pascal_context
+from taskexpert_jax.config import IMAGENET
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models import model as taskexpert
@@ -39,7 +40,7 @@ class Pair:
         self.model = taskexpert.from_config(config, self.tasks)
         self.batch = random_batch.make(config, self.tasks, 3, seed=0, whole=False)
         self.picture = np.array(
-            inputs.normalise(jnp.asarray(self.batch["image"]), jnp.asarray(self.batch["window"]), inputs.IMAGENET)
+            inputs.normalise(jnp.asarray(self.batch["image"]), jnp.asarray(self.batch["window"]), IMAGENET)
         )
         variables = _random_variables(self.model, self.picture)
         self.params, self.batch_stats = variables["params"], variables["batch_stats"]

@@ -1,7 +1,5 @@
 """Predictions averaged over mirrored and resized images and sliding windows."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -10,7 +8,7 @@ import pytest
 
 from configs import demo
 from input_pipeline import pipeline
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.config import IMAGENET
 from taskexpert_jax.evaluation import inference
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models import model as taskexpert
@@ -88,7 +86,7 @@ def test_without_views_it_is_the_models_own_prediction_bit_for_bit(model, scales
     image, window = pictures((0, 0, 32, 48), (3, 5, 20, 31))
     built, variables = model
     ours = infer(built, variables, config_with(scales=scales), image, window)
-    theirs = jax.jit(lambda v, *of: built.apply(v, inputs.normalise(*of, inputs.IMAGENET), train=False))(
+    theirs = jax.jit(lambda v, *of: built.apply(v, inputs.normalise(*of, IMAGENET), train=False))(
         variables, image, window
     )
     for name, of in theirs.items():
@@ -215,7 +213,7 @@ def test_a_picture_of_one_colour_keeps_its_value_up_to_the_border(fields, frame)
     for of, (top, left, height, width) in zip(image, window, strict=True):
         of[top : top + height, left : left + width] = (200, 30, 90)
     ours = infer(PixelByPixel(), None, config_with(**fields), image, window)
-    colour = inputs.normalise(np.full((3, *frame, 3), (200, 30, 90), np.uint8), window, inputs.IMAGENET)
+    colour = inputs.normalise(np.full((3, *frame, 3), (200, 30, 90), np.uint8), window, IMAGENET)
     theirs = PixelByPixel().apply(None, colour, train=False)
     assert all(np.isfinite(of).all() for of in ours.values())
     for task in TASKS:
@@ -231,7 +229,7 @@ def test_windows_of_a_map_that_looks_at_single_pixels_equal_the_whole(overlap):
     image, window = pictures((0, 0, *frame), (1, 2, 40, 50), (20, 20, 10, 70), (9, 21, 32, 48), frame=frame)
     model = PixelByPixel(bias=0.3)
     ours = infer(model, None, config_with(image_size=frame, overlap=overlap), image, window)
-    whole = model.apply(None, inputs.normalise(image, window, inputs.IMAGENET), train=False)
+    whole = model.apply(None, inputs.normalise(image, window, IMAGENET), train=False)
     assert_same_inside(ours, whole, window, rtol=1e-4, atol=1e-6)
 
 
@@ -307,25 +305,3 @@ def test_evaluation_reads_frames_of_its_own_size():
     assert batch["image"].shape == (2, 40, 64, 3) and batch["depth"].shape == (2, 40, 64, 1)
     np.testing.assert_array_equal(batch["window"], [(0, 0, 40, 64)] * 2)  # scenes are rendered as large as asked for
     assert next(iter(pipeline.train_batches(config, TASKS)))["image"].shape[1:3] == SIZE
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"scales": (1.0, 0.0)}, r"config.eval.scales=\(1.0, 0.0\): give one or more positive factors"),
-        ({"scales": (-1.0,)}, r"positive factors"),
-        ({"scales": (float("nan"),)}, r"positive factors"),
-        ({"scales": ()}, r"positive factors"),
-        ({"overlap": 1.0}, r"config.eval.overlap=1.0: must be a share"),
-        ({"overlap": -0.1}, r"must be a share"),
-        ({"image_size": (32, 40)}, r"config.eval.image_size=32x40 is smaller than config.dataset.image_size=32x48"),
-        ({"image_size": (100,)}, r"give a height and a width"),
-        ({"image_size": (100.5, 100.0)}, r"give a height and a width"),
-    ],
-)
-def test_wrong_views_are_named(fields, message):
-    config = types.SimpleNamespace(
-        **{**config_with(), "eval": types.SimpleNamespace(**{**config_with().eval, **fields})}
-    )
-    with pytest.raises(UserError, match=message):
-        inference.make_inference(PixelByPixel(), config)

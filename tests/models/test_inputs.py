@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import nyud
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.config import IMAGENET, Normalisation, normalisation
 from taskexpert_jax.evaluation import full_pass, inference
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models import model as taskexpert
@@ -23,7 +23,7 @@ from taskexpert_jax.training.step import make_train_step
 def test_normalisation_is_the_familys_and_padding_is_exactly_zero():
     image = np.random.default_rng(0).integers(0, 256, (2, 6, 8, 3), np.uint8)
     window = np.array([[1, 2, 3, 4], [0, 0, 6, 8]], np.int32)
-    ours = np.asarray(inputs.normalise(jnp.asarray(image), jnp.asarray(window), inputs.IMAGENET))
+    ours = np.asarray(inputs.normalise(jnp.asarray(image), jnp.asarray(window), IMAGENET))
     expected = (image / 255.0 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     inside = np.zeros((2, 6, 8), bool)
     inside[0, 1:4, 2:6] = True
@@ -34,22 +34,11 @@ def test_normalisation_is_the_familys_and_padding_is_exactly_zero():
 
 def test_normalisation_is_that_of_the_config():
     config = nyud.get_config("tiny")
-    assert inputs.normalisation(config) == inputs.IMAGENET
+    assert normalisation(config) == IMAGENET
     config.model.image_mean, config.model.image_std = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
     image = np.array([[[[255, 0, 51]]]], np.uint8)
-    found = inputs.normalise(jnp.asarray(image), jnp.array([[0, 0, 1, 1]]), inputs.normalisation(config))
+    found = inputs.normalise(jnp.asarray(image), jnp.array([[0, 0, 1, 1]]), normalisation(config))
     np.testing.assert_allclose(found[0, 0, 0], [1.0, -1.0, 0.2], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("mean", (0.5, 0.5)), ("std", (0.5, 0.5, 0.0)), ("mean", ("a", 0.0, 0.0)), ("std", (0.5, float("nan"), 1.0))],
-)
-def test_a_normalisation_of_other_values_is_refused(field, value):
-    config = nyud.get_config("tiny")
-    config.model[f"image_{field}"] = value
-    with pytest.raises(UserError, match=rf"config\.model\.image_{field}=\(.*: give three (positive )?numbers"):
-        inputs.normalisation(config)
 
 
 class Asked(Exception):
@@ -58,7 +47,7 @@ class Asked(Exception):
 
 @pytest.mark.parametrize("where", ["train", "inference", "gates"])
 def test_training_and_inference_normalise_as_the_config_says(where, monkeypatch):
-    def ask(image, window, by=inputs.IMAGENET):
+    def ask(image, window, by=IMAGENET):
         raise Asked(by)
 
     monkeypatch.setattr(inputs, "normalise", ask)
@@ -85,7 +74,7 @@ def test_training_and_inference_normalise_as_the_config_says(where, monkeypatch)
     program = {"train": train_step, "inference": lambda: infer(None, image, window), "gates": gates}[where]
     with pytest.raises(Asked) as asked:
         program()
-    assert asked.value.args == (inputs.Normalisation((0.5, 0.4, 0.3), (0.5, 0.6, 0.7)),)
+    assert asked.value.args == (Normalisation((0.5, 0.4, 0.3), (0.5, 0.6, 0.7)),)
 
 
 def test_a_resumed_run_writes_no_line_twice(tmp_path):

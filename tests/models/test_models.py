@@ -380,18 +380,3 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(variables, outputs
         assert prediction.dtype == jnp.float32
         difference = np.abs(prediction - outputs[0][name]).max() / np.abs(outputs[0][name]).max()
         assert 1e-5 < difference < 0.1, name
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"gate.input": "locl"}, r"config.model.gate.input='locl': must be one of local, context, both"),
-        ({"memory.write": "append"}, r"memory.write='append'"),
-        ({"taps": 3}, r"config.model.taps=3 must divide config.model.depth=4"),
-        ({"heads": 5}, r"config.model.heads=5 must divide"),
-        ({"gate.temperature": 0.0}, r"config.model.gate.temperature=0.0: must be more than 0"),
-    ],
-)
-def test_wrong_fields_are_named(fields, message):
-    with pytest.raises(UserError, match=message):
-        build(**fields)

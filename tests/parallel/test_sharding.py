@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import ablation, defaults, demo, folder, nyud, pascal_context
+from configs import ablation, demo, folder, nyud, pascal_context
+from taskexpert_jax.config import VARIANTS
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import from_config
@@ -200,7 +201,7 @@ def test_what_a_mesh_axis_does_not_divide_stays_whole_along_it():
     assert sharding.constrain(heads, "batch", "heads", None) is heads  # without a mesh
 
 
-@pytest.mark.parametrize("variant", defaults.VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_axis_of_every_parameter_has_a_name_that_the_rules_know(variant):
     config = pascal_context.get_config(variant)
     config.dtype = "float32"

@@ -8,11 +8,12 @@ import sys
 
 import pytest
 
-from configs import defaults, demo
+from configs import demo
 from taskexpert_jax.runs import workdir
+from taskexpert_jax.config import base
 from taskexpert_jax.errors import UserError
 
-DEFAULTS = defaults.base("tiny").augment.to_dict()
+DEFAULTS = base("tiny", "scenes").augment.to_dict()
 HOLD = """
 import pathlib, sys
 from taskexpert_jax.runs import workdir
@@ -102,8 +103,8 @@ def test_a_field_that_is_new_may_have_its_default_and_nothing_else(tmp_path):
     with pytest.raises(UserError) as refusal:
         workdir.claim(tmp_path, config.to_dict())
     assert str(refusal.value).splitlines()[1:] == [
-        "  augment.hue was absent, is 3",
-        "  optimizer.ema_decay was absent, is 0.5",
+        "  augment.hue was 18, is 3",
+        "  optimizer.ema_decay was 0.0, is 0.5",
     ]
 
 
@@ -112,6 +113,6 @@ def test_a_config_that_cannot_be_read_is_one_line(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
     config = demo.get_config("tiny").to_dict()
     for read in (workdir.claim, workdir.note_other_data):
-        with pytest.raises(UserError, match=r"^\S+/config.json .*; put it back, or use another --workdir$"):
+        with pytest.raises(UserError, match=r"^\S+/config.json .*; put it back, or give another directory$"):
             read(tmp_path, config)
     assert (tmp_path / "config.json").read_text() == text

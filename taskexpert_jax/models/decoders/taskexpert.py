@@ -10,7 +10,7 @@ Dims: docs/conventions.md; `k` is the number of expert slots, K or K + 1 with th
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,14 +19,6 @@ from jaxtyping import Array, Float, Float32
 
 from taskexpert_jax.models.layers import Dtype, LayerNorm, gelu, logical
 from taskexpert_jax.parallel import sharding
-
-NormKind = Literal["batch", "layer"]
-GateInput = Literal["local", "context", "both"]
-Granularity = Literal["token", "image", "static", "uniform"]
-GateInit = Literal["random", "even"]
-MemoryInit = Literal["learned", "zeros"]
-MemoryRead = Literal["conv1x1", "conv3x3", "identity", "none"]
-MemoryWrite = Literal["residual", "gated", "replace"]
 
 MEMORY = "memory"  # name of the memory's expert slot
 
@@ -37,7 +29,7 @@ class ExpertSpec:
 
     count: int
     kernel: int
-    norm: NormKind
+    norm: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +46,13 @@ class GateSpec:
     init: random, or even: all expert slots start with equal weight.
     """
 
-    input: GateInput
-    granularity: Granularity
+    input: str
+    granularity: str
     width: int
     top_k: int
     temperature: float = 1.0
     noise: float = 0.0
-    init: GateInit = "random"
+    init: str = "random"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +66,9 @@ class MemorySpec:
       discards the previous memory.
     """
 
-    init: MemoryInit
-    read: MemoryRead
-    write: MemoryWrite
+    init: str
+    read: str
+    write: str
 
 
 class Norm(nn.Module):
@@ -85,7 +77,7 @@ class Norm(nn.Module):
     Under a sharded jit the batch statistics are computed over the global batch (SyncBN).
     """
 
-    kind: NormKind
+    kind: str
     dtype: Dtype
 
     @nn.compact

@@ -1,0 +1,37 @@
+"""The config: every field's default, rule and meaning, the check of a whole config, and reading a run's own."""
+
+from taskexpert_jax.config.checking import check, flat
+from taskexpert_jax.config.fields import (
+    DATA_SETS,
+    FIELDS,
+    LOSS_WEIGHT,
+    REQUIRED,
+    VARIANTS,
+    Field,
+    base,
+    fields_of,
+    shrink_for_tests,
+)
+from taskexpert_jax.config.frames import IMAGENET, Normalisation, frame_size, normalisation, whole_patches
+from taskexpert_jax.config.reading import read_run, restored
+
+__all__ = [
+    "DATA_SETS",
+    "FIELDS",
+    "IMAGENET",
+    "LOSS_WEIGHT",
+    "REQUIRED",
+    "VARIANTS",
+    "Field",
+    "Normalisation",
+    "base",
+    "check",
+    "fields_of",
+    "flat",
+    "frame_size",
+    "normalisation",
+    "read_run",
+    "restored",
+    "shrink_for_tests",
+    "whole_patches",
+]

@@ -1,0 +1,115 @@
+"""Checks a config: every field by its own rule, then the relations between fields."""
+
+from collections.abc import Iterator, Mapping
+import difflib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from taskexpert_jax.config.fields import DATA_SETS, LOSS_WEIGHT, fields_of
+from taskexpert_jax.errors import UserError
+
+_LABELS_IN_UINT8 = 255  # classes; 255 itself is unlabelled
+
+
+def check(config: ConfigDict) -> None:
+    """Checks all fields, before anything is compiled or written.
+
+    Raises:
+      UserError: a field that is missing or unknown, a value of a wrong type or outside of what its field allows, or
+        values that do not fit each other. The line names the first such field, its value and what is allowed.
+    """
+    for refusal in _refusals(config):
+        raise UserError(refusal)
+
+
+def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a config with their values, by full name: ("model.gate.width", 8)."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _refusals(config: ConfigDict) -> Iterator[str]:
+    values = dict(flat(config))
+    data_set = values.get("dataset.name")
+    fields = fields_of(data_set) if isinstance(data_set, str) else fields_of("")
+    for name, field in fields.items():
+        if name not in values:
+            yield f"config.{name} is missing: {field.meaning}"
+        elif not field.rule.allows(values[name]):
+            yield f"config.{name}={values[name]!r}: {field.rule.words}"
+    for name in sorted(values.keys() - fields.keys()):
+        if name.startswith("loss_weights."):
+            if not LOSS_WEIGHT.rule.allows(values[name]):
+                yield f"config.{name}={values[name]!r}: {LOSS_WEIGHT.rule.words}"
+        elif data_set in DATA_SETS or not name.startswith("dataset."):  # a data set of one's own has fields of its own
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
+            yield f"config.{name}: unknown field{f'; did you mean {near[0]!r}?' if near else ''}"
+    yield from _misfits(config)
+
+
+def _misfits(config: ConfigDict) -> Iterator[str]:
+    """Relations between fields that do not hold, a line each; every field by itself is allowed."""
+    yield from _task_misfits(config)
+    yield from _model_misfits(config)
+    if config.batch_size % config.accumulate_steps:
+        yield f"config.accumulate_steps={config.accumulate_steps} must divide batch_size={config.batch_size}"
+    for name in ("scale", "contrast", "saturation"):
+        low, high = config.augment[f"{name}_min"], config.augment[f"{name}_max"]
+        if low > high:
+            yield f"config.augment.{name}_min={low} must not be more than config.augment.{name}_max={high}"
+    mesh = config.mesh
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
+    if 0 in sizes or sizes.count(-1) > 1:
+        asked = ", ".join(f"{axis}={mesh[axis]}" for axis in ("data", "fsdp", "tensor"))
+        yield f"config.mesh ({asked}): sizes must be positive, and at most one may be -1"
+    smallest, frame = tuple(config.dataset.image_size), tuple(config.eval.image_size)
+    if frame and (frame[0] < smallest[0] or frame[1] < smallest[1]):
+        yield (
+            f"config.eval.image_size={frame[0]}x{frame[1]} is smaller than config.dataset.image_size="
+            f"{smallest[0]}x{smallest[1]}, the size that the model was trained for; give as much or more, or ()"
+        )
+
+
+def _task_misfits(config: ConfigDict) -> Iterator[str]:
+    tasks, dataset = config.tasks, config.dataset
+    if not tasks:
+        yield f"config.tasks={tasks!r}: must name at least one task, each once"
+    for task in tasks:
+        if task not in config.get("loss_weights", {}):
+            yield f"config.loss_weights: no weight for task {task!r}; add config.loss_weights.{task}"
+    best = config.checkpoint.best_task
+    if best not in tasks:
+        yield f"config.checkpoint.best_task={best!r} is not among the tasks ({', '.join(tasks)})"
+    classes = len(dataset.semseg_classes)
+    if "semseg" in tasks and not 2 <= classes <= _LABELS_IN_UINT8:
+        yield (
+            f"config.dataset.semseg_classes: {classes} class names; labels are uint8 with 255 ignored, so give 2 to 255"
+        )
+    if dataset.name == "folder":
+        for task in tasks:
+            if task not in dataset.labels:
+                yield f"config.dataset.labels={dataset.labels!r}: task {task!r} is not among them"
+        for task in dataset.zero_is_void:
+            if task not in tasks:
+                yield f"config.dataset.zero_is_void: {task!r} is not among the tasks ({', '.join(tasks)})"
+
+
+def _model_misfits(config: ConfigDict) -> Iterator[str]:
+    model = config.model
+    height, width = config.dataset.image_size
+    if height % model.patch_size or width % model.patch_size:
+        yield (
+            f"config.dataset.image_size={height}x{width}: sides must be multiples of "
+            f"config.model.patch_size={model.patch_size}"
+        )
+    if model.depth % model.taps:
+        yield f"config.model.taps={model.taps} must divide config.model.depth={model.depth}"
+    if model.width % model.heads:
+        yield f"config.model.heads={model.heads} must divide config.model.width={model.width}"
+    slots = model.experts + (model.memory.read != "none")
+    if model.gate.top_k > slots:
+        yield f"config.model.gate.top_k={model.gate.top_k}: must be at most {slots} (experts and, if read, memory)"

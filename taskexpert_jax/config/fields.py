@@ -1,0 +1,287 @@
+"""All config fields: name -> default, rule and meaning; and the backbone variants.
+
+A config is `base("vit_l16", "nyud")` changed by a file in configs/, and by --config.FIELD=VALUE on the command line.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from taskexpert_jax.config.rules import Rule, choice, flag, names, number, numbers, odd, size, text, whole
+
+REQUIRED: Any = None  # in place of a default: the variant or the config file gives the value
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Field(NamedTuple):
+    """One field: its default (REQUIRED: none), what it may hold, and what it means."""
+
+    default: Any
+    rule: Rule
+    meaning: str
+
+
+# The benchmark family's protocol is the default (docs/paper_vs_code.md).
+FIELDS: Mapping[str, Field] = {
+    "variant": Field(REQUIRED, text(), "name of the size; recorded in config.json and printed at start"),
+    "seed": Field(0, whole(0, 2**32 - 1), "of parameters, stochastic depth, data order and augmentation"),
+    "dtype": Field("bfloat16", choice("float32", "bfloat16"), "of the computation; parameters are always float32"),
+    "batch_size": Field(4, whole(1), "global batch size, over all devices and hosts"),
+    "num_steps": Field(40_000, whole(1), "optimiser steps"),
+    "accumulate_steps": Field(1, whole(1), "micro-batches per step, if a batch exceeds memory; divides batch_size"),
+    "tasks": Field(REQUIRED, names(words="must name at least one task, each once"), "tasks to learn"),
+    # loss_weights.TASK: see LOSS_WEIGHT below.
+    "edge_pos_weight": Field(0.95, number(above=0, below=1), "weight of the positive pixels in the boundary loss"),
+    # --- data set; more fields in DATA_SETS below ---
+    "dataset.name": Field(REQUIRED, text(), "module of input_pipeline"),
+    "dataset.fingerprint": Field(
+        "", text(empty=True), "identifies the data; empty: filled in at start; else other data are refused"
+    ),
+    "dataset.train_split": Field("train", text(), "split to train on"),
+    "dataset.eval_split": Field("val", text(), "split to evaluate"),
+    "dataset.semseg_classes": Field((), names(), "class names in the order of their numbers in the label maps"),
+    "dataset.image_size": Field(
+        REQUIRED, size(), "height and width in training and evaluation, in pixels; whole patches"
+    ),
+    "dataset.downscale": Field(1.0, number(above=0, high=1, words="must be in (0, 1]"), "reduces every image first"),
+    "dataset.cache": Field(False, flag(), "keep decoded examples in memory"),
+    "dataset.threads": Field(0, whole(0), "of the input pipeline; 0: chosen by tf.data"),
+    # --- model: backbone ---
+    "model.width": Field(REQUIRED, whole(1), "C, channels of the tokens"),
+    "model.depth": Field(REQUIRED, whole(1), "transformer blocks"),
+    "model.heads": Field(REQUIRED, whole(1), "attention heads; divides width"),
+    "model.mlp_ratio": Field(4, whole(1), "MLP width over C"),
+    "model.patch_size": Field(REQUIRED, whole(1), "P, in pixels"),
+    "model.layer_scale": Field(0.0, number(0), "LayerScale's initial factor on a block's residuals; 0: no LayerScale"),
+    "model.class_token": Field(False, flag(), "a class token that takes part in the attention; the family drops it"),
+    "model.registers": Field(0, whole(0), "register tokens"),
+    "model.image_mean": Field(
+        IMAGENET_MEAN,
+        numbers("give three numbers, for red, green and blue in 0..1", count=3),
+        "per-channel mean for RGB in [0, 1]; default: ImageNet's",
+    ),
+    "model.image_std": Field(
+        IMAGENET_STD,
+        numbers("give three positive numbers, for red, green and blue in 0..1", above=0, count=3),
+        "per-channel standard deviation for RGB in [0, 1]",
+    ),
+    "model.pretrained": Field(
+        "", text(empty=True), "backbone weights: a file or a finished run's directory; empty: random"
+    ),
+    "model.pretrained_fresh": Field("", text(empty=True), "regex of the backbone parameters that stay random"),
+    "model.drop_path": Field(0.15, number(0, below=1), "stochastic depth of the last block; rises linearly from 0"),
+    "model.attention": Field(
+        "auto",
+        choice("auto", "xla", "cudnn", "splash"),
+        "cudnn: fused, bfloat16 on NVIDIA GPUs; splash: fused, on TPUs; xla: any device; "
+        "auto: cudnn where available (Ampere and later), else xla",
+    ),
+    "model.remat": Field(
+        False, flag(), "recompute blocks in the backward pass: less memory, about a third more compute"
+    ),
+    "model.unroll": Field("auto", choice("auto", "yes", "no"), "write out the scans; auto: on CPUs only"),
+    # --- model: decoder ---
+    "model.taps": Field(4, whole(1), "S: the experts see the tokens after each depth / S blocks; divides depth"),
+    "model.feature_width": Field(REQUIRED, whole(1), "D, channels of experts, memory and heads"),
+    "model.norm": Field("batch", choice("batch", "layer"), "of experts and heads; batch: over the global batch"),
+    "model.experts": Field(5, whole(1), "K, number of experts"),
+    "model.expert_kernel": Field(3, odd(1), "kernel size of the experts' second convolution"),
+    "model.gate.input": Field(
+        "both", choice("local", "context", "both"), "local: the token; context: the image's mean feature"
+    ),
+    "model.gate.granularity": Field(
+        "token",
+        choice("token", "image", "static", "uniform"),
+        "weights per token, per image, static (learned, blind to the input) or uniform (no gate)",
+    ),
+    "model.gate.width": Field(REQUIRED, whole(1), "hidden units"),
+    "model.gate.top_k": Field(0, whole(0), "0: softmax over all experts; k: over the k largest"),
+    "model.gate.init": Field("random", choice("random", "even"), "even: all experts start with the same weight"),
+    "model.gate.temperature": Field(1.0, number(above=0), "divides the logits"),
+    "model.gate.noise": Field(0.0, number(0), "standard deviation of the noise added to the logits in training"),
+    "model.gate.balance": Field(0.0, number(0), "weight of the load-balancing loss over a batch"),
+    "model.memory.init": Field("learned", choice("learned", "zeros"), "learned: a vector per task"),
+    "model.memory.read": Field(
+        "conv1x1",
+        choice("conv1x1", "conv3x3", "identity", "none"),
+        "how the memory becomes expert K + 1; none: it does not, and only sums the taps' features",
+    ),
+    "model.memory.write": Field("residual", choice("residual", "gated", "replace"), "update of the memory at each tap"),
+    "model.head_upsample": Field(4, whole(1), "upsampling of the memory before a head's 3x3 convolution"),
+    # --- optimiser ---
+    "optimizer.algorithm": Field(
+        "adam", choice("adam", "adamw"), "adam: the protocol's, with an L2 term; adamw: decoupled weight decay"
+    ),
+    "optimizer.learning_rate": Field(2e-5, number(0), "before the decay"),
+    "optimizer.schedule": Field("polynomial", choice("polynomial", "cosine"), "decay to 0 at num_steps"),
+    "optimizer.schedule_power": Field(0.9, number(0), "p of learning_rate * (1 - step / num_steps) ** p"),
+    "optimizer.warmup_steps": Field(0, whole(0), "linear rise from 0 before the decay; the protocol has none"),
+    "optimizer.weight_decay": Field(1e-6, number(0), "adam: L2 term added to the gradient; adamw: decay of kernels"),
+    "optimizer.clip_norm": Field(10.0, number(0), "global gradient norm, before the L2 term; 0: no clipping"),
+    "optimizer.backbone_rate": Field(1.0, number(0), "factor on the backbone's learning rate"),
+    "optimizer.layer_decay": Field(1.0, number(0, 1), "further factor for each block below the last"),
+    "optimizer.ema_decay": Field(0.0, number(0, below=1), "evaluate a moving average of the parameters; 0: off"),
+    # --- augmentation, in training only ---
+    "augment.scale_min": Field(0.5, number(above=0), "smallest random scale of image and labels"),
+    "augment.scale_max": Field(2.0, number(above=0), "largest; drawn uniformly"),
+    "augment.crop_max_class_share": Field(
+        0.75, number(above=0, high=1), "crops with a larger share of one class are redrawn; 1: any crop will do"
+    ),
+    "augment.crop_redraws": Field(10, whole(0), "at most"),
+    "augment.flip_probability": Field(0.5, number(0, 1), "horizontal"),
+    "augment.photometric_probability": Field(0.5, number(0, 1), "of each of the four colour changes below; 0: none"),
+    "augment.brightness": Field(32.0, number(0, 255), "largest change, of 255"),
+    "augment.contrast_min": Field(0.5, number(0), "smallest factor"),
+    "augment.contrast_max": Field(1.5, number(0), "largest; drawn uniformly"),
+    "augment.saturation_min": Field(0.5, number(0), "smallest factor"),
+    "augment.saturation_max": Field(1.5, number(0), "largest; drawn uniformly"),
+    "augment.hue": Field(18, whole(0, 180), "largest change, of 180"),
+    # --- devices along each mesh axis; -1: all that remain ---
+    "mesh.data": Field(-1, whole(-1), "copies of the model, each with its share of the batch"),
+    "mesh.fsdp": Field(1, whole(-1), "shards of parameters and optimiser state; also splits the batch"),
+    "mesh.tensor": Field(1, whole(-1), "shards of attention heads, MLPs and feature maps"),
+    # --- evaluation and inference ---
+    "eval.batch_size": Field(8, whole(1), "global batch size"),
+    "eval.every_steps": Field(2_000, whole(1), "during training, and at the end"),
+    "eval.max_examples": Field(0, whole(0), "0: the whole split"),
+    "eval.flip": Field(False, flag(), "average predictions with those for the mirrored image"),
+    "eval.scales": Field(
+        (1.0,),
+        numbers("give one or more positive factors; (1.0,) is the image as it is", above=0),
+        "average predictions for the image resized by each of these",
+    ),
+    "eval.image_size": Field(
+        (),
+        size(empty=True, words="give a height and a width in pixels, or () for the usual"),
+        "frames larger than dataset.image_size: sliding-window inference; (): dataset.image_size",
+    ),
+    "eval.overlap": Field(
+        1 / 3,
+        number(0, below=1, words="must be a share of a window's side, in [0, 1)"),
+        "smallest overlap of neighbouring windows, as a share of their sides",
+    ),
+    "eval.params_dtype": Field(
+        "float32",
+        choice("float32", "bfloat16"),
+        "of parameters in --mode=evaluate and predict; bfloat16: half the memory",
+    ),
+    "eval.boundary.odsf": Field(True, flag(), "run the boundary benchmark in --mode=evaluate; about 0.5 s per image"),
+    "eval.boundary.labels": Field(
+        "lines", choice("regions", "lines"), "lines: nonzero pixels are boundaries; regions: where the label changes"
+    ),
+    "eval.boundary.max_dist": Field(
+        0.0075,
+        number(above=0, below=1, words="must be a share of the diagonal, in (0, 1)"),
+        "between matched pixels, as a share of the image's diagonal",
+    ),
+    # --- run ---
+    "checkpoint.every_steps": Field(2_000, whole(1), "and at the end; the latest and the best are kept"),
+    "checkpoint.best_task": Field(
+        "semseg", text(), "the best checkpoint is the best one by this task's published metric"
+    ),
+    "guard.skip_steps": Field(0, whole(0), "NaN/Inf steps that are skipped; one more stops the run (docs/resume.md)"),
+    "guard.skip_examples": Field(0, whole(0), "unreadable training examples that are replaced; one more stops the run"),
+    "guard.spike_factor": Field(4.0, number(0), "report losses above this times the running mean; 0: never"),
+    "guard.stall_seconds": Field(600.0, number(0), "warn after this long without a step; 0: never"),
+    "log.every_steps": Field(50, whole(1), "scalars and progress"),
+    "log.images": Field(4, whole(0), "evaluation examples drawn to TensorBoard at each evaluation; 0: none"),
+}
+
+LOSS_WEIGHT = Field(REQUIRED, number(0), "loss_weights.TASK: weight of a task's loss in the total")
+
+_DATA_DIR = Field("data", text(), "directory of the data")
+
+# Further fields by dataset.name. A data set of your own may have any fields.
+DATA_SETS: Mapping[str, Mapping[str, Field]] = {
+    "nyud": {"dataset.data_dir": _DATA_DIR},
+    "pascal_context": {"dataset.data_dir": _DATA_DIR},
+    "folder": {
+        "dataset.data_dir": _DATA_DIR,
+        "dataset.labels": Field((), names(), "label folders to read; all tasks must be among them"),
+        "dataset.zero_is_void": Field(
+            (), names(), "tasks in whose label maps 0 is unlabelled and the classes count from 1"
+        ),
+    },
+    "scenes": {
+        "dataset.seed": Field(0, whole(0), "of the scenes"),
+        "dataset.train_scenes": Field(1_500, whole(1), "scenes to train on"),
+        "dataset.val_scenes": Field(200, whole(1), "scenes to evaluate"),
+    },
+}
+
+
+_DINOV2 = {"layer_scale": 1e-5, "class_token": True}
+_DINOV2_REGISTERS = {**_DINOV2, "registers": 4}
+
+# name -> width C, depth, heads, patch size P, feature width D, gate width; then fields of `model` that differ.
+# D of ViT-L is set by the published budget (420 M parameters, 622 G multiply-adds); the others have D = C / 2.
+_VARIANTS: Mapping[str, tuple[Any, ...]] = {
+    "vit_ti16": (192, 12, 3, 16, 96, 48, {}),
+    "vit_s16": (384, 12, 6, 16, 192, 96, {}),
+    "vit_b16": (768, 12, 12, 16, 384, 192, {}),
+    "vit_l16": (1024, 24, 16, 16, 480, 256, {}),
+    # As DINOv2 was trained (arXiv 2304.07193; registers: 2309.16588) and MAE (2111.06377): with their class token.
+    "dinov2_s14": (384, 12, 6, 14, 192, 96, _DINOV2),
+    "dinov2_b14": (768, 12, 12, 14, 384, 192, _DINOV2),
+    "dinov2_l14": (1024, 24, 16, 14, 480, 256, _DINOV2),
+    "dinov2_s14_reg4": (384, 12, 6, 14, 192, 96, _DINOV2_REGISTERS),
+    "dinov2_b14_reg4": (768, 12, 12, 14, 384, 192, _DINOV2_REGISTERS),
+    "dinov2_l14_reg4": (1024, 24, 16, 14, 480, 256, _DINOV2_REGISTERS),
+    "mae_b16": (768, 12, 12, 16, 384, 192, {"class_token": True}),
+    "mae_l16": (1024, 24, 16, 16, 480, 256, {"class_token": True}),
+    "tiny": (32, 4, 2, 16, 16, 8, {}),  # for tests: everything there, nothing learned
+}
+VARIANTS = tuple(_VARIANTS)
+_SIZES = ("width", "depth", "heads", "patch_size", "feature_width", "gate.width")
+
+
+def fields_of(data_set: str) -> dict[str, Field]:
+    """All fields of a config for a data set, but its loss weights."""
+    return {**FIELDS, **DATA_SETS.get(data_set, {})}
+
+
+def defaults(variant: str, data_set: str) -> dict[str, Any]:
+    """Field -> default, of all fields that have one; an unknown variant has no sizes of a model."""
+    found = {name: field.default for name, field in fields_of(data_set).items() if field.default is not REQUIRED}
+    if variant in _VARIANTS:
+        *sizes, different = _VARIANTS[variant]
+        model = dict(zip(_SIZES, sizes, strict=True)) | different
+        found |= {f"model.{name}": value for name, value in model.items()}
+    return found
+
+
+def base(variant: str, data_set: str) -> ConfigDict:
+    """The config of a backbone variant (`VARIANTS`) and a data set, all fields with their defaults.
+
+    The caller adds what has none: `tasks`, `loss_weights` and `dataset.image_size`.
+
+    Raises:
+      ValueError: an unknown variant, with the known ones.
+    """
+    if variant not in _VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)} (as in nyud.py:vit_b16)")
+    return nested({"variant": variant, "dataset.name": data_set, **defaults(variant, data_set)})
+
+
+def nested(flat: Mapping[str, Any]) -> ConfigDict:
+    """`{"model.gate.width": 8}` -> a ConfigDict in which `config.model.gate.width` is 8."""
+    config = ConfigDict()
+    for name, value in flat.items():
+        *groups, last = name.split(".")
+        group = config
+        for each in groups:
+            if each not in group:
+                group[each] = ConfigDict()
+            group = group[each]
+        group[last] = value
+    return config
+
+
+def shrink_for_tests(config: ConfigDict, image_size: tuple[int, int]) -> None:
+    """Changes the config of the variant `tiny` to one that trains and evaluates two steps in a minute on a CPU."""
+    config.model.unroll = "no"  # compiles faster, also on CPUs
+    config.dataset.image_size = image_size
+    config.dtype = "float32"
+    config.batch_size = config.num_steps = config.eval.batch_size = 2

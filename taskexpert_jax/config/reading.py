@@ -1,0 +1,60 @@
+"""Reads the config that a run keeps in its directory."""
+
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from taskexpert_jax.config.checking import check, flat
+from taskexpert_jax.config.fields import defaults, nested
+from taskexpert_jax.errors import UserError
+
+_REMEDY = "put it back, or give another directory"
+
+
+def read_run(workdir: pathlib.Path) -> ConfigDict:
+    """The config of a run, from WORKDIR/config.json; what are tuples in configs are tuples again.
+
+    Fields that the program did not have when the run started get their defaults, and a line on stdout names them.
+
+    Raises:
+      UserError: there is no such file, or it is not a run's config.
+    """
+    path = workdir / "config.json"
+    try:
+        saved = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; give the --workdir of a run, as main.py makes it") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a run's config ({error}); {_REMEDY}") from error
+    try:
+        config, added = restored(saved)
+    except UserError as error:
+        raise UserError(f"{path} is not a run's config ({error}); {_REMEDY}") from error
+    if added:
+        print(f"{path} is of an earlier version; with its default each: {', '.join(added)}")
+    return config
+
+
+def restored(saved: Any) -> tuple[ConfigDict, tuple[str, ...]]:
+    """The config that was saved as JSON, and the names of the fields that it lacked and that got their defaults.
+
+    Raises:
+      UserError: it is not a config.
+    """
+    if not isinstance(saved, dict):
+        raise UserError("it holds no fields")
+    values = {name: _with_tuples(value) for name, value in flat(saved)}
+    known = defaults(str(values.get("variant")), str(values.get("dataset.name")))
+    added = tuple(name for name in known if name not in values)
+    try:
+        config = nested(values | {name: known[name] for name in added})
+    except (TypeError, ValueError, KeyError) as error:  # such as a number in place of a group of fields
+        raise UserError(" ".join(str(error).split())) from error
+    check(config)
+    return config, added
+
+
+def _with_tuples(value: Any) -> Any:
+    return tuple(_with_tuples(inner) for inner in value) if isinstance(value, list) else value

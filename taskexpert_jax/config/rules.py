@@ -1,0 +1,110 @@
+"""Rules for the value of one config field: its type and what is allowed."""
+
+from collections.abc import Callable, Sequence
+import math
+from typing import Any, NamedTuple
+
+
+class Rule(NamedTuple):
+    """What a field may hold.
+
+    words: completes "config.FIELD=VALUE: " in the error message.
+    allows: value -> whether it is allowed; it gets values of any type.
+    """
+
+    words: str
+    allows: Callable[[Any], bool]
+
+
+def choice(*names: str) -> Rule:
+    """One of the given strings."""
+    return Rule(f"must be one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
+
+
+def flag() -> Rule:
+    """True or False."""
+    return Rule("must be True or False", lambda value: isinstance(value, bool))
+
+
+def whole(low: int, high: int | None = None, *, words: str = "") -> Rule:
+    """A whole number from `low` to `high`, both allowed."""
+    limits = f"{low} or more" if high is None else f"from {low} to {high}"
+    return Rule(
+        words or f"must be a whole number{' of' if high is None else ''} {limits}",
+        lambda value: type(value) is int and low <= value and (high is None or value <= high),
+    )
+
+
+def odd(low: int) -> Rule:
+    """An odd whole number."""
+    return Rule(
+        f"must be an odd whole number of {low} or more",
+        lambda value: type(value) is int and value >= low and value % 2 == 1,
+    )
+
+
+def number(
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+    words: str = "",
+) -> Rule:
+    """A finite number in [low, high] and in (above, below)."""
+    if math.isinf(high) and math.isinf(below):
+        limits = f"must be more than {above:g}" if above > low else f"must be a number of {low:g} or more"
+    else:
+        left = f"({above:g}" if above > low else f"[{low:g}"
+        limits = f"must be a number in {left}, {f'{below:g})' if below < high else f'{high:g}]'}"
+    return Rule(words or limits, lambda value: _is_number(value) and low <= value <= high and above < value < below)
+
+
+def text(*, empty: bool = False) -> Rule:
+    """A string."""
+    words = "must be text" if empty else "must be text, and not empty"
+    return Rule(words, lambda value: isinstance(value, str) and (empty or value != ""))
+
+
+def names(*, words: str = "must be a tuple of names, each once") -> Rule:
+    """A tuple of different strings, none of them empty; the tuple may be empty."""
+
+    def allows(value: Any) -> bool:
+        return _is_sequence(value) and all(isinstance(name, str) and name for name in value) and _all_differ(value)
+
+    return Rule(words, allows)
+
+
+def size(*, empty: bool = False, words: str = "give a height and a width in pixels, as (height, width)") -> Rule:
+    """Height and width in pixels; with `empty` also ()."""
+
+    def allows(value: Any) -> bool:
+        if not _is_sequence(value):
+            return False
+        return (empty and len(value) == 0) or (
+            len(value) == 2 and all(type(side) is int and side >= 1 for side in value)
+        )
+
+    return Rule(words, allows)
+
+
+def numbers(words: str, *, above: float = -math.inf, count: int | None = None) -> Rule:
+    """A tuple of finite numbers, all more than `above`: `count` of them, or one or more."""
+
+    def allows(value: Any) -> bool:
+        fits = _is_sequence(value) and (len(value) >= 1 if count is None else len(value) == count)
+        return fits and all(_is_number(each) and each > above for each in value)
+
+    return Rule(words, allows)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, tuple | list)
+
+
+def _all_differ(values: Sequence[Any]) -> bool:
+    return len(set(values)) == len(values)

@@ -1,0 +1,326 @@
+"""Facts about the config: defaults, what each field refuses, relations between fields, and a run's own config."""
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+
+from configs import ablation, demo, folder, nyud, pascal_context
+from taskexpert_jax.config import DATA_SETS, FIELDS, REQUIRED, VARIANTS, base, check, fields_of, flat, read_run
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.tasks import from_config
+
+MODULES = {"nyud": nyud, "pascal_context": pascal_context, "folder": folder}
+NAN, INF = math.nan, math.inf
+SHARE = (-0.1, 1.1, NAN)  # outside of [0, 1]
+NEGATIVE = (-0.1, NAN, INF)
+COUNT = (0, -1, 1.0, True)  # not 1, 2, 3, ...
+COUNT_OR_0 = (-1, 0.0, False)
+NO_SWITCH = (0, 1, "yes")
+NO_NAMES = (("",), ("a", "a"), (1,), "a")
+NO_SIZE = ((), (96,), (96, 0), (96.0, 128), (96, 128, 3))
+NO_TEXT = ("", 1)
+
+# What each field refuses, of the right type where the type alone does not settle it.
+REFUSED = {
+    "variant": NO_TEXT,
+    "seed": (-1, 2**32, 0.0),
+    "dtype": ("float16", 32),
+    "batch_size": COUNT,
+    "num_steps": COUNT,
+    "accumulate_steps": COUNT,
+    "tasks": (*NO_NAMES, ()),
+    "edge_pos_weight": (0.0, 1.0, NAN),
+    "dataset.name": NO_TEXT,
+    "dataset.fingerprint": (1,),
+    "dataset.train_split": NO_TEXT,
+    "dataset.eval_split": NO_TEXT,
+    "dataset.semseg_classes": (*NO_NAMES, (), ("one",), tuple(map(str, range(256)))),
+    "dataset.image_size": NO_SIZE,
+    "dataset.downscale": (0.0, 1.5, NAN),
+    "dataset.cache": NO_SWITCH,
+    "dataset.threads": COUNT_OR_0,
+    "dataset.data_dir": NO_TEXT,
+    "dataset.labels": NO_NAMES,
+    "dataset.zero_is_void": (*NO_NAMES, ("depth",)),
+    "dataset.seed": COUNT_OR_0,
+    "dataset.train_scenes": COUNT,
+    "dataset.val_scenes": COUNT,
+    "model.width": COUNT,
+    "model.depth": COUNT,
+    "model.heads": COUNT,
+    "model.mlp_ratio": COUNT,
+    "model.patch_size": COUNT,
+    "model.layer_scale": NEGATIVE,
+    "model.class_token": NO_SWITCH,
+    "model.registers": COUNT_OR_0,
+    "model.image_mean": ((0.5, 0.5), ("a", 0.0, 0.0), (0.5, NAN, 1.0)),
+    "model.image_std": ((0.5, 0.5), (0.5, 0.5, 0.0), (0.5, NAN, 1.0)),
+    "model.pretrained": (1,),
+    "model.pretrained_fresh": (1,),
+    "model.drop_path": (-0.1, 1.0, NAN),
+    "model.attention": ("flash",),
+    "model.remat": NO_SWITCH,
+    "model.unroll": (True, "maybe"),
+    "model.taps": COUNT,
+    "model.feature_width": COUNT,
+    "model.norm": ("group",),
+    "model.experts": COUNT,
+    "model.expert_kernel": (0, 2, 3.0),
+    "model.gate.input": ("locl",),
+    "model.gate.granularity": ("pixel",),
+    "model.gate.width": COUNT,
+    "model.gate.top_k": (-1, 7, 0.0),
+    "model.gate.init": ("zeros",),
+    "model.gate.temperature": (0.0, -1.0, NAN, INF),
+    "model.gate.noise": NEGATIVE,
+    "model.gate.balance": NEGATIVE,
+    "model.memory.init": ("random",),
+    "model.memory.read": ("conv5x5",),
+    "model.memory.write": ("append",),
+    "model.head_upsample": COUNT,
+    "optimizer.algorithm": ("sgd",),
+    "optimizer.learning_rate": NEGATIVE,
+    "optimizer.schedule": ("linear",),
+    "optimizer.schedule_power": NEGATIVE,
+    "optimizer.warmup_steps": COUNT_OR_0,
+    "optimizer.weight_decay": NEGATIVE,
+    "optimizer.clip_norm": NEGATIVE,
+    "optimizer.backbone_rate": NEGATIVE,
+    "optimizer.layer_decay": SHARE,
+    "optimizer.ema_decay": (-0.1, 1.0, NAN),
+    "augment.scale_min": (0.0, 3.0, NAN),
+    "augment.scale_max": (0.0, 0.4, INF),
+    "augment.crop_max_class_share": (0.0, 1.1, NAN),
+    "augment.crop_redraws": COUNT_OR_0,
+    "augment.flip_probability": SHARE,
+    "augment.photometric_probability": SHARE,
+    "augment.brightness": (-1.0, 256.0, NAN),
+    "augment.contrast_min": (-0.1, 1.6, NAN),
+    "augment.contrast_max": (-0.1, 0.4, INF),
+    "augment.saturation_min": (-0.1, 1.6, NAN),
+    "augment.saturation_max": (-0.1, 0.4, INF),
+    "augment.hue": (-1, 181, 1.5),
+    "mesh.data": (0, -2, 1.0),
+    "mesh.fsdp": (0, -1, -2, 1.0),  # -1: as data has it already
+    "mesh.tensor": (0, -1, -2, 1.0),
+    "eval.batch_size": COUNT,
+    "eval.every_steps": COUNT,
+    "eval.max_examples": COUNT_OR_0,
+    "eval.flip": NO_SWITCH,
+    "eval.scales": ((1.0, 0.0), (-1.0,), (NAN,), (), 1.0),
+    "eval.image_size": ((32, 40), (100,), (100.5, 100.0)),
+    "eval.overlap": (-0.1, 1.0, NAN),
+    "eval.params_dtype": ("int8",),
+    "eval.boundary.odsf": NO_SWITCH,
+    "eval.boundary.labels": ("circles",),
+    "eval.boundary.max_dist": (0.0, 1.0, NAN),
+    "checkpoint.every_steps": COUNT,
+    "checkpoint.best_task": (*NO_TEXT, "sal"),
+    "guard.skip_steps": COUNT_OR_0,
+    "guard.skip_examples": COUNT_OR_0,
+    "guard.spike_factor": NEGATIVE,
+    "guard.stall_seconds": NEGATIVE,
+    "log.every_steps": COUNT,
+    "log.images": COUNT_OR_0,
+}
+FIELD_OF_DATA_SET = {name: data_set for data_set, own in DATA_SETS.items() for name in own}
+
+
+def fitting(data_set="nyud"):
+    """A small config of a data set that passes; `folder` with classes."""
+    config = demo.get_config("tiny") if data_set == "scenes" else MODULES[data_set].get_config("tiny")
+    if data_set == "folder":
+        config.dataset.semseg_classes = ("road", "grass")
+    if data_set == "scenes":
+        config.tasks = ("semseg", "depth")
+    return config
+
+
+def changed(field, value, config):
+    """The config as a plain one with another value of a field, of any type."""
+    *groups, last = field.split(".")
+    copied = config.copy_and_resolve_references()
+    group = copied
+    for each in groups:
+        group = group[each]
+    with copied.ignore_type():
+        group[last] = value
+    return copied
+
+
+def test_every_field_has_a_refused_value_here():
+    assert REFUSED.keys() == FIELDS.keys() | FIELD_OF_DATA_SET.keys()
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_a_value_outside_of_what_a_field_allows_is_refused_with_its_name(field):
+    config = fitting(FIELD_OF_DATA_SET.get(field, "nyud"))
+    check(config)
+    for value in (*REFUSED[field], None, {"a": 1}, [[1]]):
+        with pytest.raises(UserError) as refusal:
+            check(changed(field, value, config))
+        line = str(refusal.value)
+        assert "\n" not in line and len(line) < 300, line
+        assert f"config.{field}" in line or (field.startswith("mesh.") and line.startswith("config.mesh ")), line
+
+
+@pytest.mark.parametrize("field", FIELD_OF_DATA_SET.keys() | FIELDS.keys())
+def test_every_default_is_allowed_and_every_field_has_a_meaning(field):
+    declared = fields_of(FIELD_OF_DATA_SET.get(field, ""))[field]
+    assert declared.meaning
+    assert declared.default is REQUIRED or declared.rule.allows(declared.default)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("module", MODULES)
+def test_every_config_file_passes_for_every_variant(module, variant):
+    config = MODULES[module].get_config(variant)
+    if module == "folder":
+        config.dataset.semseg_classes = ("road", "grass")
+    assert config.variant == variant
+    check(config)
+
+
+@pytest.mark.parametrize("variant", ["demo", "tiny"])
+def test_the_demo_passes(variant):
+    check(demo.get_config(variant))
+
+
+@pytest.mark.parametrize("benchmark", ["nyud,small", "pascal_context,small", "nyud,vit_l16"])
+def test_every_rung_of_the_ablation_passes(benchmark):
+    for rung in ablation.rungs(ablation.get_config(f"full,{benchmark}")):
+        check(ablation.get_config(f"{rung},{benchmark}"))
+
+
+def test_an_unknown_variant_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown variant 'vit_x': choose one of vit_ti16, .*, tiny"):
+        base("vit_x", "nyud")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model.gate.input": "locl"}, r"^config.model.gate.input='locl': must be one of local, context, both$"),
+        ({"optimizer.algorithm": "sgd"}, r"^config.optimizer.algorithm='sgd': must be one of adam, adamw$"),
+        ({"model.gate.temperature": 0.0}, r"^config.model.gate.temperature=0.0: must be more than 0$"),
+        ({"optimizer.ema_decay": 1.0}, r"^config.optimizer.ema_decay=1.0: must be a number in \[0, 1\)$"),
+        ({"log.every_steps": 0}, r"^config.log.every_steps=0: must be a whole number of 1 or more$"),
+        ({"seed": -1}, r"^config.seed=-1: must be a whole number from 0 to 4294967295$"),
+        ({"dataset.downscale": 1.5}, r"^config.dataset.downscale=1.5: must be in \(0, 1\]$"),
+        ({"model.expert_kernel": 4}, r"^config.model.expert_kernel=4: must be an odd whole number of 1 or more$"),
+        ({"model.taps": 3}, r"^config.model.taps=3 must divide config.model.depth=4$"),
+        ({"model.heads": 5}, r"^config.model.heads=5 must divide config.model.width=32$"),
+        ({"model.gate.top_k": 7}, r"^config.model.gate.top_k=7: must be at most 6"),
+        ({"model.gate.top_k": 6, "model.memory.read": "none"}, r"^config.model.gate.top_k=6: must be at most 5"),
+        ({"accumulate_steps": 3}, r"^config.accumulate_steps=3 must divide batch_size=2$"),
+        (
+            {"dataset.image_size": (60, 80)},
+            r"^config.dataset.image_size=60x80: .* multiples of config.model.patch",
+        ),
+        (
+            {"eval.image_size": (64, 72)},
+            r"^config.eval.image_size=64x72 is smaller than config.dataset.image_size=",
+        ),
+        (
+            {"augment.scale_min": 3.0},
+            r"^config.augment.scale_min=3.0 must not be more than config.augment.scale_max=2.0$",
+        ),
+        ({"mesh.fsdp": -1}, r"^config.mesh \(data=-1, fsdp=-1, tensor=1\): sizes must be .* at most one may be -1$"),
+        ({"tasks": ("depth",)}, r"^config.checkpoint.best_task='semseg' is not among the tasks \(depth\)$"),
+        ({"tasks": ("semseg", "sal")}, r"^config.loss_weights: no weight for task 'sal'; add config.loss_weights"),
+        ({"loss_weights.depth": -1.0}, r"^config.loss_weights.depth=-1.0: must be a number of 0 or more$"),
+        ({"dataset.semseg_classes": ("a", "a")}, r"^config.dataset.semseg_classes=\('a', 'a'\): .* each once$"),
+        ({"dataset.semseg_classes": ()}, r"^config.dataset.semseg_classes: 0 class names; .* give 2 to 255$"),
+    ],
+)
+def test_the_line_says_what_is_allowed(fields, message):
+    config = fitting()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=message):
+        check(config)
+
+
+def test_a_folders_labels_are_those_of_its_tasks():
+    config = changed("dataset.labels", ("depth",), fitting("folder"))
+    with pytest.raises(UserError, match=r"config.dataset.labels=\('depth',\): task 'semseg' is not among them"):
+        check(config)
+    config = changed("dataset.zero_is_void", ("human_parts",), fitting("folder"))
+    with pytest.raises(UserError, match=r"config.dataset.zero_is_void: 'human_parts' is not among the tasks"):
+        check(config)
+
+
+def test_fields_that_are_missing_or_unknown_are_named():
+    config = fitting()
+    del config.log.images
+    with pytest.raises(UserError, match=r"^config.log.images is missing: evaluation examples drawn"):
+        check(config)
+    for name, near in (("model.gate.top_l", "model.gate.top_k"), ("dataset.data_dirr", "dataset.data_dir")):
+        with pytest.raises(UserError, match=rf"^config.{name}: unknown field; did you mean '{near}'\?$"):
+            check(changed(name, 1, fitting()))
+
+
+def test_a_data_set_of_ones_own_may_have_fields_of_its_own():
+    config = changed("dataset.stride", 3, changed("dataset.name", "rooms", fitting()))
+    check(config)
+
+
+# --- a run's own config ---
+
+
+@pytest.mark.parametrize("data_set", ["scenes", "nyud", "pascal_context", "folder"])
+def test_the_runs_own_config_is_the_one_it_started_with(data_set, tmp_path, capsys):
+    config = fitting(data_set)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    read = read_run(tmp_path)
+    assert dict(flat(read)) == dict(flat(config))  # what are tuples are tuples again
+    assert capsys.readouterr().out == ""
+    models = [taskexpert.from_config(of, from_config(of)) for of in (read, config)]
+    ours, theirs = (dataclasses.asdict(dataclasses.replace(model, tasks=())) for model in models)
+    assert ours == theirs
+
+
+def test_fields_that_a_run_is_too_old_for_get_their_defaults_and_are_named(tmp_path, capsys):
+    saved = demo.get_config("tiny").to_dict()
+    del saved["model"]["gate"]["temperature"], saved["model"]["memory"]["write"], saved["guard"]["skip_steps"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    read = read_run(tmp_path)
+    assert (read.model.gate.temperature, read.model.memory.write, read.guard.skip_steps) == (1.0, "residual", 0)
+    added = "model.gate.temperature, model.memory.write, guard.skip_steps"
+    assert capsys.readouterr().out.endswith(f"with its default each: {added}\n")
+
+
+def test_a_variants_own_defaults_fill_in_what_its_run_lacks(tmp_path):
+    saved = nyud.get_config("dinov2_s14_reg4").to_dict()
+    del saved["model"]["registers"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert read_run(tmp_path).model.registers == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"config\.json is missing; give the --workdir of a run"),
+        ("{", r"config\.json is not a run's config \(.*\); put it back, or give another directory$"),
+        ("[1]", r"config\.json is not a run's config \(it holds no fields\); "),
+        ('{"model": 1}', r"config\.json is not a run's config \(.*\); put it back, or give another directory$"),
+        ("{}", r"config\.json is not a run's config \(config\.variant is missing.*\); "),
+    ],
+)
+def test_what_is_no_config_is_refused_in_a_line(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=message) as refused:
+        read_run(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_of_another_version_with_a_field_that_is_unknown_here_is_refused(tmp_path):
+    saved = demo.get_config("tiny").to_dict()
+    saved["model"]["gate"]["hardness"] = 2.0
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=re.escape("(config.model.gate.hardness: unknown field)")):
+        read_run(tmp_path)
