@@ -16,27 +16,17 @@ from taskexpert_jax.evaluation import full_pass, results
 from taskexpert_jax.evaluation.inference import Inference
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.models.variables import abstract_variables
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report import evaluation_page
 from taskexpert_jax.runs.checkpoints import Checkpoints
-from taskexpert_jax.tasks import Task, from_config
-from taskexpert_jax.training import optimizer
-from taskexpert_jax.training import state as train_state
+from taskexpert_jax.tasks import Task, best_task, from_config
 
 Batch = Mapping[str, Any]
 MetricStates = dict[str, clu_metrics.Metric]
 Results = dict[str, float]
 
 PARAMS_DTYPES = ("float32", "bfloat16")  # of `config.eval.params_dtype`
-
-
-def best_task(config: Any, tasks: tuple[Task, ...]) -> Task:
-    """The task that decides which checkpoint is the best; raises UserError where it is not among the tasks."""
-    for task in tasks:
-        if task.name == config.checkpoint.best_task:
-            return task
-    names = ", ".join(task.name for task in tasks)
-    raise UserError(f"config.checkpoint.best_task={config.checkpoint.best_task!r} is not among the tasks ({names})")
 
 
 def empty_states(tasks: tuple[Task, ...]) -> MetricStates:
@@ -113,12 +103,8 @@ def load(config: Any, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[Ta
         raise UserError(f"config.eval.params_dtype={config.eval.params_dtype!r}: use {' or '.join(PARAMS_DTYPES)}")
     tasks = from_config(config)
     model = taskexpert.from_config(config, tasks)
-    averaged = config.optimizer.ema_decay > 0
-    _, abstract, _ = train_state.abstract_and_shardings(
-        model, optimizer.build(config), mesh, config.seed, averaged=averaged
-    )
-    params = jax.tree.map(lambda leaf: leaf.update(dtype=config.eval.params_dtype), (abstract.params, abstract.ema))
-    abstract = abstract.replace(params=params[0], ema=params[1])
+    abstract = abstract_variables(model, mesh)
+    abstract["params"] = jax.tree.map(lambda leaf: leaf.update(dtype=config.eval.params_dtype), abstract["params"])
     with contextlib.closing(Checkpoints(workdir, best_task(config, tasks), read_only=True)) as checkpoints:
         step = checkpoints.select(which)
         variables = checkpoints.restore_variables(step, abstract)

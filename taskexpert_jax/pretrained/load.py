@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from taskexpert_jax import evaluate
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models.backbones import position_embedding
@@ -30,8 +29,8 @@ from taskexpert_jax.pretrained.assemble import Family, Part, Shape, build
 from taskexpert_jax.pretrained.files import Input, Tensors
 from taskexpert_jax.pretrained.naming import BLOCKS, POSITIONS
 from taskexpert_jax.runs.checkpoints import Checkpoints
-from taskexpert_jax.tasks import from_config
-from taskexpert_jax.training.state import Tree
+from taskexpert_jax.runs.tree import Tree
+from taskexpert_jax.tasks import best_task, from_config
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -104,7 +103,7 @@ def _read_run(workdir: pathlib.Path, backbone: Shapes) -> tuple[Tensors, Family,
     """The parameters of a run's best checkpoint (the latest where none was evaluated), what they are, their input."""
     try:
         saved: Any = ConfigDict(json.loads((workdir / "config.json").read_text()))
-        best = evaluate.best_task(saved, from_config(saved))
+        best = best_task(saved, from_config(saved))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"config.model.pretrained={workdir}: config.json is not that of a run ({error})") from None
     with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:

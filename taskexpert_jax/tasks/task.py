@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from clu import metrics as clu_metrics
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax.errors import UserError
@@ -340,3 +341,16 @@ def from_config(config: Any) -> tuple[Task, ...]:
         semseg_classes=config.dataset.semseg_classes,
         edge_pos_weight=config.edge_pos_weight,
     )
+
+
+def best_task(config: ConfigDict, tasks: Sequence[Task]) -> Task:
+    """The task by whose main metric the best checkpoint is chosen: `config.checkpoint.best_task`.
+
+    Raises:
+      UserError: it is not among `tasks`.
+    """
+    for task in tasks:
+        if task.name == config.checkpoint.best_task:
+            return task
+    names = ", ".join(task.name for task in tasks)
+    raise UserError(f"config.checkpoint.best_task={config.checkpoint.best_task!r} is not among the tasks ({names})")

@@ -9,11 +9,11 @@ import pytest
 
 from configs import demo
 from input_pipeline import pipeline
-from taskexpert_jax import evaluate, train
+from taskexpert_jax import train
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models.backbones import position_embedding
 from taskexpert_jax.runs.checkpoints import Checkpoints
-from taskexpert_jax.tasks import from_config
+from taskexpert_jax.tasks import best_task, from_config
 
 
 def demo_config(**fields):
@@ -47,8 +47,8 @@ def finished(tmp_path_factory):
 
 def save(state, config, at):
     tasks = from_config(config)
-    with contextlib.closing(Checkpoints(at, evaluate.best_task(config, tasks))) as checkpoints:
-        checkpoints.save(state, config.to_dict(), None)
+    with contextlib.closing(Checkpoints(at, best_task(config, tasks))) as checkpoints:
+        checkpoints.save(int(state.step), state.to_items(), config.to_dict(), None)
 
 
 def backbone_of(params):

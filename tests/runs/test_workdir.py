@@ -15,7 +15,7 @@ from taskexpert_jax.errors import UserError
 DEFAULTS = defaults.base("tiny").augment.to_dict()
 HOLD = """
 import pathlib, sys
-from taskexpert_jax import workdir
+from taskexpert_jax.runs import workdir
 with workdir.lock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     input()
