@@ -299,7 +299,7 @@ def print_digests(workdir: pathlib.Path, step: int, flags: list[str]) -> None:
     mesh = sharding.make_mesh(config.mesh, {})
     with sharding.use(mesh):
         _, abstract, _ = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, config.seed)
-        checkpoints = Checkpoints(workdir, best_task(config, tasks), read_only=True)
+        checkpoints = Checkpoints(workdir, best_task(tasks, config.checkpoint.best_task), read_only=True)
         with contextlib.closing(checkpoints):
             state = train_state.TrainState.from_items(checkpoints.restore(step, abstract.to_items()))
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)

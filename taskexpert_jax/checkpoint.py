@@ -101,9 +101,8 @@ def _best(opened: Manager, metrics: Mapping[int, Mapping[str, float]]) -> int | 
     if not evaluated:
         return None
     try:
-        items = opened.restore(max(evaluated), args=ocp.args.Composite(config=ocp.args.JsonRestore()))
-        config = ConfigDict(items["config"])
-        task = best_task(config, from_config(config))
+        config = opened.restore(max(evaluated), args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+        task = best_task(from_config(ConfigDict(config)), config["checkpoint"]["best_task"])
     except (UserError, KeyError, ValueError, TypeError, AttributeError, OSError):
         return None  # it is damaged
     key = f"{task.name}/{task.main_metric}"

@@ -105,7 +105,8 @@ def load(config: Any, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[Ta
     model = taskexpert.from_config(config, tasks)
     abstract = abstract_variables(model, mesh)
     abstract["params"] = jax.tree.map(lambda leaf: leaf.update(dtype=config.eval.params_dtype), abstract["params"])
-    with contextlib.closing(Checkpoints(workdir, best_task(config, tasks), read_only=True)) as checkpoints:
+    best = best_task(tasks, config.checkpoint.best_task)
+    with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:
         step = checkpoints.select(which)
         variables = checkpoints.restore_variables(step, abstract)
     return model, variables, step

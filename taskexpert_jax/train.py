@@ -60,7 +60,7 @@ def train(
     # Everything that can be refused is refused before anything is written.
     mesh = sharding.make_mesh(config.mesh, batch_sizes(config))
     tasks = from_config(config)
-    best = best_task(config, tasks)
+    best = best_task(tasks, config.checkpoint.best_task)
     model = taskexpert.from_config(config, tasks)
     infer = inference.make_inference(model, config)
     weights = None if saved_steps(workdir) else pretrained.read(config, model)  # a resumed run has its own

@@ -103,7 +103,7 @@ def _read_run(workdir: pathlib.Path, backbone: Shapes) -> tuple[Tensors, Family,
     """The parameters of a run's best checkpoint (the latest where none was evaluated), what they are, their input."""
     try:
         saved: Any = ConfigDict(json.loads((workdir / "config.json").read_text()))
-        best = best_task(saved, from_config(saved))
+        best = best_task(from_config(saved), saved.checkpoint.best_task)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"config.model.pretrained={workdir}: config.json is not that of a run ({error})") from None
     with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from clu import metrics as clu_metrics
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax.errors import UserError
@@ -343,14 +342,18 @@ def from_config(config: Any) -> tuple[Task, ...]:
     )
 
 
-def best_task(config: ConfigDict, tasks: Sequence[Task]) -> Task:
-    """The task by whose main metric the best checkpoint is chosen: `config.checkpoint.best_task`.
+def best_task(tasks: Sequence[Task], name: str) -> Task:
+    """The task by whose main metric the best checkpoint is chosen.
+
+    Args:
+      tasks: those of a run.
+      name: its `config.checkpoint.best_task`.
 
     Raises:
       UserError: it is not among `tasks`.
     """
     for task in tasks:
-        if task.name == config.checkpoint.best_task:
+        if task.name == name:
             return task
-    names = ", ".join(task.name for task in tasks)
-    raise UserError(f"config.checkpoint.best_task={config.checkpoint.best_task!r} is not among the tasks ({names})")
+    known = ", ".join(task.name for task in tasks)
+    raise UserError(f"config.checkpoint.best_task={name!r} is not among the tasks ({known})")

@@ -47,7 +47,7 @@ def finished(tmp_path_factory):
 
 def save(state, config, at):
     tasks = from_config(config)
-    with contextlib.closing(Checkpoints(at, best_task(config, tasks))) as checkpoints:
+    with contextlib.closing(Checkpoints(at, best_task(tasks, config.checkpoint.best_task))) as checkpoints:
         checkpoints.save(int(state.step), state.to_items(), config.to_dict(), None)
 
 
