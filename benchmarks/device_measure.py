@@ -112,7 +112,7 @@ def training(ours: Ours, seconds: float) -> dict[str, Any]:
 
     times = device_timing.steady(run, jax.block_until_ready, seconds=seconds)
     ours.state = carried[0]
-    finite = int(carried[1].left_out) == 0
+    finite = int(carried[1].skipped) == 0
     return {**facts, **times, "model_flops": TRAIN_FLOPS * ours.flops, "loss_is_finite": finite}
 
 

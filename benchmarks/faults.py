@@ -287,8 +287,7 @@ def print_digests(workdir: pathlib.Path, step: int, flags: list[str]) -> None:
     from taskexpert_jax.models import model as taskexpert
     from taskexpert_jax.parallel import sharding
     from taskexpert_jax.runs.checkpoints import Checkpoints
-    from taskexpert_jax.runs.load import best_task
-    from taskexpert_jax.tasks import from_config
+    from taskexpert_jax.tasks import best_task, from_config
     from taskexpert_jax.training import optimizer
     from taskexpert_jax.training import state as train_state
 
@@ -300,9 +299,9 @@ def print_digests(workdir: pathlib.Path, step: int, flags: list[str]) -> None:
     mesh = sharding.make_mesh(config.mesh, {})
     with sharding.use(mesh):
         _, abstract, _ = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, config.seed)
-        checkpoints = Checkpoints(workdir, best_task(config, tasks), read_only=True)
+        checkpoints = Checkpoints(workdir, best_task(tasks, config.checkpoint.best_task), read_only=True)
         with contextlib.closing(checkpoints):
-            state = checkpoints.restore(step, abstract)
+            state = train_state.TrainState.from_items(checkpoints.restore(step, abstract.to_items()))
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     found = {
         jax.tree_util.keystr(path): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for path, leaf in leaves

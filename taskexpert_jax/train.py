@@ -17,9 +17,8 @@ from taskexpert_jax.parallel.stopping import Stopped, on_sigterm
 from taskexpert_jax.pretrained import load as pretrained
 from taskexpert_jax.runs import workdir as workdirs
 from taskexpert_jax.runs.checkpoints import Checkpoints, saved_steps
-from taskexpert_jax.runs.load import best_task
 from taskexpert_jax.runs.writer import RunWriter
-from taskexpert_jax.tasks import from_config
+from taskexpert_jax.tasks import best_task, from_config
 from taskexpert_jax.training import optimizer
 from taskexpert_jax.training import state as train_state
 from taskexpert_jax.training.guard import NotFinite
@@ -61,7 +60,7 @@ def train(
     check(config)
     mesh = sharding.make_mesh(config.mesh, batch_sizes(config))
     tasks = from_config(config)
-    best = best_task(config, tasks)
+    best = best_task(tasks, config.checkpoint.best_task)
     model = taskexpert.from_config(config, tasks)
     infer = inference.make_inference(model, config)
     weights = None if saved_steps(workdir) else pretrained.read(config, model)  # a resumed run has its own weights
@@ -82,14 +81,14 @@ def train(
         initialise, abstract, shardings = train_state.abstract_and_shardings(
             model, tx, mesh, config.seed, averaged=config.optimizer.ema_decay > 0
         )
-        restored = checkpoints.restore_newest(abstract)
+        restored = checkpoints.restore_newest(abstract.to_items())
         if restored is None:
             state = jax.jit(initialise, out_shardings=shardings)()
             if weights is not None:
                 state = state.replace(params=weights.placed(state.params), ema=weights.placed(state.ema))
                 print(weights.report, flush=True)
         else:
-            state = restored.state
+            state = TrainState.from_items(restored.items)
             print(f"resumed {workdir} at step {restored.step} of {config.num_steps}", flush=True)
         first = int(state.step)
         writer = stack.enter_context(contextlib.closing(RunWriter(workdir, first, active=first_process)))
@@ -115,7 +114,7 @@ def train(
 
         def save(state: TrainState, metrics: results.Values | None) -> None:
             with watchdog.doing("saving"):
-                checkpoints.save(state, plain_config, metrics)
+                checkpoints.save(int(state.step), state.to_items(), plain_config, metrics)
 
         def due(step: int, every_steps: int) -> bool:
             return step == config.num_steps or step % every_steps == 0

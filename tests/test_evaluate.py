@@ -61,7 +61,7 @@ def save_random(config, workdir):
     with sharding.use(mesh), contextlib.closing(Checkpoints(workdir, tasks[0])) as checkpoints:
         model = taskexpert.from_config(config, tasks)
         initialise, _, shardings = state.abstract_and_shardings(model, optimizer.build(config), mesh, config.seed)
-        checkpoints.save(jax.jit(initialise, out_shardings=shardings)(), config.to_dict(), None)
+        checkpoints.save(0, jax.jit(initialise, out_shardings=shardings)().to_items(), config.to_dict(), None)
 
 
 @pytest.fixture(scope="module")

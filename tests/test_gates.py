@@ -62,7 +62,7 @@ def save_random(config, workdir):
 
         state = jax.tree.map(draw, abstract)
         state = state.replace(batch_stats=jax.tree.map(lambda leaf: 0.5 + abs(leaf), state.batch_stats))
-        checkpoints.save(state, config.to_dict(), None)
+        checkpoints.save(int(state.step), state.to_items(), config.to_dict(), None)
     return model, jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
 
 

@@ -259,7 +259,7 @@ def evaluated(tmp_path_factory):
                 state.params,
             )
         )
-        checkpoints.save(state, config.to_dict(), None)
+        checkpoints.save(int(state.step), state.to_items(), config.to_dict(), None)
     found = evaluate.evaluate(config, workdir, "latest", lambda: batches_of(config, 8))
     ids = []
     for example_id, example in examples_of(config):

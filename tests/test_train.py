@@ -258,23 +258,6 @@ def test_meshes_that_do_not_fit_are_refused(sizes, batch, message):
         sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), {"batch_size": batch})
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_task(data_folder, tmp_path):
-    config = shipped_configs(data_folder)["demo"]
-    config.mesh.data, config.mesh.fsdp = 1, 8
-    config.batch_size = config.eval.batch_size = 8
-    tasks = from_config(config)
-
-    def poisoned(start):
-        for step, batch in enumerate(pipeline.train_batches(config, tasks, start_step=start)):
-            if step == 2:
-                batch["depth"] = np.full_like(batch["depth"], np.nan)
-            yield batch
-
-    with pytest.raises(UserError, match=r"step 3: the loss of depth is not finite"):
-        train.train(config, tmp_path / "run", poisoned, lambda: iter(()))
-    assert Checkpoints(tmp_path / "run", tasks[0]).latest == 2  # the state before that step
-
-
 # --- the program itself ---
 
 
@@ -343,9 +326,10 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path):
     mesh = sharding.one_device_mesh()
     with sharding.use(mesh):
         _, abstract, _ = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, 0)
-        one, other = (Checkpoints(d, tasks[0], read_only=True).restore(60, abstract) for d in (killed, whole))
+        wanted = abstract.to_items()
+        one, other = (Checkpoints(d, tasks[0], read_only=True).restore(60, wanted) for d in (killed, whole))
     for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert any(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(one.params))
+    assert any(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(one["params"]))
     steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert sorted(steps) == steps

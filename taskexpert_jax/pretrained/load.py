@@ -29,9 +29,8 @@ from taskexpert_jax.pretrained.files import Input, Tensors
 from taskexpert_jax.pretrained.naming import BLOCKS, POSITIONS
 from taskexpert_jax.runs import tree
 from taskexpert_jax.runs.checkpoints import Checkpoints
-from taskexpert_jax.runs.load import best_task
-from taskexpert_jax.tasks import from_config
-from taskexpert_jax.training.state import Tree
+from taskexpert_jax.runs.tree import Tree
+from taskexpert_jax.tasks import best_task, from_config
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -98,7 +97,7 @@ def _read_run(workdir: pathlib.Path, backbone: Shapes) -> tuple[Tensors, Family,
         saved = read_run(workdir)
     except UserError as error:
         raise UserError(f"config.model.pretrained={workdir}: {error}") from None
-    best = best_task(saved, from_config(saved))
+    best = best_task(from_config(saved), saved.checkpoint.best_task)
     with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:
         step = checkpoints.select("best")
         params = checkpoints.restore_parameters(step)

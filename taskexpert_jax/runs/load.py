@@ -11,15 +11,9 @@ from ml_collections import ConfigDict
 from taskexpert_jax.config import check
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.models.variables import abstract_variables
 from taskexpert_jax.runs.checkpoints import Checkpoints
-from taskexpert_jax.tasks import Task, from_config
-from taskexpert_jax.training import optimizer
-from taskexpert_jax.training import state as train_state
-
-def best_task(config: ConfigDict, tasks: tuple[Task, ...]) -> Task:
-    """The task that decides which checkpoint is the best."""
-    return next(task for task in tasks if task.name == config.checkpoint.best_task)
-
+from taskexpert_jax.tasks import best_task, from_config
 
 def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[TaskExpert, Any, int]:
     """(model, variables on the mesh, step) of a run's checkpoint, without its optimiser.
@@ -36,13 +30,10 @@ def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> t
     check(config)
     tasks = from_config(config)
     model = taskexpert.from_config(config, tasks)
-    averaged = config.optimizer.ema_decay > 0
-    _, abstract, _ = train_state.abstract_and_shardings(
-        model, optimizer.build(config), mesh, config.seed, averaged=averaged
-    )
-    params = jax.tree.map(lambda leaf: leaf.update(dtype=config.eval.params_dtype), (abstract.params, abstract.ema))
-    abstract = abstract.replace(params=params[0], ema=params[1])
-    with contextlib.closing(Checkpoints(workdir, best_task(config, tasks), read_only=True)) as checkpoints:
+    abstract = abstract_variables(model, mesh)
+    abstract["params"] = jax.tree.map(lambda leaf: leaf.update(dtype=config.eval.params_dtype), abstract["params"])
+    best = best_task(tasks, config.checkpoint.best_task)
+    with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:
         step = checkpoints.select(which)
         variables = checkpoints.restore_variables(step, abstract)
     return model, variables, step

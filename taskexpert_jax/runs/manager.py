@@ -1,13 +1,11 @@
-"""Orbax's manager of a folder of checkpoints: what it keeps, how it reads, and what of its log is worth saying."""
+"""Orbax's checkpoint manager for a run: which checkpoints are kept, how items are read, what is logged."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
 import logging as logging_module
 import math
 import pathlib
-import re
 import sys
-import threading
 from typing import Any
 import warnings
 
@@ -18,53 +16,49 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from taskexpert_jax.errors import disk_refusal
 
 TREES = ("params", "train")  # items of a checkpoint that are trees of arrays
-RECORDS = ("data", "config")  # and those that are JSON
-_SAID_OTHERWISE = (
+RECORDS = ("data", "config")  # items that are JSON
+_REPORTED_ELSEWHERE = (
     "Requested `tracked_metric`",  # at every save without an evaluation
-    "Failed to json parse Metadata file",  # of a damaged checkpoint, of which `Checkpoints` says so
+    "Failed to json parse Metadata file",  # of a damaged checkpoint, which `Checkpoints` reports
 )
 
 
 def _worth_logging(record: logging_module.LogRecord) -> bool:
-    """Not so: what `Checkpoints` says in a line of its own, and traces of it."""
+    """False for a log record, or its traceback, that repeats what `Checkpoints` reports in one line."""
     refused = record.exc_info is not None and disk_refusal(record.exc_info[1]) is not None
-    return not refused and not any(text in record.getMessage() for text in _SAID_OTHERWISE)
+    return not refused and not any(text in record.getMessage() for text in _REPORTED_ELSEWHERE)
 
 
 logging.get_absl_logger().addFilter(_worth_logging)
-# Of writes that had not begun when the one before them was refused, which ends Orbax's event loop.
-_NOT_BEGUN = re.compile("coroutine '.*' was never awaited")
-warnings.filterwarnings("ignore", message=_NOT_BEGUN.pattern, category=RuntimeWarning)
+# Python's warning about writes that had not started when an earlier one failed.
+warnings.filterwarnings("ignore", message="coroutine '.*' was never awaited", category=RuntimeWarning)
 
 
 @contextlib.contextmanager
-def quiet_refusals() -> Iterator[None]:
-    """Within its body Orbax's threads print no trace of what the disk refused: the one that waits for them is told."""
-    before = threading.excepthook, sys.unraisablehook
+def quiet_late_writes() -> Iterator[None]:
+    """Hides the tracebacks of writes that end after an earlier one failed; `Checkpoints` reports that one.
 
-    def failed(args: threading.ExceptHookArgs) -> None:
-        if disk_refusal(args.exc_value) is None:
-            before[0](args)
+    Orbax closes its event loop at the first write that fails. TensorStore's threads, which finish the others, then
+    find it closed, and have nowhere to raise that but here.
+    """
+    before = sys.unraisablehook
 
-    def unraisable(args: Any) -> None:
-        # Writes that end after the one that was refused, and those that have not begun, where warnings are errors.
-        ended = isinstance(args.exc_value, RuntimeError) and "Event loop is closed" in str(args.exc_value)
-        not_begun = isinstance(args.exc_value, RuntimeWarning) and _NOT_BEGUN.match(str(args.exc_value))
-        if not ended and not not_begun:
-            before[1](args)
+    def unraisable(args: Any) -> None:  # typeshed's type of it does not exist at run time
+        if not (isinstance(args.exc_value, RuntimeError) and "Event loop is closed" in str(args.exc_value)):
+            before(args)
 
-    threading.excepthook, sys.unraisablehook = failed, unraisable
+    sys.unraisablehook = unraisable
     try:
         yield
     finally:
-        threading.excepthook, sys.unraisablehook = before
+        sys.unraisablehook = before
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's manager, which can also be opened where a checkpoint's metrics are damaged; those are then None."""
+    """Orbax's manager, which can also be opened if a checkpoint's metrics are damaged; they are None then."""
 
     def metrics(self, step: int) -> dict[str, float] | None:
-        """What was saved of an evaluation at `step`."""
+        """The metrics of the evaluation at `step`; None if there was none."""
         try:
             found = super().metrics(step)
         except (ValueError, OSError):
@@ -73,10 +67,10 @@ class Manager(ocp.CheckpointManager):
 
 
 def for_run(path: pathlib.Path, best_key: str, *, higher_is_better: bool, create: bool) -> Manager:
-    """Keeps the latest two checkpoints, and the one with the best `best_key` of its metrics."""
+    """A manager that keeps the latest two checkpoints and the one with the best `best_key` among its metrics."""
 
     def metric(metrics: Mapping[str, float]) -> float:
-        # Those of before the run's best task was changed may lack it.
+        # Absent if the metric was not a number, or if the run's best task was another then.
         return metrics.get(best_key, -math.inf if higher_is_better else math.inf)
 
     policy = preservation_policy.AnyPreservationPolicy(
@@ -95,12 +89,12 @@ def for_run(path: pathlib.Path, best_key: str, *, higher_is_better: bool, create
 
 
 def for_listing(path: pathlib.Path) -> Manager:
-    """Changes nothing and needs no config."""
+    """A read-only manager, which needs no config."""
     options = ocp.CheckpointManagerOptions(create=False, read_only=True)
     return Manager(path, options=options, item_handlers=_handlers())
 
 
-def _handlers() -> dict[str, Any]:
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
     return {
         **{item: ocp.StandardCheckpointHandler() for item in TREES},
         **{item: ocp.JsonCheckpointHandler() for item in RECORDS},

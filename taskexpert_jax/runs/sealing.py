@@ -1,10 +1,9 @@
-"""The files of a checkpoint: whether all of them are there and as they were written.
+"""Seals on checkpoints: the size and checksum of every file, to tell whether a file was damaged later.
 
-Once a checkpoint is complete, `manifest.json` in its folder lists the size and checksum of every file.
+Once a checkpoint is complete, `manifest.json` in its folder lists the size and checksum of each of its files.
 """
 
-from collections.abc import Iterator
-import contextlib
+from collections.abc import Iterator, Mapping
 import json
 import os
 import pathlib
@@ -29,36 +28,42 @@ def size(folder: pathlib.Path) -> int:
 
 
 def seal(folder: pathlib.Path) -> None:
-    """Writes the manifest of a checkpoint that is complete; all of it or nothing is there at any moment."""
-    found = {str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)] for path in files(folder)}
-    partial = folder.parent / f".{folder.name}.{MANIFEST}"  # beside it, for the folder may go at any time
-    try:
-        with partial.open("w") as file:
-            json.dump(found, file, indent=0)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(folder / MANIFEST)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Writes the manifest of a complete checkpoint, atomically."""
+    found = {str(path.relative_to(folder)): (path.stat().st_size, _checksum(path)) for path in files(folder)}
+    _write_manifest(folder, found)
+
+
+def add(folder: pathlib.Path, name: str, text: str) -> None:
+    """Adds a file to a sealed checkpoint; the other files are neither read nor changed.
+
+    It belongs to the checkpoint once the manifest lists it. The checkpoint is good at every moment until then, too.
+    """
+    found = _listed(folder)
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    _write(folder, path, text)
+    _write_manifest(folder, {**found, name: (path.stat().st_size, _checksum(path))})
+
+
+def has(folder: pathlib.Path, name: str) -> bool:
+    """True if the checkpoint is sealed with a file of this name."""
+    return sealed(folder) and name in _listed(folder)
 
 
 def sealed(folder: pathlib.Path) -> bool:
-    """Whether there is a manifest to hold the files against."""
+    """True if the checkpoint has a manifest."""
     return (folder / MANIFEST).is_file()
 
 
 def problem(folder: pathlib.Path, *parts: str) -> str | None:
-    """What is wrong with the first file that differs from the manifest; None where all are as they were written.
+    """Description of the first file that differs from the manifest; None if there is none, or no manifest.
 
-    Where there is no manifest, for the program ended before it was written, nothing is found here.
-
-    parts: names of the folders and files in `folder` that alone are read, such as `metrics`; none: all.
+    parts: reads only these files and folders of `folder`, such as `metrics`; none: all.
     """
     if not sealed(folder):
         return None
     try:
-        listed = json.loads((folder / MANIFEST).read_text())
-        expected = {str(name): (int(length), int(checksum)) for name, (length, checksum) in listed.items()}
+        expected = _listed(folder)
     except OSError as error:
         return f"{MANIFEST} cannot be read: {error.strerror}"
     except (ValueError, TypeError, AttributeError):
@@ -70,6 +75,29 @@ def problem(folder: pathlib.Path, *parts: str) -> str | None:
         if wanted and (found := _difference(folder / name, length, checksum)):
             return f"{name} {found}"
     return None
+
+
+def _listed(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
+    """The manifest: name -> (size in bytes, CRC-32)."""
+    listed = json.loads((folder / MANIFEST).read_text())
+    return {str(name): (int(length), int(checksum)) for name, (length, checksum) in listed.items()}
+
+
+def _write_manifest(folder: pathlib.Path, listed: Mapping[str, tuple[int, int]]) -> None:
+    _write(folder, folder / MANIFEST, json.dumps(listed, indent=0))
+
+
+def _write(folder: pathlib.Path, path: pathlib.Path, text: str) -> None:
+    """Writes a file of a checkpoint atomically."""
+    partial = folder.parent / f".{folder.name}.{MANIFEST}"  # beside it, because the folder may be deleted at any time
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _difference(path: pathlib.Path, length: int, checksum: int) -> str | None:
@@ -84,40 +112,15 @@ def _difference(path: pathlib.Path, length: int, checksum: int) -> str | None:
 
 
 def set_aside(folder: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
-    """Moves a checkpoint into another folder, under its own name or that with a number; returns where it is now."""
+    """Moves a checkpoint into another folder, numbered if its name is taken there; returns its new path."""
     to.mkdir(exist_ok=True)
     names = (folder.name if i == 0 else f"{folder.name}_{i}" for i in range(10_000))
     target = next(to / name for name in names if not (to / name).exists())
     return folder.rename(target)
 
 
-def put_by(folder: pathlib.Path, to: pathlib.Path) -> None:
-    """Moves a checkpoint out of the way of another of its step, which is about to be written."""
-    to.mkdir(exist_ok=True)
-    drop(to / folder.name)
-    to.mkdir(exist_ok=True)
-    folder.rename(to / folder.name)
-
-
-def put_back(root: pathlib.Path, by: pathlib.Path) -> None:
-    """Undoes `put_by` for every checkpoint whose successor in `root` is not there, or is not sealed."""
-    for kept in sorted(by.glob("*")):
-        successor = root / kept.name
-        if not sealed(successor):
-            shutil.rmtree(successor, ignore_errors=True)
-            kept.rename(successor)
-        drop(kept)
-
-
-def drop(kept: pathlib.Path) -> None:
-    """Removes a checkpoint that was put by, and the folder of such when it is empty; neither need be there."""
-    shutil.rmtree(kept, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        kept.parent.rmdir()
-
-
 def remove_unfinished(root: pathlib.Path) -> list[int]:
-    """Removes what a write that was broken off has left in a folder of checkpoints; returns the steps."""
+    """Removes the remains of interrupted writes from a folder of checkpoints; returns their steps."""
     steps = []
     for path in sorted(root.glob("*.orbax-checkpoint-tmp*")):
         steps += [int(step) for step in re.findall(r"^\d+", path.name)]

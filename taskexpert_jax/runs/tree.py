@@ -1,23 +1,14 @@
-"""A training state as the arrays of a checkpoint, and how two such trees differ."""
+"""Trees of arrays: the arrays' names, and the differences between two trees."""
 
 from typing import Any
 
 import jax
 
-from taskexpert_jax.training.state import TrainState, Tree
-
-
-def split(state: TrainState) -> dict[str, dict[str, Any]]:
-    """The items of a checkpoint: what evaluation needs, and what only training does."""
-    averaged = {"ema": state.ema} if state.ema else {}
-    return {
-        "params": {"params": state.params, "batch_stats": state.batch_stats, **averaged},
-        "train": {"opt_state": state.opt_state, "step": state.step, "rng": state.rng},
-    }
+Tree = Any  # a pytree of arrays
 
 
 def arrays(tree: Tree) -> dict[str, Any]:
-    """Name, as `params/head_depth/logits/bias`, -> every array of a tree or of its metadata."""
+    """Name, such as `params/head_depth/logits/bias` -> array, of a tree of arrays or of their metadata."""
 
     def is_array(node: Any) -> bool:
         return hasattr(node, "shape") and hasattr(node, "dtype")
@@ -27,9 +18,9 @@ def arrays(tree: Tree) -> dict[str, Any]:
 
 
 def differences(saved: Tree, wanted: Tree, *, cast: bool = False) -> tuple[list[str], int]:
-    """A line for every array that is in one alone, or that differs in shape or dtype; and the number of all arrays.
+    """A line for every array that is in one tree only or differs in shape or dtype; and the number of all arrays.
 
-    cast: whether one float dtype may stand for another.
+    cast: accepts any float dtype in place of another.
     """
     old, new = (
         {name: f"{tuple(leaf.shape)} {_dtype(leaf, cast)}" for name, leaf in arrays(tree).items()}

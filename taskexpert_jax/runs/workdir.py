@@ -19,12 +19,12 @@ FREE = ("mesh.", "eval.", "log.", "guard.", "checkpoint.", "dataset.cache", "dat
 
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps the directory, which is made, for this program while its body runs.
+    """Creates the directory and locks it for this program while the body runs.
 
-    The lock is the kernel's and ends with the program, however that ends; the file stays.
+    The kernel holds the lock and releases it when the program ends, however it ends; the file remains.
 
     Raises:
-      UserError: another program has it; the message says which. Nothing is changed.
+      UserError: another program holds the lock; the message names it. Nothing is changed.
     """
     path = workdir / ".lock"
     try:

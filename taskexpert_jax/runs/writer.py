@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: metrics.jsonl, and TensorBoard events where TensorFlow is installed."""
+"""Writers of a run's scalars and images: metrics.jsonl, and TensorBoard events if TensorFlow is installed."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -14,7 +14,7 @@ from taskexpert_jax.errors import UserError, disk_refusal
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """Raises UserError with the path and the reason where its body cannot write: the disk is full, or not ours."""
+    """Raises UserError with the path and the reason if the body cannot write: a full disk, or no permission."""
     try:
         yield
     except Exception as error:
@@ -32,8 +32,8 @@ class RunWriter:
 
     Args:
       workdir: the run's directory.
-      first: the step that the run goes on after; lines of later steps, from before it was stopped, are removed.
-      active: False in all but one process of a run: then nothing is written.
+      first: the step that the run resumes from; lines of later steps, from before it was stopped, are removed.
+      active: False in all but one process of a run; nothing is written then.
     """
 
     def __init__(self, workdir: pathlib.Path, first: int, *, active: bool = True):
@@ -43,7 +43,7 @@ class RunWriter:
         self._summary = _summary_writer(workdir) if active else None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one line: step, time in seconds since the epoch, and the values."""
+        """Appends one line: step, time in seconds since the epoch, and the values."""
         if self._lines is None:
             return
         with writing(self._path):
@@ -55,7 +55,7 @@ class RunWriter:
                 self._summary.flush()
 
     def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Adds (H, W, 3) uint8 pictures to TensorBoard."""
+        """Adds (H, W, 3) uint8 images to TensorBoard."""
         if self._summary is not None and pictures:
             with writing(self._path.with_name("events.*")):
                 self._summary.write_images(step, {name: picture[None] for name, picture in pictures.items()})
@@ -63,7 +63,7 @@ class RunWriter:
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        with contextlib.suppress(UserError), writing(self._path):  # of what could not be written, which has been said
+        with contextlib.suppress(UserError), writing(self._path):  # a failed write has been reported
             if self._lines is not None:
                 self._lines.close()
         with contextlib.suppress(UserError), writing(self._path):
@@ -72,7 +72,7 @@ class RunWriter:
 
 
 def _open_lines(path: pathlib.Path, first: int) -> TextIO:
-    """The file, open for appending, without lines of steps after `first` and without a line that was cut in two."""
+    """The file, open for appending, without lines of steps after `first` and without an incomplete last line."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         partial = path.with_suffix(".jsonl.partial")
@@ -82,7 +82,7 @@ def _open_lines(path: pathlib.Path, first: int) -> TextIO:
 
 
 def _summary_writer(workdir: pathlib.Path) -> Any:
-    """clu's writer, whose type cannot be named without importing TensorFlow; None where that is not installed."""
+    """clu's writer, whose type cannot be named without importing TensorFlow; None if that is not installed."""
     try:
         from clu import metric_writers
     except ImportError:

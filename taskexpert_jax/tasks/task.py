@@ -319,3 +319,20 @@ def from_config(config: ConfigDict) -> tuple[Task, ...]:
         semseg_classes=config.dataset.semseg_classes,
         edge_pos_weight=config.edge_pos_weight,
     )
+
+
+def best_task(tasks: Sequence[Task], name: str) -> Task:
+    """The task by whose main metric the best checkpoint is chosen.
+
+    Args:
+      tasks: those of a run.
+      name: its `config.checkpoint.best_task`.
+
+    Raises:
+      UserError: it is not among `tasks`.
+    """
+    for task in tasks:
+        if task.name == name:
+            return task
+    known = ", ".join(task.name for task in tasks)
+    raise UserError(f"config.checkpoint.best_task={name!r} is not among the tasks ({known})")

@@ -13,8 +13,7 @@ from taskexpert_jax import train
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models.backbones import position_embedding
 from taskexpert_jax.runs.checkpoints import Checkpoints
-from taskexpert_jax.runs.load import best_task
-from taskexpert_jax.tasks import from_config
+from taskexpert_jax.tasks import best_task, from_config
 
 
 def demo_config(**fields):
@@ -48,8 +47,8 @@ def finished(tmp_path_factory):
 
 def save(state, config, at):
     tasks = from_config(config)
-    with contextlib.closing(Checkpoints(at, best_task(config, tasks))) as checkpoints:
-        checkpoints.save(state, config.to_dict(), None)
+    with contextlib.closing(Checkpoints(at, best_task(tasks, config.checkpoint.best_task))) as checkpoints:
+        checkpoints.save(int(state.step), state.to_items(), config.to_dict(), None)
 
 
 def backbone_of(params):

@@ -51,7 +51,7 @@ def save(workdir, steps, metrics=None):
     with opened(workdir) as checkpoints:
         for step in steps:
             value = (metrics or {}).get(step)
-            checkpoints.save(state(step), {"seed": 0}, None if value is None else {"semseg/mIoU": value})
+            checkpoints.save(step, state(step).to_items(), {"seed": 0}, None if value is None else {"semseg/mIoU": value})
             checkpoints.wait()
 
 
@@ -61,7 +61,7 @@ def largest(folder):
 
 def opened_newest(workdir):
     with opened(workdir) as checkpoints:
-        return checkpoints.restore_newest(abstract())
+        return checkpoints.restore_newest(abstract().to_items())
 
 
 def unseal(workdir, step):

@@ -1,23 +1,28 @@
 """Checkpoints of small trees: what is kept, other devices and dtypes, versions of JAX, and their listing."""
 
+import math
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 from types import SimpleNamespace
 
 from checkpoint_trees import abstract, largest, opened, opened_newest, same, save, state
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 import pytest
 
 from configs import demo
-from taskexpert_jax.runs import sealing
 from taskexpert_jax import checkpoint as checkpoint_listing
-from taskexpert_jax.parallel import sharding
-from taskexpert_jax.runs.checkpoints import Checkpoints, saved_steps
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.parallel import sharding
+from taskexpert_jax.runs import sealing
+from taskexpert_jax.runs.checkpoints import METRICS, Checkpoints, saved_steps
+from taskexpert_jax.training.state import TrainState
 
 
 def test_the_latest_two_and_the_best_are_kept_and_sealed(tmp_path):
@@ -30,19 +35,62 @@ def test_the_latest_two_and_the_best_are_kept_and_sealed(tmp_path):
         assert sealing.sealed(folder) and sealing.problem(folder) is None
 
 
-def test_a_checkpoint_says_whether_it_was_evaluated_and_gets_metrics_later(tmp_path):
+def test_metrics_can_be_added_to_a_checkpoint(tmp_path):
     assert opened_newest(tmp_path) is None
     save(tmp_path, [3])
     restored = opened_newest(tmp_path)
     assert (restored.step, restored.evaluated) == (3, False)
-    assert same(restored.state, state(3))
-    save(tmp_path, [3], {3: 0.5})
+    assert same(restored.items, state(3).to_items())
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(3, state(4).to_items(), {}, {"semseg/mIoU": 0.5})
+    restored = opened_newest(tmp_path)
+    assert restored.evaluated and same(restored.items, state(3).to_items())  # nothing is overwritten
+    save(tmp_path, [3])  # nor lost if the step is saved again without metrics
     assert opened_newest(tmp_path).evaluated
-    save(tmp_path, [3])  # nothing is lost where the same step is saved again without
-    assert opened_newest(tmp_path).evaluated
+    with opened(tmp_path) as checkpoints:  # they count when the best is kept, at once
+        for step, value in ((5, None), (5, 0.4), (7, None), (9, None)):
+            metrics = None if value is None else {"semseg/mIoU": value}
+            checkpoints.save(step, state(step).to_items(), {}, metrics)
+            checkpoints.wait()
+    assert saved_steps(tmp_path) == [3, 7, 9]
     with opened(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.select("best") == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    folder = tmp_path / "checkpoints" / "3"
+    assert sealing.problem(folder) is None
+    (folder / METRICS).write_text('{"semseg/mIoU": 0.9}')
+    assert str(sealing.problem(folder)).startswith(METRICS)
+
+
+def test_an_evaluation_without_a_number_is_not_the_best_and_is_not_repeated(tmp_path):
+    save(tmp_path, [3, 5])
+    save(tmp_path, [5], {5: math.nan})
+    assert opened_newest(tmp_path).evaluated
+    save(tmp_path, [3], {3: 0.1})
+    with opened(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.select("best") == 3
+
+
+def test_a_run_of_the_first_version_of_the_format_is_resumed(tmp_path):
+    """Written before checkpoints got metrics in place; with averaged parameters."""
+    with tarfile.open(pathlib.Path(__file__).parent / "first_format.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+
+    def saved(step):
+        averaged = jax.tree.map(lambda leaf: 3 * leaf, state(step, 64).params)
+        return state(step, 64).replace(ema=averaged)
+
+    def close(one, other):  # random numbers drawn by another compilation differ in the last bit
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+    wanted = abstract(64).replace(ema=abstract(64).params)
+    with opened(tmp_path) as checkpoints:
+        restored = checkpoints.restore_newest(wanted.to_items())
+        assert (restored.step, restored.evaluated) == (4, False)
+        jax.tree.map(close, TrainState.from_items(restored.items), saved(4))
+        assert checkpoints.select("best") == 2
+        jax.tree.map(close, checkpoints.restore_variables(2, wanted.variables()), saved(2).variables())
+        checkpoints.save(4, saved(4).to_items(), {}, {"semseg/mIoU": 0.75})
+        assert checkpoints.select("best") == 4
 
 
 def test_the_best_task_may_change_when_a_run_goes_on(tmp_path):
@@ -51,7 +99,7 @@ def test_the_best_task_may_change_when_a_run_goes_on(tmp_path):
     checkpoints = Checkpoints(tmp_path, depth)
     assert checkpoints.select("best") == 6  # none was evaluated by this one
     for step, rmse in ((8, 0.5), (10, 0.7), (12, 0.6)):
-        checkpoints.save(state(step), {}, {"depth/rmse": rmse})
+        checkpoints.save(step, state(step).to_items(), {}, {"depth/rmse": rmse})
     checkpoints.close()
     assert saved_steps(tmp_path) == [8, 10, 12]
     assert Checkpoints(tmp_path, depth, read_only=True).select("best") == 8
@@ -82,7 +130,7 @@ def on_eight(tmp_path_factory):
     with opened(workdir) as checkpoints:
         spread = jax.tree.map(lambda leaf, of: jax.device_put(leaf, of.sharding), state(5), placed(mesh_of(8)))
         assert len(spread.params["dense"]["kernel"].sharding.device_set) == 8
-        checkpoints.save(spread, {}, None)
+        checkpoints.save(5, spread.to_items(), {}, None)
     return workdir
 
 
@@ -90,9 +138,9 @@ def on_eight(tmp_path_factory):
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_saved_on_eight_devices_restored_on_any(count, on_eight):
     with opened(on_eight) as checkpoints:
-        restored = checkpoints.restore_newest(placed(mesh_of(count)))
-    assert same(jax.device_get(restored.state), jax.device_get(state(5)))
-    kernel = restored.state.params["dense"]["kernel"]
+        restored = checkpoints.restore_newest(placed(mesh_of(count)).to_items())
+    assert same(jax.device_get(restored.items), jax.device_get(state(5).to_items()))
+    kernel = restored.items["params"]["params"]["dense"]["kernel"]
     _, fsdp, tensor = MESHES[count]
     assert (
         len(kernel.sharding.device_set) == count
@@ -104,13 +152,14 @@ def test_saved_on_eight_devices_restored_on_any(count, on_eight):
 def test_parameters_are_restored_without_the_optimiser_and_in_bfloat16(on_eight, tmp_path):
     shutil.copytree(on_eight, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "5" / "train")
-    half = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.bfloat16), abstract().params)
+    wanted = abstract().variables()
+    half = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.bfloat16), wanted["params"])
     with opened(tmp_path / "run", read_only=True) as checkpoints:
-        variables = checkpoints.restore_variables(5, abstract().replace(params=half))
-        whole = checkpoints.restore_variables(5, abstract())
+        variables = checkpoints.restore_variables(5, {**wanted, "params": half})
+        whole = checkpoints.restore_variables(5, wanted)
         hosts = checkpoints.restore_parameters(5)
         with pytest.raises(UserError, match=r"checkpoints/5 is damaged: train/\S+ is missing"):
-            checkpoints.restore(5, abstract())
+            checkpoints.restore(5, abstract().to_items())
     expected = state(5).params
     assert same(variables["params"], jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), expected))
     assert variables["batch_stats"]["mean"].dtype == jnp.float32
@@ -125,7 +174,7 @@ def test_training_goes_on_in_the_dtypes_that_were_saved(on_eight):
         opened(on_eight) as checkpoints,
         pytest.raises(UserError, match=r"2 of 3 arrays of `params` differ") as refusal,
     ):
-        checkpoints.restore_newest(wanted)
+        checkpoints.restore_newest(wanted.to_items())
     assert "- params/dense/kernel (256, 16) float32: only in the checkpoint" in str(refusal.value)
     assert "! params/dense/bias: (3,) float32 in the checkpoint, (3,) bfloat16 in the model" in str(refusal.value)
     assert saved_steps(on_eight) == [5]  # an architecture that differs is not damage
@@ -140,7 +189,7 @@ def test_checkpoints_are_read_across_jax_versions(tmp_path):
         "import pathlib, sys, numpy as np, jax; from tests.runs import checkpoint_trees as made\n"
         "workdir, mode = pathlib.Path(sys.argv[1]), sys.argv[2]\n"
         "made.save(workdir, [7]) if mode == 'save' else None\n"
-        "assert made.same(made.opened_newest(workdir).state, made.state(7))\nprint(jax.__version__)"
+        "assert made.same(made.opened_newest(workdir).items, made.state(7).to_items())\nprint(jax.__version__)"
     )
     env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     versions = set()
@@ -162,7 +211,7 @@ def test_the_listing_shows_what_is_there(tmp_path, capsys):
     config = demo.get_config("tiny").to_dict()
     with opened(tmp_path) as checkpoints:
         for step, value in ((2, 0.75), (4, 0.5), (6, None)):
-            checkpoints.save(state(step), config, None if value is None else {"semseg/mIoU": value})
+            checkpoints.save(step, state(step).to_items(), config, None if value is None else {"semseg/mIoU": value})
     os.truncate(largest(tmp_path / "checkpoints" / "4" / "params"), 100)
     (tmp_path / "damaged" / "3").mkdir(parents=True)
     assert checkpoint_listing.main([str(tmp_path), "--verify", "--tree"]) == 0
@@ -183,7 +232,7 @@ def test_the_listing_shows_what_is_there(tmp_path, capsys):
 def test_the_listing_names_what_is_damaged_and_needs_no_accelerator(part, tmp_path):
     with opened(tmp_path) as checkpoints:
         for step in (2, 4):
-            checkpoints.save(state(step), demo.get_config("tiny").to_dict(), {"semseg/mIoU": 0.5})
+            checkpoints.save(step, state(step).to_items(), demo.get_config("tiny").to_dict(), {"semseg/mIoU": 0.5})
     path = tmp_path / "checkpoints" / "4" / part
     os.truncate(path, path.stat().st_size // 2)
     command = [sys.executable, "-m", "taskexpert_jax.checkpoint", str(tmp_path), "--verify", "--tree"]

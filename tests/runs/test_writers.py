@@ -7,8 +7,8 @@ import pathlib
 
 import pytest
 
-from taskexpert_jax.runs import writer as writers
 from taskexpert_jax.errors import UserError, disk_refusal
+from taskexpert_jax.runs import writer as writers
 
 
 def test_a_run_that_goes_on_drops_the_lines_of_steps_that_it_repeats(tmp_path):
@@ -27,9 +27,7 @@ def test_a_full_disk_is_one_line_and_closing_says_no_more(tmp_path, monkeypatch)
     full = pathlib.Path("/dev/full").open("w")  # noqa: SIM115 (the writer closes it)
     monkeypatch.setattr(writers, "_open_lines", lambda *_: full)
     writer = writers.RunWriter(tmp_path, 0)
-    with pytest.raises(
-        UserError, match=r"metrics.jsonl cannot be written: No space left on device; make room.*goes on"
-    ):
+    with pytest.raises(UserError, match=r"metrics.jsonl .*No space left on device"):
         writer.scalars(1, {"loss": 0.5})
     writer.close()
 

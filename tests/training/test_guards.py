@@ -1,7 +1,8 @@
-"""Steps that are not finite, spikes, examples that cannot be read, a run that hangs, and being told to stop."""
+"""NaN/Inf steps, loss spikes, unreadable examples, a run that hangs, and preemption."""
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -133,9 +134,10 @@ def whole(tmp_path_factory):
 def test_a_run_stops_before_the_step_that_is_not_finite_and_repeats_it(whole, tmp_path, capsys):
     config = small()
     poison = lambda step, batch: poisoned(batch) if step == 3 else batch  # noqa: E731
-    with pytest.raises(NotFinite, match=r"step 3: the loss of depth is not finite \(.*not_finite/3.json\).*skip_steps"):
+    with pytest.raises(NotFinite, match=r"step 3: .*depth .*not_finite/3.json.*skip_steps"):
         run(config, tmp_path / "run", poison)
     assert Checkpoints(tmp_path / "run", from_config(config)[0]).latest == 2
+    assert issubclass(NotFinite, UserError)  # so the program ends with one line
     found = json.loads((tmp_path / "run" / "not_finite" / "3.json").read_text())
     batches = pipeline.train_batches(config, from_config(config), start_step=2)
     assert found["ids"] == next(batches)["id"].tolist() and len(found["ids"]) == 8
@@ -144,13 +146,13 @@ def test_a_run_stops_before_the_step_that_is_not_finite_and_repeats_it(whole, tm
         run(config, tmp_path / "run", poison)
     capsys.readouterr()
     state = jax.device_get(run(config, tmp_path / "run"))
-    assert "at step 2 of 6" in capsys.readouterr().out
+    assert "step 2 of 6" in capsys.readouterr().out
     assert same(state, whole[1])
     config.guard.skip_steps = 1
     (tmp_path / "skip").mkdir()
     skipped = run(config, tmp_path / "skip" / "run", poison)
     assert int(skipped.step) == 6 and not same(skipped.params, whole[1].params)
-    assert "warning: step 3: the loss of depth is not finite" in capsys.readouterr().out
+    assert re.search("warning: step 3: .*depth", capsys.readouterr().out)
     assert lines(tmp_path / "skip" / "run", "train/") == [1, 2, 4, 5, 6]
 
 
@@ -172,10 +174,10 @@ def test_sigterm_saves_at_once_and_the_run_goes_on_as_if_it_had_not_come(moment,
     stopped = run(config, workdir, at_batch, tell if moment == "evaluation" else lambda: None)
     step = int(stopped.step)
     assert step < config.num_steps and (moment == "step" or step == 4)
-    assert f"told to stop: saved step {step} of 6" in capsys.readouterr().out
+    assert f"saved step {step} of 6" in capsys.readouterr().out
     assert Checkpoints(workdir, from_config(config)[0]).latest == step
     state = jax.device_get(run(config, workdir))
-    assert f"resumed {workdir} at step {step}" in capsys.readouterr().out
+    assert f"at step {step} of 6" in capsys.readouterr().out
     assert same(state, whole[1])
     assert lines(workdir, "eval/") == lines(whole[0], "eval/") == [4, 6]
     assert lines(workdir, "train/") == lines(whole[0], "train/")
@@ -219,7 +221,7 @@ def test_spikes_are_noted_against_the_mean_before(tmp_path, capsys):
         guard.check(seen(tasks, losses), lambda step: 0.0)
     (line,) = (tmp_path / "spikes.jsonl").read_text().splitlines()
     assert json.loads(line) == {"step": 2, "loss": 9.5, "mean": pytest.approx(2.925), "ids": ["id2"]}
-    assert capsys.readouterr().out == "warning: step 2: loss 9.5 is 3.25 times the mean before\n"
+    assert re.search(r"step 2: .*9\.5 .*3\.25 ", capsys.readouterr().out)
     config.guard.spike_factor = 0.0
     guard.check(seen(tasks, [1.0, 1000.0]), lambda step: 0.0)
     assert capsys.readouterr().out == ""
@@ -233,11 +235,11 @@ def test_steps_skipped_are_described_and_counted(tmp_path, capsys):
     many = seen(tasks, [1.0], skipped=range(2, 2 + tally.KEPT + 3))
     guard.check(many, lambda step: step / 10)
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == tally.KEPT + 1 and out[-1] == "warning: 3 further such steps were left out"
+    assert len(out) == tally.KEPT + 1 and " 3 " in out[-1]
     assert json.loads((tmp_path / "not_finite" / "4.json").read_text())["learning_rate"] == pytest.approx(0.3)
     two = seen(tasks, [], skipped=[30, 31])
     two = two.replace(skipped=two.skipped + many.skipped)  # carried over from before the report
-    with pytest.raises(NotFinite, match=r"step 31: the loss of semseg.*12 such steps were left out before"):
+    with pytest.raises(NotFinite, match=r"step 31: .*semseg.* 12 "):
         guard.check(two, lambda step: 0.0)
 
 
@@ -265,9 +267,9 @@ def test_unreadable_examples_are_replaced_by_the_next_up_to_a_number(capsys):
     out = capsys.readouterr().out.splitlines()
     assert [line.split(" cannot")[0] for line in out] == [f"warning: example {i} of train of cats" for i in (5, 2, 3)]
     assert out[2].endswith("cannot be read: ValueError: bytes of 3; replaced, 3 of at most 3")
-    with pytest.raises(UserError, match=r"example 3 of train of cats cannot be read: .*bytes of 3 after 1 others"):
+    with pytest.raises(UserError, match=r"example 3 of train of cats .*bytes of 3 .*1 "):
         ReplacingSource(Broken({2, 3}), "train of cats", 1).load(2)
-    with pytest.raises(UserError, match=r"example 2 of .* cannot be read: ValueError: bytes of 2; prepare .*anew"):
+    with pytest.raises(UserError, match=r"example 2 of .*ValueError: bytes of 2"):
         ReplacingSource(Broken({2}), "train of cats", 0).load(2)
     with pytest.raises(UserError, match="no example of a can be read"):
         ReplacingSource(Broken(set(range(6))), "a", 6).load(0)
@@ -291,7 +293,7 @@ def test_training_goes_on_without_what_cannot_be_read_and_evaluation_does_not(mo
 
     good = next(pipeline.train_batches(config, tasks))["id"].tolist()
     monkeypatch.setattr(pipeline, "open_source", lambda *_: Damaged({bad}))
-    with pytest.raises(UserError, match=rf"example {bad} of train of scenes cannot be read.*skip_examples"):
+    with pytest.raises(UserError, match=rf"example {bad} of train of scenes .*skip_examples"):
         next(pipeline.train_batches(config, tasks))
     config.guard.skip_examples = 1
     ids = next(pipeline.train_batches(config, tasks))["id"].tolist()
