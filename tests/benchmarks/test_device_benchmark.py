@@ -7,8 +7,10 @@ import math
 import jax
 import pytest
 
-from benchmarks import device, device_parts, device_timing, random_batch, traced_products
-from benchmarks.device_variants import Variant, full_plan, plan_of
+from benchmarks import device, random_batch
+from benchmarks.accelerator import parts, timing
+from benchmarks.accelerator.variants import Variant, full_plan, plan_of
+from benchmarks.program import products
 from configs import nyud, pascal_context
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
@@ -80,12 +82,12 @@ def test_comparison_takes_the_same_work_alone():
 def test_median_of_rounds_leaves_out_the_first_calls(monkeypatch):
     clock = [0.0]
     durations = iter([9.0, 9.0, 9.0, 1.0] + 5 * [1.0] + 100 * [2.0])
-    monkeypatch.setattr(device_timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
     def run():
         clock[0] += next(durations)
 
-    times = device_timing.steady(run, lambda result: result, seconds=7.5)
+    times = timing.steady(run, lambda result: result, seconds=7.5)
     assert times["calls_a_round"] == 1
     assert (times["median_s"], times["max_s"], times["rounds"]) == (1.0, 2.0, 7)
 
@@ -107,10 +109,10 @@ def test_each_program_adds_the_products_of_its_part(tiny):
     model, mesh, state, batch, images = tiny
     counted = budget.count_computed(model)
     before, added = 0, {}
-    for rung in device_parts.RUNGS:
+    for rung in parts.RUNGS:
         with sharding.use(mesh):
-            jaxpr = device_parts.program(rung, model).trace(state, batch).jaxpr.jaxpr
-        found = [p for p in traced_products.products(jaxpr) if "upsampling" not in p.part]
+            jaxpr = parts.program(rung, model).trace(state, batch).jaxpr.jaxpr
+        found = [p for p in products.products(jaxpr) if "upsampling" not in p.part]
         total = sum(product.flops for product in found)
         added[rung], before = total - before, total
     patches = 3 * 16**2 * model.backbone.width * math.prod(model.grid)  # the image needs no gradient
@@ -124,10 +126,10 @@ def test_each_program_adds_the_products_of_its_part(tiny):
 
 def test_parts_are_differences_and_their_flops_add_up(tiny):
     model, *_, images = tiny
-    programs = {name: {"median_s": 1.0 + index} for index, name in enumerate((*device_parts.RUNGS, "optimiser"))}
-    parts = device_parts.differences(programs, model, images)
-    assert {part["median_s"] for part in parts.values()} == {1.0}
-    total = sum(part["model_flops"] for part in parts.values())
+    programs = {name: {"median_s": 1.0 + index} for index, name in enumerate((*parts.RUNGS, "optimiser"))}
+    found = parts.differences(programs, model, images)
+    assert {part["median_s"] for part in found.values()} == {1.0}
+    total = sum(part["model_flops"] for part in found.values())
     assert total == images * 6 * budget.count(model).total_computed
 
 
@@ -142,10 +144,10 @@ def test_smoke_run_writes_every_figure(tmp_path, capsys):
     assert ours["status"] == "measured", ours
     config = nyud.get_config("tiny")
     config.dataset.image_size = (64, 80)
-    products = budget.count(taskexpert.from_config(config, from_config(config))).total_computed
+    counted = budget.count(taskexpert.from_config(config, from_config(config))).total_computed
     for key, factor in (("training", 6), ("evaluation", 2)):
         step = ours[key]
-        assert step["model_flops"] == factor * 2 * products
+        assert step["model_flops"] == factor * 2 * counted
         assert step["mfu"] == pytest.approx(step["model_flops"] / step["median_s"] / ceiling)
         assert step["images_per_s"] == pytest.approx(2 / step["median_s"])
         assert step["compile_s"] > 0 and step["planned_memory_bytes"] > 0

@@ -20,7 +20,8 @@ from taskexpert_jax.training import optimizer
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make parity installs it")
 
-from benchmarks import torch_reference, torch_weights  # noqa: E402
+from benchmarks.pytorch import reference as torch_reference  # noqa: E402
+from benchmarks.pytorch import weights as torch_weights  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
