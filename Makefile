@@ -77,7 +77,7 @@ parity-needs: venv
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31
 
 parity: parity-needs  ## install PyTorch and timm, and set the backbone beside timm's
-	@$(VENV_PYTHON) -m pytest tests/test_timm_parity.py
+	@$(VENV_PYTHON) -m pytest tests/models/test_timm_parity.py
 
 lint: venv  ## style and types: ruff, pyright
 	@.venv/bin/ruff check .

@@ -33,10 +33,10 @@ def _run() -> None:
     """Dispatches on the mode."""
     check(config := _CONFIG.value)
     if _MODE.value == "compile":
-        from taskexpert_jax.compile import steps as compilation
+        from taskexpert_jax.compile import fit
 
         report = pathlib.Path(_REPORT.value) if _REPORT.value else None
-        compilation.run(config, _TOPOLOGY.value, report, quick=_QUICK.value)
+        fit.run(config, _TOPOLOGY.value, report, quick=_QUICK.value)
         return
     if _WORKDIR.value is None:
         raise UserError("flag --workdir=None: Flag --workdir must have a value other than None.")

@@ -24,8 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from benchmarks import device_variants
-from benchmarks.device_variants import WORKLOAD, Variant
+from benchmarks.accelerator import variants as offered
+from benchmarks.accelerator.variants import WORKLOAD, Variant
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MIB = 2**20
@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.5, help="in all; what is not reached is listed")
     parser.add_argument("--device", default="", help="JAX's platform: cpu, cuda or tpu; default: JAX's own choice")
     parser.add_argument("--size", default="", help="one size of configs/defaults.py in place of ViT-L and ViT-B")
-    parser.add_argument("--benchmark", choices=tuple(device_variants.IMAGES), default="pascal_context")
+    parser.add_argument("--benchmark", choices=tuple(offered.IMAGES), default="pascal_context")
     parser.add_argument("--image", type=_image, help="HEIGHTxWIDTH with --size; default: the benchmark's")
     parser.add_argument("--batch", type=int, default=8, help="with --size")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="with --size")
@@ -65,13 +65,13 @@ def _image(text: str) -> tuple[int, int]:
 def plan(args: argparse.Namespace) -> list[Variant]:
     """The variants that the command line asks for, in order."""
     if args.size:
-        image = args.image or device_variants.IMAGES[args.benchmark]
+        image = args.image or offered.IMAGES[args.benchmark]
         ours = Variant(
             "ours", args.benchmark, args.size, image, args.batch, args.dtype, unroll=args.unroll, evaluated=True
         )
-        found = device_variants.plan_of(ours)
+        found = offered.plan_of(ours)
     else:
-        found = device_variants.full_plan()
+        found = offered.full_plan()
     there = json.loads(args.after.read_text())["results"] if args.after else []
     done = {record["name"] for record in there if record["status"] in ("measured", "does not fit", "refused")}
     asked = [variant for variant in found if re.search(args.only, variant.name) and variant.name not in done]
@@ -103,7 +103,7 @@ def measure(variant: Variant, seconds: float, limit: float, device: str) -> dict
         folder = pathlib.Path(name)
         asked, answered = folder / "variant.json", folder / "result.json"
         asked.write_text(json.dumps({"variant": dataclasses.asdict(variant), "seconds": seconds}))
-        command = [sys.executable, str(ROOT / "benchmarks" / "device_measure.py"), str(asked), str(answered)]
+        command = [sys.executable, str(ROOT / "benchmarks" / "accelerator" / "measure.py"), str(asked), str(answered)]
         errors = (folder / "stderr.txt").open("w+")
         with (
             errors,

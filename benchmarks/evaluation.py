@@ -114,9 +114,9 @@ def run_boundary(arguments: argparse.Namespace) -> None:
 
 
 def run_meters(arguments: argparse.Namespace) -> None:
-    import evaluation_meters  # needs PyTorch
+    from benchmarks.pytorch import meters  # needs PyTorch
 
-    evaluation_meters.run(arguments)
+    meters.run(arguments)
 
 
 def main() -> None:

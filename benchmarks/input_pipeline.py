@@ -30,8 +30,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 import psutil
 import torch
-import torch_loader
 
+from benchmarks.pytorch import loader as torch_loader
 from input_pipeline import pascal_labels, pipeline, prepare, records, transforms
 from taskexpert_jax import tasks as task_records
 from taskexpert_jax.errors import UserError

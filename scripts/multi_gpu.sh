@@ -10,7 +10,7 @@
 # PORT       where process 0 listens for the others; default: a free one.
 #
 # With config.mesh.fsdp, XLA_FLAGS=--xla_gpu_enable_pipelined_all_gather=true hides what is gathered behind products:
-# docs/compiled_program.md. What it gains has not been measured.
+# docs/scaling.md. What it gains has not been measured.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

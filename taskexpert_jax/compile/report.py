@@ -1,10 +1,10 @@
-"""What `--mode=compile` finds of a config's steps, and how it is told."""
+"""The report of `--mode=compile`: its fields, and its text for people."""
 
 from collections.abc import Sequence
 import dataclasses
 
-from taskexpert_jax.compile.collectives import Traffic
 from taskexpert_jax.compile.topologies import GIB
+from taskexpert_jax.compile.traffic import Traffic
 
 _EVALUATION_ADVICE = ("a smaller --config.eval.batch_size", "a larger --config.mesh.fsdp or .tensor")
 
@@ -14,6 +14,8 @@ class Program:
     """One compiled step; sizes are bytes on each device, None where the compiler gave up for want of memory.
 
     Attributes:
+      needed: the larger of `peak` and `reserved`, or what the compiler said that it lacks.
+      fits: `needed` is within the device's memory; None where that is not known.
       compile_seconds: of XLA alone, without tracing; None where it was stopped before it made machine code.
       peak: the most that is in use at any moment, by XLA's count; None where it was stopped. On CPUs it leaves the
         temporaries out.
@@ -22,20 +24,18 @@ class Program:
       arguments, outputs, temporaries: state and batch, results, and that block.
       collectives: kind -> its traffic, see `Traffic`.
       uncounted_loops: loops with collectives whose number of turns is unknown, counted as one.
-      needed: bytes that the step needs: the larger of `peak` and `reserved`, or what the compiler said that it lacks.
-      fits: whether that is within the device's memory; None where that is not known.
     """
 
-    compile_seconds: float | None
-    peak: int | None
-    reserved: int | None
-    arguments: int | None
-    outputs: int | None
-    temporaries: int | None
-    collectives: dict[str, Traffic]
-    uncounted_loops: int
     needed: int
     fits: bool | None
+    compile_seconds: float | None = None
+    peak: int | None = None
+    reserved: int | None = None
+    arguments: int | None = None
+    outputs: int | None = None
+    temporaries: int | None = None
+    collectives: dict[str, Traffic] = dataclasses.field(default_factory=dict)
+    uncounted_loops: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `--mode=compile` finds.
+    """The findings of `--mode=compile`.
 
     Attributes:
       topology: as asked for, or "local".
       memory: bytes of each device, as its maker gives them; None where not known.
       train_flops: of a train step over all devices, by the analytic count: 2 a multiply-add, and the backward pass as
         twice the forward pass; what remat computes once more is not counted.
-      programs: by step, see `STEPS`.
+      programs: step (train, eval) -> program.
       advice: config changes that would lower the memory, the most useful first.
-      trials: what some of them give, where the train step does not fit and the compiler can say so quickly.
+      trials: the memory with some of them, where the train step does not fit a TPU.
     """
 
     config: str
@@ -79,7 +79,7 @@ class Report:
 
 
 def verdict(program: Program, memory: int | None, advice: Sequence[str]) -> str:
-    """In words: whether a step fits a device with so many bytes of memory, and what to do where it does not."""
+    """One line: if a step fits a device with so many bytes of memory, and what to do where it does not."""
     needed = f"{program.needed / GIB:.2f}"
     if program.fits is None or memory is None:
         return f"needs {needed} GiB a device; how much there is, is not known"

@@ -7,8 +7,10 @@ import math
 import jax
 import pytest
 
-from benchmarks import device, device_parts, device_timing, random_batch, traced_products
-from benchmarks.device_variants import Variant, full_plan, plan_of
+from benchmarks import device, random_batch
+from benchmarks.accelerator import measure, parts, timing
+from benchmarks.accelerator.variants import Variant, full_plan, plan_of
+from benchmarks.program import products
 from configs import nyud, pascal_context
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
@@ -80,12 +82,12 @@ def test_comparison_takes_the_same_work_alone():
 def test_median_of_rounds_leaves_out_the_first_calls(monkeypatch):
     clock = [0.0]
     durations = iter([9.0, 9.0, 9.0, 1.0] + 5 * [1.0] + 100 * [2.0])
-    monkeypatch.setattr(device_timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
     def run():
         clock[0] += next(durations)
 
-    times = device_timing.steady(run, lambda result: result, seconds=7.5)
+    times = timing.steady(run, lambda result: result, seconds=7.5)
     assert times["calls_a_round"] == 1
     assert (times["median_s"], times["max_s"], times["rounds"]) == (1.0, 2.0, 7)
 
@@ -93,6 +95,8 @@ def test_median_of_rounds_leaves_out_the_first_calls(monkeypatch):
 @pytest.fixture(scope="module")
 def tiny():
     config = pascal_context.get_config("tiny")
+    config.tasks = ("semseg", "edge")
+    config.model.depth = config.model.taps = 2
     config.dtype = "bfloat16"
     tasks = from_config(config)
     model, tx = taskexpert.from_config(config, tasks), optimizer.build(config)
@@ -107,10 +111,10 @@ def test_each_program_adds_the_products_of_its_part(tiny):
     model, mesh, state, batch, images = tiny
     counted = budget.count_computed(model)
     before, added = 0, {}
-    for rung in device_parts.RUNGS:
+    for rung in parts.RUNGS:
         with sharding.use(mesh):
-            jaxpr = device_parts.program(rung, model).trace(state, batch).jaxpr.jaxpr
-        found = [p for p in traced_products.products(jaxpr) if "upsampling" not in p.part]
+            jaxpr = parts.program(rung, model).trace(state, batch).jaxpr.jaxpr
+        found = [p for p in products.products(jaxpr) if "upsampling" not in p.part]
         total = sum(product.flops for product in found)
         added[rung], before = total - before, total
     patches = 3 * 16**2 * model.backbone.width * math.prod(model.grid)  # the image needs no gradient
@@ -124,33 +128,41 @@ def test_each_program_adds_the_products_of_its_part(tiny):
 
 def test_parts_are_differences_and_their_flops_add_up(tiny):
     model, *_, images = tiny
-    programs = {name: {"median_s": 1.0 + index} for index, name in enumerate((*device_parts.RUNGS, "optimiser"))}
-    parts = device_parts.differences(programs, model, images)
-    assert {part["median_s"] for part in parts.values()} == {1.0}
-    total = sum(part["model_flops"] for part in parts.values())
+    programs = {name: {"median_s": 1.0 + index} for index, name in enumerate((*parts.RUNGS, "optimiser"))}
+    found = parts.differences(programs, model, images)
+    assert {part["median_s"] for part in found.values()} == {1.0}
+    total = sum(part["model_flops"] for part in found.values())
     assert total == images * 6 * budget.count(model).total_computed
 
 
-@pytest.mark.slow
-def test_smoke_run_writes_every_figure(tmp_path, capsys):
+def test_smoke_run_writes_the_ceilings(tmp_path, capsys):
     output = tmp_path / "device.json"
-    device.main([*SMALL, f"--output={output}", "--only=^ours tiny, 64x80, batch 2, float32, unroll=no$"])
+    device.main([*SMALL, f"--output={output}", "--only=^ceilings"])
     report = json.loads(output.read_text())
     assert report["platform"] == "cpu" and report["versions"]["jax"] == jax.__version__ and report["commit"]
-    ceiling = report["ceilings"]["matmul_bfloat16"]
-    ours = next(record for record in report["results"] if record["kind"] == "ours")
-    assert ours["status"] == "measured", ours
+    assert report["ceilings"]["matmul_bfloat16"] > 0 and report["not_measured"] == []
+    assert "TFLOP/s" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_variant_has_every_figure_of_both_steps(monkeypatch):
     config = nyud.get_config("tiny")
-    config.dataset.image_size = (64, 80)
-    products = budget.count(taskexpert.from_config(config, from_config(config))).total_computed
+    config.tasks, config.model.depth, config.model.taps = ("depth",), 1, 1
+    config.dataset.image_size, config.batch_size, config.eval.batch_size = (64, 80), 2, 2
+    monkeypatch.setattr(measure, "config_of", lambda _: config)
+    variant = Variant("ours", "nyud", "tiny", (64, 80), 2, "float32", evaluated=True)
+    record = {"batch": 2, **measure.attempt(variant, 0.0)}
+    assert record["status"] == "measured", record
+    device.add_rates(record, {"matmul_bfloat16": 1e9})
+    counted = budget.count(taskexpert.from_config(config, from_config(config))).total_computed
     for key, factor in (("training", 6), ("evaluation", 2)):
-        step = ours[key]
-        assert step["model_flops"] == factor * 2 * products
-        assert step["mfu"] == pytest.approx(step["model_flops"] / step["median_s"] / ceiling)
+        step = record[key]
+        assert step["model_flops"] == factor * 2 * counted
+        assert step["mfu"] == pytest.approx(step["model_flops"] / step["median_s"] / 1e9)
         assert step["images_per_s"] == pytest.approx(2 / step["median_s"])
         assert step["compile_s"] > 0 and step["planned_memory_bytes"] > 0
-    assert report["not_measured"] == []
-    assert "MFU" in capsys.readouterr().out
+    assert record["training"]["loss_is_finite"]
+    assert "MFU" in device.line({**record, "name": variant.name})
 
 
 def test_what_the_time_does_not_suffice_for_is_listed(tmp_path, capsys):
@@ -183,8 +195,7 @@ def test_inference_is_compared_with_inference():
 
 
 def test_a_variant_that_breaks_is_a_result():
-    broken = Variant("ours", size="tiny", image=(64, 80), batch=2, attention="cudnn")
-    record = device.measure(broken, 0.0, 60.0, "cpu")
+    record = measure.attempt(Variant("ours", size="tiny", image=(64, 80), batch=2, attention="cudnn"), 0.0)
     assert record["status"] == "refused" and "needs an NVIDIA GPU" in record["reason"]
 
 

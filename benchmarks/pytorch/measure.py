@@ -1,4 +1,4 @@
-"""PyTorch's side of benchmarks/device.py: what `torch_reference` does in which time, and its distance from ours."""
+"""PyTorch's side of benchmarks/device.py: what `reference` does in which time, and its distance from ours."""
 
 from collections.abc import Callable, Mapping
 import time
@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks import device_timing, random_batch, torch_reference, torch_weights
-from benchmarks.device_variants import Variant
+from benchmarks import random_batch
+from benchmarks.accelerator import timing
+from benchmarks.accelerator.variants import Variant
+from benchmarks.pytorch import reference, weights
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
@@ -28,7 +30,7 @@ def training(variant: Variant, config: Any, tasks: Any, seconds: float) -> dict[
     float32 products use TF32 where the GPU has it, as ours do by default.
     """
     net, following = _network(variant, config, tasks)
-    step = torch_reference.make_train_step(
+    step = reference.make_train_step(
         net.train(), config, tasks, bfloat16=variant.dtype == "bfloat16", compiled=variant.compiled
     )
     return _timed(lambda: step(following()), lambda loss: loss.item(), seconds)
@@ -37,7 +39,7 @@ def training(variant: Variant, config: Any, tasks: Any, seconds: float) -> dict[
 def latency(variant: Variant, config: Any, tasks: Any, seconds: float) -> dict[str, Any]:
     """Times a picture's predictions by PyTorch, from bytes on the device to float32 maps there; each is waited for."""
     net, following = _network(variant, config, tasks)
-    predict = torch_reference.make_inference(
+    predict = reference.make_inference(
         net.eval(), config, bfloat16=variant.dtype == "bfloat16", compiled=variant.compiled
     )
 
@@ -56,16 +58,16 @@ def _network(variant: Variant, config: Any, tasks: Any) -> tuple[torch.nn.Module
         torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
-    net = torch_reference.TaskExpert(config, tasks).to(device, memory_format=torch.channels_last)
+    net = reference.TaskExpert(config, tasks).to(device, memory_format=torch.channels_last)
     batches = [random_batch.make(config, tasks, variant.batch, seed=seed) for seed in range(2)]
-    return net, device_timing.in_turn([random_batch.as_tensors(batch, device) for batch in batches])
+    return net, timing.in_turn([random_batch.as_tensors(batch, device) for batch in batches])
 
 
 def _timed(run: Callable[[], Any], wait: Callable[[Any], Any], seconds: float) -> dict[str, Any]:
     started = time.perf_counter()
     wait(run())
     first = time.perf_counter() - started
-    times = device_timing.steady(run, wait, seconds=seconds)
+    times = timing.steady(run, wait, seconds=seconds)
     peak = torch.cuda.max_memory_allocated() if place() == "cuda" else None
     return {"compile_s": first, **times, "peak_memory_bytes": peak, "torch_device": place()}
 
@@ -94,10 +96,10 @@ def distances(config: Any) -> dict[str, Any]:
         with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
             ours = jax.jit(lambda v, x, m=model: m.apply(v, x, train=False))(variables, picture)
         found[f"ours {dtype}"] = {name: np.asarray(maps) for name, maps in ours.items()}
-    net = torch_reference.TaskExpert(config, tasks)
+    net = reference.TaskExpert(config, tasks)
     host = jax.device_get(variables)
     names = [task.name for task in tasks]
-    net.load_state_dict(torch_weights.state_dict(host["params"], host["batch_stats"], names))
+    net.load_state_dict(weights.state_dict(host["params"], host["batch_stats"], names))
     net = net.to(device, memory_format=torch.channels_last).eval()
     image = torch.from_numpy(np.array(picture)).permute(0, 3, 1, 2).to(device)
     for dtype in ("float32", "bfloat16"):

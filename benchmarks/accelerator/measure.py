@@ -1,6 +1,6 @@
 """Measures one variant of benchmarks/device.py, in a process of its own.
 
-python device_measure.py VARIANT.json RESULT.json
+python benchmarks/accelerator/measure.py VARIANT.json RESULT.json
 
 The result is written whatever happens: what does not fit the device's memory, or is refused, is a result too.
 """
@@ -13,15 +13,16 @@ import sys
 import time
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import flax
 import jax
 import numpy as np
 import optax
 
-from benchmarks import device_parts, device_timing, random_batch
-from benchmarks.device_variants import Variant
+from benchmarks import random_batch
+from benchmarks.accelerator import parts, timing
+from benchmarks.accelerator.variants import Variant
 from configs import nyud, pascal_context
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import inference, steps
@@ -101,7 +102,7 @@ def measure_ours(variant: Variant, seconds: float) -> dict[str, Any]:
 def training(ours: Ours, seconds: float) -> dict[str, Any]:
     """Times the training step of `make_train_step`; the state goes from step to step."""
     step = make_train_step(ours.model, ours.tx, ours.config, ours.mesh, ours.shardings)
-    following = device_timing.in_turn(ours.batches)
+    following = timing.in_turn(ours.batches)
     carried: tuple[Any, Any] = (ours.state, tally.empty(ours.tasks))
     program, facts = compiled(step, *carried, following())
 
@@ -110,7 +111,7 @@ def training(ours: Ours, seconds: float) -> dict[str, Any]:
         carried = program(*carried, following())
         return carried[1]
 
-    times = device_timing.steady(run, jax.block_until_ready, seconds=seconds)
+    times = timing.steady(run, jax.block_until_ready, seconds=seconds)
     ours.state = carried[0]
     finite = int(carried[1].skipped) == 0
     return {**facts, **times, "model_flops": TRAIN_FLOPS * ours.flops, "loss_is_finite": finite}
@@ -119,7 +120,7 @@ def training(ours: Ours, seconds: float) -> dict[str, Any]:
 def evaluation(ours: Ours, seconds: float) -> dict[str, Any]:
     """Times the step of `evaluation.steps.make_eval_step`: one forward pass and the sums of all metrics."""
     step = steps.make_eval_step(ours.tasks, inference.make_inference(ours.model, ours.config), ours.mesh)
-    following = device_timing.in_turn(ours.batches)
+    following = timing.in_turn(ours.batches)
     variables = ours.state.variables()
     states = jax.device_put(steps.empty_states(ours.tasks), sharding.replicated(ours.mesh))
     program, facts = compiled(step, variables, states, following())
@@ -129,20 +130,20 @@ def evaluation(ours: Ours, seconds: float) -> dict[str, Any]:
         states = program(variables, states, following())
         return states
 
-    times = device_timing.steady(run, jax.block_until_ready, seconds=seconds)
+    times = timing.steady(run, jax.block_until_ready, seconds=seconds)
     return {**facts, **times, "model_flops": EVAL_FLOPS * ours.flops}
 
 
 def latency(ours: Ours, seconds: float) -> dict[str, Any]:
     """Times a picture's predictions, as `predict` makes them: each call is waited for, its result stays there."""
     infer = inference.make_inference(ours.model, ours.config)
-    following = device_timing.in_turn([(batch["image"], batch["window"]) for batch in ours.batches])
+    following = timing.in_turn([(batch["image"], batch["window"]) for batch in ours.batches])
     variables = ours.state.variables()
     program, facts = compiled(jax.jit(infer), variables, *following())
     run = lambda: jax.block_until_ready(program(variables, *following()))  # noqa: E731
     return {
         **facts,
-        **device_timing.steady(run, lambda _: None, seconds=seconds),
+        **timing.steady(run, lambda _: None, seconds=seconds),
         "model_flops": EVAL_FLOPS * ours.flops,
     }
 
@@ -152,40 +153,40 @@ def measure_parts(variant: Variant, seconds: float) -> dict[str, Any]:
     ours = Ours(variant)
     with sharding.use(ours.mesh):
         rungs = {}
-        for name in device_parts.RUNGS:
-            program, facts = compiled(device_parts.program(name, ours.model), ours.state, ours.batches[0])
-            following = device_timing.in_turn(ours.batches)
+        for name in parts.RUNGS:
+            program, facts = compiled(parts.program(name, ours.model), ours.state, ours.batches[0])
+            following = timing.in_turn(ours.batches)
             run = lambda program=program, following=following: program(ours.state, following())  # noqa: E731
-            rungs[name] = {**facts, **device_timing.steady(run, jax.block_until_ready, seconds=seconds)}
+            rungs[name] = {**facts, **timing.steady(run, jax.block_until_ready, seconds=seconds)}
         rungs["optimiser"] = training(ours, seconds)
-    return {"parts": device_parts.differences(rungs, ours.model, variant.batch), "programs": rungs}
+    return {"parts": parts.differences(rungs, ours.model, variant.batch), "programs": rungs}
 
 
 def measure_ceilings(variant: Variant, seconds: float) -> dict[str, Any]:
     """The device's ceilings."""
     del variant
-    return {"ceilings": device_timing.ceilings(seconds=min(seconds, 2.0), quick=seconds < 1.0)}
+    return {"ceilings": timing.ceilings(seconds=min(seconds, 2.0), quick=seconds < 1.0)}
 
 
 def measure_torch(variant: Variant, seconds: float) -> dict[str, Any]:
     """PyTorch's training step of the same model, losses and optimiser, or its predictions of a picture."""
-    from benchmarks import device_torch
+    from benchmarks.pytorch import measure as pytorch
 
     config = config_of(variant)
     tasks = from_config(config)
     flops = budget.count(taskexpert.from_config(config, tasks)).total_multiply_adds * variant.batch
     if variant.inference:
-        return {"latency": {**device_torch.latency(variant, config, tasks, seconds), "model_flops": EVAL_FLOPS * flops}}
-    return {"training": {**device_torch.training(variant, config, tasks, seconds), "model_flops": TRAIN_FLOPS * flops}}
+        return {"latency": {**pytorch.latency(variant, config, tasks, seconds), "model_flops": EVAL_FLOPS * flops}}
+    return {"training": {**pytorch.training(variant, config, tasks, seconds), "model_flops": TRAIN_FLOPS * flops}}
 
 
 def measure_equality(variant: Variant, seconds: float) -> dict[str, Any]:
     """How far our predictions and PyTorch's differ on the same weights."""
-    from benchmarks import device_torch
+    from benchmarks.pytorch import measure as pytorch
 
     del seconds
-    found = device_torch.distances(config_of(variant))
-    return {"distances": found, "equal": device_torch.are_equal(found)}
+    found = pytorch.distances(config_of(variant))
+    return {"distances": found, "equal": pytorch.are_equal(found)}
 
 
 MEASURES = {

@@ -1,7 +1,7 @@
 """The default model, its losses and its training step written plainly in PyTorch, to be timed beside ours.
 
 The architecture is that of docs/model.md with the default switches: a ViT with scaled-dot-product attention, experts,
-gates, a memory and a head a task; images and feature maps are (B, c, h, w) in channels_last memory. `torch_weights`
+gates, a memory and a head a task; images and feature maps are (B, c, h, w) in channels_last memory. `weights`
 turns our parameters into this model's, so that both can be shown to compute the same. Precision is the caller's:
 float32, or bfloat16 under `torch.autocast`, which keeps the sum of the tokens in float32 where ours is bfloat16.
 """

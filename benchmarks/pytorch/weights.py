@@ -1,4 +1,4 @@
-"""Our parameters, gradients and batch statistics under the names and in the layouts of `torch_reference`."""
+"""Our parameters, gradients and batch statistics under the names and in the layouts of `reference`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

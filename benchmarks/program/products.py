@@ -1,0 +1,112 @@
+"""The matrix products and convolutions of a traced training step, by part and dtype.
+
+Nothing is compiled or run. Loops are counted as often as they run, which XLA's own cost analysis does not; `budget`
+counts the same model by formulas.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from taskexpert_jax.compile.steps import build, tracers
+from taskexpert_jax.parallel import sharding
+
+PRIMITIVES = ("dot_general", "conv_general_dilated")
+# The first that has one of its names among the modules of a product's path, in this order.
+PARTS = {
+    "attention of tokens": ("attend",),
+    "backbone, the rest": ("patches", "blocks"),
+    "experts": ("experts",),
+    "memory": ("vmap(read)", "read", "write"),
+    "gates, assembling": ("mixture",),
+    "heads, upsampling": ("upsample",),
+    "heads": ("head",),
+    "upsampling to image size": ("",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """One `dot_general` or `conv_general_dilated` of a program.
+
+    path: names of the modules it was written in. dtypes: of its two operands. precision: what is asked for float32
+      operands: "" is what an accelerator takes by itself, TF32 or one bfloat16 pass; "high" is TF32 or three passes,
+      "highest" float32 or six.
+    flops: two for each multiply-add, over all times that the loops around it run.
+    """
+
+    path: str
+    primitive: str
+    dtypes: tuple[str, str]
+    precision: str
+    flops: int
+
+    @property
+    def part(self) -> str:
+        """One of `PARTS`."""
+        return part_of(self.path)
+
+    @property
+    def kind(self) -> str:
+        """The operands' dtypes, and the precision where it is asked for: for people."""
+        words = " x ".join(dict.fromkeys(self.dtypes))
+        return f"{words}, {self.precision} precision" if self.precision and "float32" in self.dtypes else words
+
+
+def part_of(path: str) -> str:
+    """The part of `PARTS` that an operation with this path belongs to."""
+    words = path.split("/")
+    names = {word.split("_")[0] if word.startswith(("head_", "write_", "read_")) else word for word in words}
+    return next((part for part, known in PARTS.items() if names & set(known)), list(PARTS)[-1])
+
+
+def products(jaxpr: Any, path: str = "", times: int = 1) -> Iterator[Product]:
+    """All products of a jaxpr and of those inside it; of a conditional those of every branch.
+
+    path: the modules that the jaxpr stands in. times: how often it runs.
+    """
+    for eqn in jaxpr.eqns:
+        here = f"{path}/{eqn.source_info.name_stack}"
+        if eqn.primitive.name in PRIMITIVES:
+            left, right = (str(var.aval.dtype) for var in eqn.invars)
+            yield Product(here, eqn.primitive.name, (left, right), precision_of(eqn), times * _flops(eqn))
+        for value in eqn.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                part = getattr(part, "jaxpr", part)
+                if hasattr(part, "eqns"):
+                    yield from products(part, here, times * _turns(eqn))
+
+
+def precision_of(eqn: Any) -> str:
+    """What a product asks for: "", "high" or "highest"."""
+    asked = str(eqn.params["precision"])
+    return next((name for name in ("highest", "high") if name.upper() in asked), "")
+
+
+def _turns(eqn: Any) -> int:
+    """How often what is inside an operation runs."""
+    if eqn.primitive.name == "pallas_call":
+        return math.prod(eqn.params["grid_mapping"].grid)
+    return eqn.params["length"] if eqn.primitive.name == "scan" else 1
+
+
+def _flops(eqn: Any) -> int:
+    left, right = (var.aval.shape for var in eqn.invars)
+    size = math.prod(eqn.outvars[0].aval.shape)
+    if eqn.primitive.name == "dot_general":
+        ((contracted, _), _) = eqn.params["dimension_numbers"]
+        return 2 * size * math.prod(left[axis] for axis in contracted)
+    _, in_features, *window = eqn.params["dimension_numbers"].rhs_spec
+    return 2 * size * math.prod(right[axis] for axis in (in_features, *window))
+
+
+def trace_train_step(config: ConfigDict, devices: Sequence[Any] | None = None) -> Any:
+    """The training step of `make_train_step` for a config, traced: on this process's first device, or on others."""
+    mesh, model = build(config, jax.devices()[:1] if devices is None else devices)
+    trace = tracers(config, model, mesh)["train"]
+    with sharding.use(mesh):
+        return trace()

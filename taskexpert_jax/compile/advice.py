@@ -1,0 +1,51 @@
+"""Config changes that lower the memory of a train step."""
+
+from collections.abc import Iterator, Mapping
+import math
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+Changes = Mapping[str, Any]  # config field -> value
+
+
+def advice(config: ConfigDict, mesh: Mesh) -> tuple[str, ...]:
+    """Flags that lower the memory of a train step, the cheapest first."""
+    found = [flags(changes) for changes in _single(config, mesh)]
+    if (each := _images_a_device(config, mesh)) > 1:
+        found.append(f"a smaller batch or --config.accumulate_steps (now {each} images a device)")
+    return tuple(found) or ("a larger --config.mesh.fsdp or .tensor", "a smaller model or smaller images")
+
+
+def candidates(config: ConfigDict, mesh: Mesh) -> Iterator[Changes]:
+    """Changes to try in turn: one, all of them, and all with more and more micro-batches."""
+    single = _single(config, mesh)
+    every = {field: value for changes in single for field, value in changes.items()}
+    yield from single
+    if len(single) > 1:
+        yield every
+    each = _images_a_device(config, mesh)
+    for n in range(2, each + 1):
+        if each % n == 0:
+            yield {**every, "accumulate_steps": config.accumulate_steps * n}
+
+
+def flags(changes: Changes) -> str:
+    """Changes as a user types them."""
+    return " ".join(f"--config.{field}={value}" for field, value in changes.items())
+
+
+def _images_a_device(config: ConfigDict, mesh: Mesh) -> int:
+    return config.batch_size // config.accumulate_steps // (mesh.shape["data"] * mesh.shape["fsdp"])
+
+
+def _single(config: ConfigDict, mesh: Mesh) -> list[dict[str, Any]]:
+    """Changes, each of which lowers the memory."""
+    found: list[dict[str, Any]] = [] if config.model.remat else [{"model.remat": True}]
+    if mesh.shape["fsdp"] == 1 and mesh.shape["data"] > 1:
+        shards = math.gcd(mesh.shape["data"], 8)
+        shards = shards if shards > 1 else mesh.shape["data"]
+        rest = {} if config.mesh.data == -1 else {"mesh.data": mesh.shape["data"] // shards}
+        found.append({**rest, "mesh.fsdp": shards})
+    return found

@@ -1,0 +1,190 @@
+"""Memory and traffic of a config's train and eval step, found by compiling them: `--mode=compile`.
+
+Nothing is computed and no data are read. For a topology (`topologies.NAMES`) not even its hardware is needed: XLA
+compiles the very program that would run there.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import pathlib
+import tempfile
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from taskexpert_jax.compile import advice, memory, topologies, traffic
+from taskexpert_jax.compile import report as compile_report
+from taskexpert_jax.compile.report import Program, Report, Trial
+from taskexpert_jax.compile.steps import build, tracers
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import budget
+from taskexpert_jax.parallel import sharding
+
+# XLA's autotuning of matmuls by Triton runs them, and there is no GPU to run them on.
+GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+
+
+def run(config: ConfigDict, topology: str | None, report_file: pathlib.Path | None, *, quick: bool = False) -> None:
+    """Prints the report and, given a file, writes it there as JSON. quick: see `compile_steps`.
+
+    Raises:
+      UserError: see `compile_steps`; or the file's folder is missing.
+    """
+    if report_file is not None and not report_file.parent.is_dir():  # before minutes of compiling
+        raise UserError(f"--report={report_file}: there is no folder {report_file.parent}")
+    report = compile_steps(config, topology, quick=quick)
+    print(compile_report.text(report))
+    if report_file is not None:
+        report_file.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+        print(f"\nwritten: {report_file}")
+
+
+def compile_steps(
+    config: ConfigDict,
+    topology: str | None = None,
+    steps: Sequence[str] = ("train", "eval"),
+    devices: Sequence[Any] | None = None,
+    *,
+    quick: bool = False,
+) -> Report:
+    """Compiles the steps of a config for a topology, or for the given devices, or for all that this process has.
+
+    quick: stop before machine code is made of the optimised program, whose memory and traffic are known by then: a few
+      per cent of the time. For the topologies of TPUs only.
+
+    Raises:
+      UserError: an unknown topology, a compiler that is not installed, or a config that does not fit itself or the
+        devices.
+    """
+    on_tpu = topologies.platform_of(topology) == "tpu"
+    if quick and not on_tpu:
+        raise UserError("--quick needs a --topology of TPUs: no other compiler says early what it has laid out")
+    if topology:
+        devices = topologies.devices(topology)
+    devices = jax.devices() if devices is None else devices
+    mesh, model = build(config, devices)
+    counted = budget.count(model)
+    limit = topologies.memory_of(devices[0])
+    if quick:
+        programs = {step: _compile_until_laid_out(config, str(topology), step, mesh.size, limit) for step in steps}
+    else:
+        trace = tracers(config, model, mesh)
+        programs = {step: _compile(trace[step], mesh, limit) for step in steps}
+    tried = on_tpu and "train" in programs and programs["train"].fits is False
+    return Report(
+        config=f"{config.dataset.name} {config.variant}",
+        topology=topology or "local",
+        device_kind=devices[0].device_kind,
+        devices=len(devices),
+        mesh=dict(mesh.shape),
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval.batch_size,
+        remat=config.model.remat,
+        memory=limit,
+        parameters=counted.total_parameters,
+        multiply_adds=counted.total_multiply_adds,
+        train_flops=3 * 2 * counted.total_computed * config.batch_size,
+        programs=programs,
+        advice=advice.advice(config, mesh),
+        trials=tuple(_trials(config, str(topology), mesh, limit)) if tried else (),
+    )
+
+
+def _compile(trace: Callable[[], Any], mesh: Mesh, limit: int | None, folder: pathlib.Path | None = None) -> Program:
+    """Compiles a step. limit: bytes of a device. folder: where XLA's notes go for a TPU; default: a temporary one."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as made:
+            return _compile(trace, mesh, limit, pathlib.Path(made))
+    device = mesh.devices.flat[0]
+    on_tpu = device.platform == "tpu"
+    options = memory.options(folder) if on_tpu else GPU_OPTIONS if device not in jax.devices() else {}
+    with sharding.use(mesh), _uncached():
+        lowered = trace().lower()
+        started = time.monotonic()
+        try:
+            compiled = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            needed = memory.needed(str(error))
+            if needed is None:
+                raise
+            return Program(needed, fits=False, compile_seconds=round(time.monotonic() - started, 1))
+    seconds = round(time.monotonic() - started, 1)
+    sizes = compiled.memory_analysis()
+    layout = memory.read(folder)[0] if on_tpu else memory.of_analysis(sizes)
+    program = _program(layout, compiled.as_text(), mesh.size, limit, peak=sizes.peak_memory_in_bytes)
+    return dataclasses.replace(program, compile_seconds=seconds)
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Turns JAX's compilation cache off: a cached program takes no time to compile, and XLA leaves no notes on it."""
+    kept = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]: made at run time
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
+
+
+def _program(layout: memory.Layout, hlo: str, devices: int, limit: int | None, peak: int | None = None) -> Program:
+    collectives, uncounted_loops = traffic.count(hlo, devices)
+    needed = max(peak or 0, layout.reserved)
+    return Program(
+        needed,
+        fits=None if limit is None else needed <= limit,
+        peak=peak,
+        collectives=collectives,
+        uncounted_loops=uncounted_loops,
+        **vars(layout),
+    )
+
+
+def _compile_until_laid_out(config: ConfigDict, topology: str, step: str, devices: int, limit: int | None) -> Program:
+    """Compiles a step in a process of its own, which is ended as soon as the program's memory is laid out."""
+    processes = multiprocessing.get_context("spawn")
+    answer, sender = processes.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as made:
+        folder = pathlib.Path(made)
+        compiler = processes.Process(target=_answer, args=(config, topology, step, limit, folder, sender), daemon=True)
+        compiler.start()
+        sender.close()
+        try:
+            while not answer.poll(0.2):
+                if memory.is_written(folder):
+                    return _program(*memory.read(folder), devices, limit)
+            received = answer.recv()
+            if isinstance(received, UserError):
+                raise received
+            return received
+        except EOFError:
+            compiler.join()
+            raise RuntimeError(f"the compiler's process ended with status {compiler.exitcode}") from None
+        finally:
+            compiler.kill()  # or libtpu would report the signal at length
+            compiler.join()
+
+
+def _answer(config: ConfigDict, topology: str, step: str, limit: int | None, folder: pathlib.Path, sender: Any) -> None:
+    """Runs in that process: XLA writes to the folder; the program is sent only if the process gets that far."""
+    mesh, model = build(config, topologies.devices(topology))
+    try:
+        sender.send(_compile(tracers(config, model, mesh)[step], mesh, limit, folder))
+    except UserError as error:
+        sender.send(error)
+
+
+def _trials(config: ConfigDict, topology: str, mesh: Mesh, limit: int | None) -> Iterator[Trial]:
+    """The train step with each of `advice.candidates`, until one fits."""
+    for changes in advice.candidates(config, mesh):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(changes)
+        program = _compile_until_laid_out(changed, topology, "train", mesh.size, limit)
+        yield Trial(advice.flags(changes), program.needed, program.fits is True)
+        if program.fits:
+            return
