@@ -118,7 +118,8 @@ def test_the_page_on_vector_tasks_works(copy):
         assert of_model == pytest.approx(of_files, rel=1e-3)
     with Image.open(copy / "runs" / "vectors" / "train.png") as picture:
         assert picture.width > 3 * 384
-    page = (copy / "runs/vectors_tiny/evaluation/evaluation_page.html").read_text()
+    (report,) = (copy / "runs" / "vectors_tiny" / "evaluation").glob("*.html")
+    page = report.read_text()
     assert "Red points right, yellow down" in page and "from 0 to 1; dark blue" in page
 
 
