@@ -22,9 +22,8 @@ from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs import workdir
 from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.tasks import from_config
-from taskexpert_jax.training import optimizer, tally
+from taskexpert_jax.training import optimizer
 from taskexpert_jax.training import state as train_state
-from taskexpert_jax.training.step import make_train_step
 from tests.input_pipeline import nyud_layout, pascal_layout
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -166,78 +165,6 @@ def test_a_workdir_of_another_config_is_refused_and_untouched(finished):
     free = config.copy_and_resolve_references()
     free.mesh.data, free.mesh.fsdp, free.log.every_steps = 8, 1, 3
     workdir.claim(folder, free.to_dict())  # what does not change the result may change
-
-
-# --- one device and eight ---
-
-
-def one_step(config, devices, batch):
-    tasks = from_config(config)
-    model = taskexpert.from_config(config, tasks)
-    mesh = sharding.make_mesh(config.mesh, {"batch_size": config.batch_size}, devices)
-    with sharding.use(mesh):
-        tx = optimizer.build(config)
-        initialise, _, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
-        state = jax.jit(initialise, out_shardings=shardings)()
-        step = make_train_step(model, tx, config, mesh, shardings)
-        (on_devices,) = sharding.to_devices([batch], mesh)
-        state, seen = step(state, tally.empty(tasks), on_devices)
-        return jax.device_get(state), jax.device_get(seen.sums), state
-
-
-@pytest.mark.multidevice
-@pytest.mark.parametrize("name", ["nyud", "pascal_context", "demo"])
-def test_one_and_eight_devices_agree(name, data_folder):
-    config = shipped_configs(data_folder)[name]
-    config.batch_size = 8
-    config.model.drop_path = 0.2
-    tasks = from_config(config)
-    batch = next(iter(pipeline.train_batches(config, tasks)))
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, 1, 1
-    single, single_sums, _ = one_step(config, jax.devices()[:1], batch)
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2
-    sharded, sharded_sums, on_devices = one_step(config, jax.devices(), batch)
-    for key, value in single_sums.items():
-        np.testing.assert_allclose(sharded_sums[key], value, rtol=1e-5, err_msg=key)
-    # Adam's first moment is a tenth of the clipped gradient: compares gradients, which Adam's update would hide.
-    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(single.opt_state))
-    for ours, theirs in zip(jax.tree.leaves(sharded.opt_state), jax.tree.leaves(single.opt_state), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * largest)
-    for ours, theirs in zip(jax.tree.leaves(sharded.batch_stats), jax.tree.leaves(single.batch_stats), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)  # statistics of the global batch
-    qkv = on_devices.params["blocks"]["attention"]["qkv_kernel"]
-    assert qkv.addressable_shards[0].data.size == qkv.size // 4  # over fsdp and tensor
-
-
-def test_accumulated_gradients_are_the_mean_of_the_micro_batches(data_folder):
-    """With layer norm, where micro-batches do not see each other, and labels that are valid everywhere."""
-    config = shipped_configs(data_folder)["demo"]
-    config.model.norm = "layer"
-    config.tasks = ("semseg", "depth")
-    config.mesh.data = 1
-    batch = next(iter(pipeline.train_batches(config, from_config(config))))
-    whole, whole_sums, _ = one_step(config, jax.devices()[:1], batch)
-    config.accumulate_steps = 2
-    parts, parts_sums, _ = one_step(config, jax.devices()[:1], batch)
-    for key in ("loss", "loss/semseg", "loss/depth", "grad_norm"):
-        np.testing.assert_allclose(parts_sums[key], whole_sums[key], rtol=1e-4)
-    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole.opt_state))
-    for ours, theirs in zip(jax.tree.leaves(parts.opt_state), jax.tree.leaves(whole.opt_state), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5 * scale)
-
-
-def test_the_balance_weight_adds_to_the_loss_and_moves_the_gates(data_folder):
-    config = shipped_configs(data_folder)["demo"]
-    config.tasks = ("semseg", "depth")
-    config.mesh.data = 1
-    batch = next(iter(pipeline.train_batches(config, from_config(config))))
-    plain, plain_sums, _ = one_step(config, jax.devices()[:1], batch)
-    config.model.gate.balance = 1.0
-    balanced, sums, _ = one_step(config, jax.devices()[:1], batch)
-    assert sums["loss/semseg"] == plain_sums["loss/semseg"]
-    assert sums["loss"] > plain_sums["loss"]
-    gates = [np.asarray(jax.tree.leaves(state.params["mixture"]["gates"])[0]) for state in (plain, balanced)]
-    assert np.abs(gates[0] - gates[1]).max() > 1e-6
 
 
 # --- what is refused ---
