@@ -317,10 +317,10 @@ def test_evaluation_reads_frames_of_its_own_size():
         ({"scales": (float("nan"),)}, r"positive factors"),
         ({"scales": ()}, r"positive factors"),
         ({"overlap": 1.0}, r"config.eval.overlap=1.0: must be a share"),
-        ({"overlap": -0.1}, r"must be a share"),
-        ({"image_size": (32, 40)}, r"config.eval.image_size=32x40 is smaller than config.dataset.image_size=32x48"),
-        ({"image_size": (100,)}, r"give a height and a width"),
-        ({"image_size": (100.5, 100.0)}, r"give a height and a width"),
+        ({"overlap": -0.1}, r"config.eval.overlap=-0.1"),
+        ({"image_size": (32, 40)}, r"config.eval.image_size=32x40 .*config.dataset.image_size=32x48"),
+        ({"image_size": (100,)}, r"config.eval.image_size"),
+        ({"image_size": (100.5, 100.0)}, r"config.eval.image_size"),
     ],
 )
 def test_wrong_views_are_named(fields, message):

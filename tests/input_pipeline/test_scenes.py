@@ -355,11 +355,11 @@ def test_every_field_of_the_config_is_read():
 @pytest.mark.parametrize(
     ("split", "changed", "message"),
     [
-        ("test", {}, "no split 'test'; choose train or val"),
-        ("train", {"train_scenes": 0}, "train_scenes is 0; give at least 1"),
-        ("val", {"val_scenes": -2}, "val_scenes is -2; give at least 1"),
+        ("test", {}, r"'test'.*train or val"),
+        ("train", {"train_scenes": 0}, r"train_scenes is 0\b"),
+        ("val", {"val_scenes": -2}, r"val_scenes is -2\b"),
         ("val", {"image_size": (96, 0)}, r"image_size is \(96, 0\)"),
-        ("train", {"seed": -1}, "seed is -1; give 0 or more"),
+        ("train", {"seed": -1}, r"seed is -1\b"),
     ],
 )
 def test_wrong_input_gets_one_clear_line(split, changed, message):

@@ -48,7 +48,7 @@ def test_normalisation_is_that_of_the_config():
 def test_a_normalisation_of_other_values_is_refused(field, value):
     config = nyud.get_config("tiny")
     config.model[f"image_{field}"] = value
-    with pytest.raises(UserError, match=rf"config\.model\.image_{field}=\(.*: give three (positive )?numbers"):
+    with pytest.raises(UserError, match=rf"config\.model\.image_{field}=\("):
         inputs.normalisation(config)
 
 

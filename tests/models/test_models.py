@@ -364,7 +364,7 @@ def test_remat_changes_no_value(variables):
 def test_any_image_size_that_is_a_multiple_of_the_patch(model, variables):
     predictions = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, jnp.ones((1, 32, 112, 3)))
     assert predictions["normals"].shape == (1, 32, 112, 3)
-    with pytest.raises(UserError, match=r"60x80.*multiples of the patch size 16"):
+    with pytest.raises(UserError, match=r"60x80.*\b16\b"):
         model.apply(variables, jnp.ones((1, 60, 80, 3)), train=False)
 
 
@@ -382,11 +382,11 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(variables, outputs
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"gate.input": "locl"}, r"config.model.gate.input='locl': must be one of local, context, both"),
+        ({"gate.input": "locl"}, r"config.model.gate.input='locl'.*local"),
         ({"memory.write": "append"}, r"memory.write='append'"),
-        ({"taps": 3}, r"config.model.taps=3 must divide config.model.depth=4"),
-        ({"heads": 5}, r"config.model.heads=5 must divide"),
-        ({"gate.temperature": 0.0}, r"config.model.gate.temperature=0.0: must be more than 0"),
+        ({"taps": 3}, r"config.model.taps=3 .*config.model.depth=4"),
+        ({"heads": 5}, r"config.model.heads=5 "),
+        ({"gate.temperature": 0.0}, r"config.model.gate.temperature=0.0"),
     ],
 )
 def test_wrong_fields_are_named(fields, message):

@@ -59,15 +59,15 @@ def random_batch(config, ignored=0.1):
     return batch
 
 
-def drawn(abstract):
+def drawn(abstract, scale=0.1):
     """A state with values that are a function of each array's name and shape, placed as `abstract` says."""
 
     def draw(path, leaf):
         name = jax.tree_util.keystr(path)
         if "params" not in name and "batch_stats" not in name:
             return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
-        noise = 0.1 * np.random.default_rng(zlib.crc32(name.encode())).normal(size=leaf.shape)
-        value = 1 + noise if name.endswith(("['scale']", "['var']")) else noise
+        noise = scale * np.random.default_rng(zlib.crc32(name.encode())).normal(size=leaf.shape)
+        value = 1 + np.abs(noise) if name.endswith(("['scale']", "['var']")) else noise
         return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(draw, abstract)
