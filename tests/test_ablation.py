@@ -68,11 +68,11 @@ def test_single_task_configs_have_one_task_and_are_kept_by_it():
 @pytest.mark.parametrize(
     ("variant", "message"),
     [
-        ("ful", r"unknown rung 'ful': choose one of static, static_gates"),
+        ("ful", r"'ful'.*static, static_gates"),
         ("full,coco", r"BENCHMARK nyud or pascal_context"),
-        ("full,nyud,vit_b16,more", r"give RUNG"),
-        ("single_sal", r"unknown rung 'single_sal'"),  # not a task of NYUD
-        ("full,nyud,vit_h14", r"unknown variant 'vit_h14'"),
+        ("full,nyud,vit_b16,more", r"RUNG"),
+        ("single_sal", r"'single_sal'"),  # not a task of NYUD
+        ("full,nyud,vit_h14", r"'vit_h14'"),
     ],
 )
 def test_unknown_names_are_refused(variant, message):

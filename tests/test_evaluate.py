@@ -22,26 +22,19 @@ from taskexpert_jax import evaluate
 from taskexpert_jax.config import IMAGENET
 from taskexpert_jax.evaluation import full_pass, inference, results, steps
 from taskexpert_jax.models import inputs
-from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
-from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.tasks.metrics.boundary import counts as boundary
-from taskexpert_jax.training import optimizer, state
+from tests import random_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXAMPLES = 11  # in batches of 8: the second has 5 of padding
 
 
 def tiny():
-    """Scenes of 24x36 pixels in frames of 32x48, so that there is padding around each of them."""
-    config = demo.get_config("tiny")
+    config = random_runs.padded_scenes()
     config.dataset.val_scenes = EXAMPLES
-    config.dataset.downscale = 0.75
-    config.mesh.data, config.mesh.fsdp = 4, 2
-    config.eval.batch_size = 8
-    config.eval.boundary.max_dist = 0.05
     return config
 
 
@@ -53,24 +46,13 @@ def batches_of(config):
     return pipeline.eval_batches(config, from_config(config), batch_size=config.eval.batch_size)
 
 
-def save_random(config, workdir):
-    """Makes a checkpoint of the config's model before its first step."""
-    workdir.mkdir()
-    tasks = from_config(config)
-    mesh = sharding.make_mesh(config.mesh, {})
-    with sharding.use(mesh), contextlib.closing(Checkpoints(workdir, tasks[0])) as checkpoints:
-        model = taskexpert.from_config(config, tasks)
-        initialise, _, shardings = state.abstract_and_shardings(model, optimizer.build(config), mesh, config.seed)
-        checkpoints.save(0, jax.jit(initialise, out_shardings=shardings)().to_items(), config.to_dict(), None)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """An evaluated checkpoint of random parameters: config, workdir, results, and what the boundary benchmark got."""
     config = tiny()
     tasks = from_config(config)
     workdir = tmp_path_factory.mktemp("evaluate") / "run"
-    save_random(config, workdir)
+    random_runs.save(config, workdir)
     counted = []
     with pytest.MonkeyPatch.context() as patch:
         original = boundary.image_counts
@@ -321,7 +303,7 @@ def test_two_processes_find_what_one_does(tmp_path):
     config = demo.get_config("tiny")
     config.update_from_flattened_dict(fields)
     workdir = tmp_path / "run"
-    save_random(config, workdir)
+    random_runs.save(config, workdir)
     evaluate.evaluate(config, workdir, "latest", lambda: batches_of(config))
     of_one = json.loads((workdir / "evaluation" / "metrics.json").read_text())
     shutil.rmtree(workdir / "evaluation")

@@ -26,12 +26,9 @@ from taskexpert_jax.evaluation.gate_findings import Inspection
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models import model as taskexpert
-from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report import gate_maps, gates_page
-from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.tasks import from_config
-from taskexpert_jax.training import optimizer
-from taskexpert_jax.training import state as train_state
+from tests import random_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZES = {"full": (32, 48), "padded <1>": (20, 38)}  # of the images; the frame is 32x48, a token 8x8
@@ -46,23 +43,9 @@ def tiny():
 
 
 def save_random(config, workdir):
-    """A run's directory, with a checkpoint of random numbers; nothing is compiled for it."""
-    workdir.mkdir()
-    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
-    tasks = from_config(config)
-    mesh = sharding.one_device_mesh()
-    with sharding.use(mesh), contextlib.closing(Checkpoints(workdir, tasks[0])) as checkpoints:
-        model = taskexpert.from_config(config, tasks)
-        _, abstract, _ = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, config.seed)
-        random = np.random.default_rng(1)
-
-        def draw(leaf):
-            values = 0.3 * random.standard_normal(leaf.shape) if jnp.issubdtype(leaf.dtype, jnp.floating) else 0
-            return jax.device_put(np.broadcast_to(np.asarray(values, leaf.dtype), leaf.shape), leaf.sharding)
-
-        state = jax.tree.map(draw, abstract)
-        state = state.replace(batch_stats=jax.tree.map(lambda leaf: 0.5 + abs(leaf), state.batch_stats))
-        checkpoints.save(int(state.step), state.to_items(), config.to_dict(), None)
+    """The model, and its random parameters as the workdir's checkpoint has them."""
+    state = random_runs.save(config, workdir, scale=0.3)
+    model = taskexpert.from_config(config, from_config(config))
     return model, jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
 
 
@@ -227,20 +210,20 @@ def test_wrong_input_is_refused_and_good_images_are_still_inspected(run, tmp_pat
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"not a picture")
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"a\.png: not a readable picture.*1 of 1 images not inspected"):
+    with pytest.raises(UserError, match=r"a\.png.*\b1 of 1\b"):
         inspect.inspect(config, run.workdir, "best", tmp_path / "images", out)
     assert not (out / "inspection.html").exists()
     Image.new("RGB", (40, 30), "red").save(tmp_path / "images" / "b.png")
-    with pytest.raises(UserError, match=r"a\.png: not a readable picture.*1 of 2 images not inspected"):
+    with pytest.raises(UserError, match=r"a\.png.*\b1 of 2\b"):
         inspect.inspect(config, run.workdir, "latest", tmp_path / "images", out)
     assert (out / "inspection.html").exists() and (out / "images" / "b" / "gates.npz").exists()
-    with pytest.raises(UserError, match="no such file or folder"):
+    with pytest.raises(UserError, match=r"\bnone\b"):
         inspect.inspect(config, run.workdir, "best", tmp_path / "none", out)
-    with pytest.raises(UserError, match=r"--checkpoint=9: not in .*\[0\]"):
+    with pytest.raises(UserError, match=r"--checkpoint=9\b.*\[0\]"):
         inspect.inspect(config, run.workdir, "9", tmp_path / "images", out)
-    with pytest.raises(UserError, match="no checkpoints in"):
+    with pytest.raises(UserError, match=str(tmp_path)):
         inspect.inspect(config, tmp_path, "best", tmp_path / "images", out)
-    with pytest.raises(UserError, match=r"cannot be made a folder \(File exists\); give another --output"):
+    with pytest.raises(UserError, match=r"b\.png.*--output"):
         inspect.inspect(config, run.workdir, "best", tmp_path / "images", tmp_path / "images" / "b.png")
 
 

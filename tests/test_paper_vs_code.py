@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.traced_products import trace_train_step
 from configs import demo, nyud
 from input_pipeline import pipeline
+from taskexpert_jax.compile.steps import tracers
 from taskexpert_jax.config import flat
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.parallel import sharding
 from taskexpert_jax.pretrained import load as pretrained
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.training import optimizer
@@ -62,7 +63,10 @@ def model_program(config):
 
 def train_step(config):
     """The text of the training step."""
-    return str(trace_train_step(config).jaxpr)
+    mesh = sharding.one_device_mesh()
+    with sharding.use(mesh):
+        model = taskexpert.from_config(config, from_config(config))
+        return str(tracers(config, model, mesh)["train"]().jaxpr)
 
 
 def updates(config):

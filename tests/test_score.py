@@ -1,6 +1,5 @@
 """Scores of prediction files: perfect ones, ones worked out by hand, those of `--mode=predict`, and unusable ones."""
 
-import contextlib
 from fractions import Fraction
 import json
 import os
@@ -13,31 +12,18 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from configs import demo
 from input_pipeline import pipeline
 from taskexpert_jax import evaluate, predict, score
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models import model as taskexpert
-from taskexpert_jax.parallel import sharding
-from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.tasks.metrics.boundary import counts as boundary
 from taskexpert_jax.tasks.metrics.boundary import scores as boundary_scores
-from taskexpert_jax.training import optimizer
-from taskexpert_jax.training import state as train_state
+from tests import random_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def scenes():
-    """Pictures of 24x36 pixels in frames of 32x48, so that there is padding around each of them."""
-    config = demo.get_config("tiny")
-    config.dataset.downscale = 0.75
-    config.eval.boundary.max_dist = 0.05
-    return config
-
-
-TASKS = {task.name: task for task in from_config(scenes())}
+TASKS = {task.name: task for task in from_config(random_runs.padded_scenes())}
 
 
 def batches_of(config, size=3):
@@ -80,7 +66,7 @@ def test_predictions_made_of_values_have_these_values(task):
 
 @pytest.mark.parametrize("suffix", ["npy", "png"])
 def test_the_labels_themselves_score_perfectly(tmp_path, suffix):
-    config = scenes()
+    config = random_runs.padded_scenes()
     for example_id, example in examples_of(config):
         for name in config.tasks:
             label = example[name].copy()
@@ -129,7 +115,7 @@ def one_picture(labels):
 
 
 def scored(folder, labels):
-    config = scenes()
+    config = random_runs.padded_scenes()
     config.tasks = tuple(labels)
     config.eval.boundary.odsf = False
     return score.score(config, folder, [one_picture(labels)]).metrics
@@ -222,7 +208,7 @@ def test_probabilities_as_shares_and_with_16_bits(tmp_path):
 def test_a_picture_without_any_label_of_a_task_needs_no_file_of_it(tmp_path):
     save(tmp_path / "depth" / "a" / "b.npy", np.ones((2, 4), np.float32))
     (tmp_path / "human_parts").mkdir()
-    config = scenes()
+    config = random_runs.padded_scenes()
     config.tasks = ("depth", "human_parts")
     other = one_picture({"depth": np.full((2, 4), -1), "human_parts": np.ones((2, 4))})
     other["id"] = np.array(["c"])
@@ -238,28 +224,10 @@ def test_a_picture_without_any_label_of_a_task_needs_no_file_of_it(tmp_path):
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """(config, results of `--mode=evaluate`, ids, output of `--mode=predict`) of a checkpoint of random parameters."""
-    config = scenes()
-    config.mesh.data, config.mesh.fsdp = 4, 2
-    config.eval.batch_size = 8
-    tasks = from_config(config)
+    config = random_runs.padded_scenes()
     folder = tmp_path_factory.mktemp("score")
     workdir = folder / "run"
-    workdir.mkdir()
-    mesh = sharding.make_mesh(config.mesh, {})
-    with sharding.use(mesh), contextlib.closing(Checkpoints(workdir, tasks[0])) as checkpoints:
-        model = taskexpert.from_config(config, tasks)
-        initialise, _, shardings = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, config.seed)
-        state = jax.jit(initialise, out_shardings=shardings)()
-        random = np.random.default_rng(0)  # or most pixels would have the same prediction
-        state = state.replace(
-            params=jax.tree.map(
-                lambda leaf: jax.device_put(leaf + 0.1 * random.normal(size=leaf.shape), leaf.sharding).astype(
-                    leaf.dtype
-                ),
-                state.params,
-            )
-        )
-        checkpoints.save(int(state.step), state.to_items(), config.to_dict(), None)
+    random_runs.save(config, workdir, scale=0.13)  # or most pixels would have the same prediction
     found = evaluate.evaluate(config, workdir, "latest", lambda: batches_of(config, 8))
     ids = []
     for example_id, example in examples_of(config):
@@ -305,25 +273,25 @@ def test_the_same_in_pictures_of_8_and_16_bits(evaluated, tmp_path):
 @pytest.mark.parametrize(
     ("name", "numbers", "message"),
     [
-        ("depth", np.ones((4, 2), np.float32), r"b.npy: 4x2, turned by 90 degrees, but the image is 2x4"),
-        ("depth", np.ones((4, 8), np.float32), r"b.npy: 4x8, but the image is 2x4; save it as large as the image"),
+        ("depth", np.ones((4, 2), np.float32), r"b.npy.*4x2.* 90 .*2x4"),
+        ("depth", np.ones((4, 8), np.float32), r"b.npy.*4x8.*2x4"),
         ("depth", np.ones((2, 4), np.uint8), r"8 bits a pixel"),
         ("depth", np.full((2, 4), np.nan), r"not finite"),
-        ("depth", np.ones((2, 4, 2)), r"2 number\(s\) a pixel of type float64, but a prediction of this task is one"),
-        ("depth", np.ones(8), r"holds float64 of shape \(8,\)"),
-        ("depth", np.full((2, 4), "x"), r"holds <U1"),
+        ("depth", np.ones((2, 4, 2)), r"\b2 .*float64"),
+        ("depth", np.ones(8), r"float64.*\(8,\)"),
+        ("depth", np.full((2, 4), "x"), r"<U1"),
         (
             "semseg",
             np.full((2, 4), 14),
-            r"holds 14, but the 14 classes count from 0 to 13, and a prediction has no void",
+            r"\b14\b.*\b14\b.*\b13\b",
         ),
-        ("semseg", np.full((2, 4), -1), r"holds -1"),
-        ("semseg", np.ones((2, 4)), r"floating-point numbers; give whole class numbers, or logits of all 14 classes"),
-        ("semseg", np.ones((2, 4, 13)), r"logits of all 14 classes"),
-        ("semseg", np.ones((2, 4, 3), np.uint8), r"3 number\(s\) a pixel"),
-        ("sal", np.full((2, 4), 1.5), r"holds numbers from 1.5 to 1.5; a probability is in \[0, 1\]"),
-        ("normals", np.ones((2, 4)), r"1 number\(s\) a pixel of type float64; save normals as RGB"),
-        ("normals", np.ones((2, 4, 3), np.uint16), r"save normals as RGB"),
+        ("semseg", np.full((2, 4), -1), r" -1\b"),
+        ("semseg", np.ones((2, 4)), r"float.*\b14\b"),
+        ("semseg", np.ones((2, 4, 13)), r"\b14\b"),
+        ("semseg", np.ones((2, 4, 3), np.uint8), r"\b3\b"),
+        ("sal", np.full((2, 4), 1.5), r"\b1\.5\b.*\[0, 1\]"),
+        ("normals", np.ones((2, 4)), r"\b1 .*float64.*RGB"),
+        ("normals", np.ones((2, 4, 3), np.uint16), r"\bRGB\b"),
     ],
 )
 def test_unusable_numbers_are_said(tmp_path, name, numbers, message):
@@ -339,12 +307,12 @@ def test_unreadable_files_are_said(tmp_path):
         with pytest.raises(UserError, match=rf"{path}: \w.*"):
             score.read_prediction(tmp_path / path, TASKS["depth"], (2, 4))
     Image.fromarray(np.zeros((2, 4), np.uint8), "P").save(tmp_path / "p.png")
-    with pytest.raises(UserError, match=r"p.png: is a palette picture, whose numbers stand for colours"):
+    with pytest.raises(UserError, match=r"p.png.*palette"):
         score.read_prediction(tmp_path / "p.png", TASKS["sal"], (2, 4))
 
 
 def test_every_fault_is_counted_and_twenty_are_listed(tmp_path):
-    config = scenes()
+    config = random_runs.padded_scenes()
     config.dataset.val_scenes = 9
     ids = [example_id for example_id, _ in examples_of(config)]
     config.tasks = ("depth", "sal", "edge")
@@ -369,7 +337,7 @@ def test_every_fault_is_counted_and_twenty_are_listed(tmp_path):
 
 def test_masks_of_0_and_1_are_not_taken_for_black(tmp_path):
     save(tmp_path / "sal" / "a" / "b.png", np.eye(2, 4, dtype=np.uint8))
-    with pytest.raises(UserError, match=r"no probability of sal is above 1 / 255: in a PNG of 8 bits white is 255"):
+    with pytest.raises(UserError, match=r"\bsal\b.*1 / 255"):
         scored(tmp_path, {"sal": np.eye(2, 4)})
     (tmp_path / "sal" / "a" / "b.png").unlink()
     save(tmp_path / "sal" / "a" / "b.npy", np.eye(2, 4, dtype=bool))
@@ -377,13 +345,13 @@ def test_masks_of_0_and_1_are_not_taken_for_black(tmp_path):
 
 
 def test_a_folder_without_a_task_is_said_before_anything_is_read(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such folder"):
-        score.score(scenes(), tmp_path / "nowhere", [])
+    with pytest.raises(UserError, match=r"nowhere"):
+        score.score(random_runs.padded_scenes(), tmp_path / "nowhere", [])
     (tmp_path / "depth").mkdir()
     save(tmp_path / "some" / "id" / "sal.npy", np.ones((2, 2)))
-    message = r"no predictions of semseg and normals and edge and human_parts; save them as .*--tasks=depth,sal$"
+    message = r"semseg and normals and edge and human_parts.*--tasks=depth,sal$"
     with pytest.raises(UserError, match=message):
-        score.score(scenes(), tmp_path, [])
+        score.score(random_runs.padded_scenes(), tmp_path, [])
 
 
 # --- the program ---
@@ -399,7 +367,7 @@ def test_it_writes_the_table_and_the_files(evaluated, tmp_path, capsys):
     assert report["dataset"]["fingerprint"] and report["predictions"] == str(folder)
     assert "4 examples of scenes, split val" in (out := capsys.readouterr().out)
     assert f"{expected['semseg/mIoU']:.4g}" in out
-    with pytest.raises(UserError, match=r"--tasks: 'deep' is not among the tasks of the config, depth, semseg"):
+    with pytest.raises(UserError, match=r"--tasks.*'deep'.* depth, semseg"):
         score._run(config, folder, ("deep",), tmp_path)
 
 

@@ -51,5 +51,5 @@ def test_a_task_without_labels_is_refused():
     labels["depth"][:] = -1
     sample = LabelSample(TASKS)
     sample.add(labels)
-    with pytest.raises(UserError, match=r"no valid label of task depth in the evaluation set: remove it from"):
+    with pytest.raises(UserError, match=r"\bdepth\b"):
         sample.results()

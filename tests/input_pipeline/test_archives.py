@@ -195,6 +195,6 @@ def test_an_unsafe_member_is_refused(archive: pathlib.Path, tmp_path: pathlib.Pa
     with tarfile.open(unsafe, "w") as tar:
         tar.addfile(info, io.BytesIO(b"evil"))
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=rf"^{unsafe}: refused, as a member is unsafe to extract: .*evil"):
+    with pytest.raises(UserError, match=rf"^{unsafe}.*evil"):
         prepare.prepare("nyud", unsafe, tmp_path / "built")
     assert contents(tmp_path) == before

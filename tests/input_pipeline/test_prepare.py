@@ -109,17 +109,15 @@ def test_a_subset_needs_an_image_in_every_split_and_all_labels(
 
 
 def test_arguments_that_cannot_be_right(layout: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(
-        UserError, match=r"^--archive=.*/absent.tar.gz does not exist; give NYUDv2.tar.gz or the folder"
-    ):
+    with pytest.raises(UserError, match=r"^--archive=.*/absent.tar.gz.*NYUDv2.tar.gz"):
         prepare.prepare("nyud", tmp_path / "absent.tar.gz", tmp_path / "built")
-    with pytest.raises(UserError, match=r"^--data_dir=.*/NYUDv2/tfds lies inside of the archive folder"):
+    with pytest.raises(UserError, match=r"^--data_dir=.*/NYUDv2/tfds"):
         prepare.prepare("nyud", layout, layout / "tfds")
-    with pytest.raises(UserError, match=r"^unknown data set 'nyudd': no file input_pipeline/nyudd.py"):
+    with pytest.raises(UserError, match=r"'nyudd'.*input_pipeline/nyudd.py"):
         prepare.prepare("nyudd", layout, tmp_path / "built")
-    with pytest.raises(UserError, match=r"^unknown data set 'transforms': no file .* with a function `source`"):
+    with pytest.raises(UserError, match=r"'transforms'.*`source`"):
         prepare.prepare("transforms", layout, tmp_path / "built")
-    with pytest.raises(UserError, match=r"^data set 'scenes' is not built from an archive"):
+    with pytest.raises(UserError, match=r"'scenes'"):
         prepare.prepare("scenes", layout, tmp_path / "built")
     assert not (tmp_path / "built").exists()
 
@@ -200,7 +198,7 @@ def test_an_interrupted_build_leaves_nothing(under_way, number: signal.Signals, 
 @pytest.mark.slow
 def test_a_second_build_is_refused_and_a_killed_one_is_cleared_away(under_way) -> None:
     process, layout, built = under_way
-    with pytest.raises(UserError, match=rf"^{built}/nyud/{VERSION} is being built by another process; wait until it"):
+    with pytest.raises(UserError, match=rf"^{built}/nyud/{VERSION} .*another process"):
         build(layout, built)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -140,7 +140,7 @@ def test_the_weights_own_input_is_told_from_the_json_beside_them(beside, content
     assert f"mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5) ({beside}), {expected}; this run's: mean (0.485" in line
     assert "(for theirs: --config.model.image_mean='(0.5, 0.5, 0.5)' --config" in line
     (tmp_path / beside).write_text("{")
-    with pytest.raises(UserError, match=f"{beside} is not JSON"):
+    with pytest.raises(UserError, match=f"{beside}.*JSON"):
         read(tmp_path / "timm.pth")
 
 
@@ -196,12 +196,12 @@ def test_a_file_that_fits_in_part_is_refused_with_a_diff(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "line"),
     [
-        ("width", 64, r"! blocks\.0\.attn\.proj\.bias: \(32,\) in the file, \(64,\) in the model"),
-        ("patch_size", 8, r"! patch_embed\.proj\.weight: \(32, 3, 16, 16\) in the file, \(32, 3, 8, 8\) in the model"),
-        ("depth", 2, r"- blocks\.2\..*only in the file"),
-        ("depth", 8, r"\+ blocks\.4\..*not in the file"),
-        ("layer_scale", 1.0, r"\+ blocks\.0\.ls1\.gamma \(32,\): not in the file"),
-        ("registers", 4, r"\+ reg_token \(1, 4, 32\): not in the file"),
+        ("width", 64, r"! blocks\.0\.attn\.proj\.bias: \(32,\) .*\(64,\)"),
+        ("patch_size", 8, r"! patch_embed\.proj\.weight: \(32, 3, 16, 16\) .*\(32, 3, 8, 8\)"),
+        ("depth", 2, r"- blocks\.2\."),
+        ("depth", 8, r"\+ blocks\.4\."),
+        ("layer_scale", 1.0, r"\+ blocks\.0\.ls1\.gamma \(32,\)"),
+        ("registers", 4, r"\+ reg_token \(1, 4, 32\)"),
     ],
 )
 def test_another_backbone_is_refused(field, value, line, tmp_path):
@@ -214,7 +214,7 @@ def test_registers_and_layer_scale_are_not_dropped_unseen(tmp_path):
     tensors = weight_layouts.timm(VIT) | {"reg_token": np.ones((1, 4, 32), np.float32)}
     tensors["blocks.0.ls1.gamma"] = np.ones(32, np.float32)
     save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match=r"(?s)- blocks\.0\.ls1\.gamma.*- reg_token \(1, 4, 32\): only in the file"):
+    with pytest.raises(UserError, match=r"(?s)- blocks\.0\.ls1\.gamma.*- reg_token \(1, 4, 32\)"):
         read(tmp_path / "x.safetensors")
 
 
@@ -231,8 +231,8 @@ def test_what_stays_fresh_is_named_by_regex(tmp_path):
     )
     assert "left out: cls_token, head.*, norm.*, patch_embed.*" in weights.report
     for regex, message in (
-        ("patches/nothing", "matches no parameter of the backbone"),
-        ("(", "not a regular expression"),
+        ("patches/nothing", "patches/nothing"),
+        ("(", r"'\('"),
     ):
         with pytest.raises(UserError, match=message):
             read(tmp_path / "x.safetensors", pretrained_fresh=regex)
@@ -247,11 +247,11 @@ def test_positions_of_no_square_grid_are_refused(tmp_path):
 
 def test_files_of_no_vit_and_of_two_are_refused(tmp_path):
     save_file({"layer1.0.conv1.weight": np.ones(2, np.float32)}, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match=r"holds 0 patch embeddings of a ViT \(it has layer1\.0\.conv1\.weight"):
+    with pytest.raises(UserError, match=r"\b0 .*layer1\.0\.conv1\.weight"):
         read(tmp_path / "x.safetensors")
     both = {f"{who}.{k}": v for who in ("student", "teacher") for k, v in weight_layouts.timm(VIT).items()}
     save_file(both, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match=r"2 patch embeddings.*student\.patch_embed\.proj\.weight, teacher"):
+    with pytest.raises(UserError, match=r"\b2 .*student\.patch_embed\.proj\.weight, teacher"):
         read(tmp_path / "x.safetensors")
 
 
@@ -268,7 +268,7 @@ class Attack:
 def test_a_pth_file_runs_no_code(tmp_path):
     trace = tmp_path / "trace"
     weight_layouts.write_torch(tmp_path / "x.pth", {"model": {"a": np.ones(1)}, "args": Attack(str(trace))})
-    with pytest.raises(UserError, match=r"x\.pth: asks for \w+\.\w+, which is no tensor: loading it could run"):
+    with pytest.raises(UserError, match=r"x\.pth.*\w+\.mkdir"):
         read(tmp_path / "x.pth")
     assert not trace.exists()
 
@@ -276,17 +276,17 @@ def test_a_pth_file_runs_no_code(tmp_path):
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
     for size, stride in (((2,), (1000,)), ((-1,), (1,)), ((9,), (1,))):
         weight_layouts.write_torch(tmp_path / "x.pth", {"a": np.ones(8)}, sizes={"a": (size, stride)})
-        with pytest.raises(UserError, match=r"a tensor reaches beyond its storage"):
+        with pytest.raises(UserError, match=r"x\.pth"):
             weight_files.read(str(tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": 1}, r"no tensors at the top.*\(its keys: a\); save the state dict alone"),
-        ({"model": {"a": np.ones(1)}, "state_dict": {"a": np.ones(1)}}, r"state_dict.* 2 are there"),
-        ([1], r"holds a list, not a dict of tensors"),
-        ({"a": np.ones(1), "epoch": 3}, r"not tensors: epoch"),
+        ({"a": 1}, r"x\.pth.*\ba\b"),
+        ({"model": {"a": np.ones(1)}, "state_dict": {"a": np.ones(1)}}, r"state_dict.*\b2\b"),
+        ([1], r"x\.pth.*\blist\b"),
+        ({"a": np.ones(1), "epoch": 3}, r"\bepoch\b"),
     ],
 )
 def test_pth_files_of_other_things_are_refused(content, message, tmp_path):
@@ -298,13 +298,13 @@ def test_pth_files_of_other_things_are_refused(content, message, tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("x.pth", b"\x80\x02\x8a", r"x\.pth: not in PyTorch's zip format: a file of before PyTorch 1\.6"),
-        ("x.pth", b"PK\x03\x04", r"x\.pth is damaged or no \.pth file"),
-        ("x.npz", b"PK\x03\x04", r"x\.npz is damaged or no \.npz file.*fetch it again"),
-        ("x.safetensors", b"\xff" * 20, r"x\.safetensors is damaged"),
-        ("x.safetensors", b"", r"x\.safetensors is damaged"),
-        ("x.npz", b"version https://git-lfs.github.com/spec/v1", r"pointer that Git LFS left.*git lfs pull"),
-        ("x.h5", b"", r"give a file ending in \.npz, \.safetensors, \.pth, \.pt, \.bin, or the directory of a run"),
+        ("x.pth", b"\x80\x02\x8a", r"x\.pth.*\b1\.6\b"),
+        ("x.pth", b"PK\x03\x04", r"x\.pth"),
+        ("x.npz", b"PK\x03\x04", r"x\.npz"),
+        ("x.safetensors", b"\xff" * 20, r"x\.safetensors"),
+        ("x.safetensors", b"", r"x\.safetensors"),
+        ("x.npz", b"version https://git-lfs.github.com/spec/v1", r"x\.npz.*git lfs pull"),
+        ("x.h5", b"", r"\.npz, \.safetensors, \.pth, \.pt, \.bin"),
     ],
 )
 def test_damaged_files_and_other_formats_get_one_line(name, data, message, tmp_path):
@@ -319,12 +319,12 @@ def test_a_truncated_file_is_refused(tmp_path):
         WRITERS[name](tmp_path / name)
         data = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(data[: len(data) // 2])
-        with pytest.raises(UserError, match="is damaged"):
+        with pytest.raises(UserError, match=name):
             read(tmp_path / name)
 
 
 def test_no_file_there(tmp_path):
-    with pytest.raises(UserError, match=r"pretrained=.*nothing\.npz cannot be read: .*No such file"):
+    with pytest.raises(UserError, match=r"pretrained=.*nothing\.npz.*No such file"):
         read(tmp_path / "nothing.npz")
 
 
@@ -388,8 +388,8 @@ def test_extra_tokens_cost_what_they_do():
 
 
 def test_directories_that_are_no_runs_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"give a file ending in .*or the directory of a run"):
+    with pytest.raises(UserError, match=r"\.npz, \.safetensors"):
         read(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"config\.json is not a run's config"):
+    with pytest.raises(UserError, match=r"config\.json"):
         read(tmp_path)

@@ -90,6 +90,6 @@ def test_a_resumed_run_does_not_read_the_weights_again(finished, tmp_path, capsy
 
 def test_weights_that_do_not_fit_leave_no_workdir_behind(finished, tmp_path):
     config = demo_config(**{"model.pretrained": str(finished[0]), "model.width": 64})
-    with pytest.raises(UserError, match=r"! blocks/attention/out/bias: \(4, 32\) in the file, \(4, 64\) in"):
+    with pytest.raises(UserError, match=r"! blocks/attention/out/bias: \(4, 32\) .*\(4, 64\)"):
         trained(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

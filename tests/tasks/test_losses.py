@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
-from scipy.special import log_softmax
 
 from taskexpert_jax.tasks import losses
+from tests.golden import definitions, make
 
 LOSSES = {
     "semseg": losses.cross_entropy,
@@ -20,9 +20,11 @@ LOSSES = {
     "edge": losses.edge_cross_entropy(0.95),
     "depth": losses.depth_l1,
 }
+KIND = {"human_parts": "semseg"}  # cross entropy, both
 WEIGHTS = {"semseg": 1, "depth": 1, "human_parts": 2, "sal": 5, "normals": 10, "edge": 50}
 CASES = [f"{database}_{case}" for database in ("nyud", "pascal") for case in (1, 2, 3)]
 
+GOLDEN = json.loads((make.FOLDER / "losses_metrics.json").read_text())
 ONES = np.ones(8, np.float32)
 
 value_and_grad = {name: jax.jit(jax.value_and_grad(loss)) for name, loss in LOSSES.items()}
@@ -49,28 +51,19 @@ def ignored(task: str) -> int:
     return -1 if task == "depth" else 255
 
 
-def defined(task: str, prediction: np.ndarray, label: np.ndarray) -> float:
-    """The loss in float64, pixel by pixel as its definition reads."""
-    valid = (label != ignored(task)).all(axis=-1)
-    p, g = prediction[valid].astype(np.float64), label[valid].astype(np.float64)
-    if task == "depth":
-        return np.abs(p - g).sum() / len(g)
-    if task == "normals":
-        return np.abs(p / np.linalg.norm(p, axis=-1, keepdims=True) - g).sum() / len(g)
-    g = g[:, 0].astype(int)
-    if task == "edge":
-        both = np.concatenate([np.zeros_like(p), p], axis=-1)
-        factor = 1 / (1 - 0.95)
-        return np.mean(np.where(g == 1, 0.95 * factor, 1) * -log_softmax(both, axis=-1)[np.arange(len(g)), g]) / factor
-    pixels = -log_softmax(p, axis=-1)[np.arange(len(g)), g]
-    if task == "sal":
-        positive_weight = (g == 0).mean()
-        pixels = pixels * np.where(g == 1, positive_weight, 1 - positive_weight)
-    return pixels.sum() / len(g)
+@pytest.mark.parametrize("task", make.CHANNELS)
+def test_golden_values_and_gradients(task):
+    assert make.checksum(task) == GOLDEN["inputs"][task], "NumPy draws other inputs: run tests.golden.make"
+    gradients = np.load(make.FOLDER / "gradients.npz")[task]
+    cases = zip(*make.inputs(task), GOLDEN["losses"][task], gradients, strict=True)
+    for name, (prediction, label, expected, slope) in zip(make.CASES, cases, strict=True):
+        loss, gradient = value_and_grad[task](prediction, label, np.ones(len(label), np.float32))
+        np.testing.assert_allclose(loss, expected, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-6 * np.abs(slope).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden_values_and_gradients(golden_dir, case):
+def test_published_values_and_gradients(golden_dir, case):
     expected = json.loads((golden_dir / "losses_metrics.json").read_text())[case]["losses"]
     arrays = np.load(golden_dir / "losses_metrics.npz")
     total = 0.0
@@ -92,7 +85,7 @@ def test_equals_the_definition(task, scale):
     prediction, label = draw(task, scale=scale)
     loss, gradient = value_and_grad[task](prediction, label, ONES)
     assert loss.dtype == np.float32 and loss.shape == ()
-    np.testing.assert_allclose(loss, defined(task, prediction, label), rtol=2e-6)
+    np.testing.assert_allclose(loss, definitions.loss(KIND.get(task, task), prediction, label)[0], rtol=2e-6)
     assert np.isfinite(gradient).all()
 
 
@@ -131,7 +124,7 @@ def test_padding_counts_nowhere(task):
     prediction, label = draw(task)
     mask = np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32)
     loss, gradient = value_and_grad[task](prediction, label, mask)
-    np.testing.assert_allclose(loss, defined(task, prediction[:5], label[:5]), rtol=2e-6)
+    np.testing.assert_allclose(loss, definitions.loss(KIND.get(task, task), prediction[:5], label[:5])[0], rtol=2e-6)
     np.testing.assert_array_equal(gradient[5:], 0)
     # It is the same as ignored, to the last bit.
     label[5:] = ignored(task)

@@ -1,0 +1,94 @@
+"""One training step of a small model on any mesh of the simulated devices, for tests that compare steps."""
+
+import math
+import zlib
+
+import jax
+import numpy as np
+
+from configs import ablation, demo, nyud
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.parallel import sharding
+from taskexpert_jax.tasks import from_config
+from taskexpert_jax.training import optimizer, tally
+from taskexpert_jax.training import state as train_state
+from taskexpert_jax.training.step import make_train_step
+
+SHIPPED = {
+    "demo": lambda: demo.get_config("tiny"),
+    "nyud": lambda: nyud.get_config("tiny"),
+    "ablation": lambda: ablation.get_config("read_conv3x3"),  # the memory is read by a convolution of each task
+}
+
+# Compiled in half the time; what is computed stays the same.
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def small(name):
+    """A shipped config so small that its step compiles in seconds, with widths that eight devices divide.
+
+    The demo keeps its six tasks, the others have two.
+    """
+    config = SHIPPED[name]()
+    config.dataset.semseg_classes = ("road", "grass", "sky")
+    config.tasks = config.tasks if name == "demo" else ("semseg", "normals")
+    config.dtype, config.batch_size = "float32", 8
+    config.dataset.image_size = (32, 32)
+    config.model.patch_size, config.model.unroll = 8, "no"
+    config.model.width, config.model.depth, config.model.taps, config.model.heads = 32, 2, 2, 8
+    config.model.feature_width, config.model.gate.width, config.model.experts = 16, 8, 3
+    config.model.drop_path, config.model.head_upsample = 0.3, 2
+    return config
+
+
+def random_batch(config, ignored=0.1):
+    """Eight examples with other windows and other ignored pixels each."""
+    draw = np.random.default_rng(0)
+    height, width = config.dataset.image_size
+    batch = {
+        "image": draw.integers(0, 256, (8, height, width, 3), np.uint8),
+        "window": np.array([[i % 3, 0, height - i % 5, width] for i in range(8)], np.int32),
+        "mask": np.ones(8, np.float32),
+    }
+    for task in from_config(config):
+        shape = (8, height, width, task.label_channels)
+        integer = np.issubdtype(task.label_dtype, np.integer)
+        label = draw.integers(0, task.channels, shape) if integer else draw.normal(size=shape)
+        label[draw.random(shape[:3]) < ignored] = task.ignore
+        batch[task.name] = label.astype(task.label_dtype)
+    return batch
+
+
+def drawn(abstract, scale=0.1):
+    """A state with values that are a function of each array's name and shape, placed as `abstract` says."""
+
+    def draw(path, leaf):
+        name = jax.tree_util.keystr(path)
+        if "params" not in name and "batch_stats" not in name:
+            return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+        noise = scale * np.random.default_rng(zlib.crc32(name.encode())).normal(size=leaf.shape)
+        value = 1 + np.abs(noise) if name.endswith(("['scale']", "['var']")) else noise
+        return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
+def mesh_of(sizes):
+    devices = jax.devices()[: math.prod(sizes)]
+    return sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), {"batch_size": 8}, devices)
+
+
+def step_on(config, sizes, ignored=0.1):
+    """(sums, Adam's moments, batch statistics) after one training step on a mesh, on the host."""
+    mesh, tasks = mesh_of(sizes), from_config(config)
+    model = taskexpert.from_config(config, tasks)
+    with sharding.use(mesh):
+        tx = optimizer.build(config)
+        _, abstract, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
+        step = make_train_step(model, tx, config, mesh, shardings)
+        (batch,) = sharding.to_devices([random_batch(config, ignored)], mesh)
+        arguments = drawn(abstract), jax.device_put(tally.empty(tasks), sharding.replicated(mesh)), batch
+        compiled = step.lower(*arguments).compile(compiler_options=FAST)
+        state, seen = jax.device_get(compiled(*arguments))
+    # Adam's first moment is a tenth of the gradient, which Adam's update itself would hide.
+    return seen.sums, state.opt_state, state.batch_stats
