@@ -1,6 +1,5 @@
 """Training that begins with the backbone of another run, of other taps, tasks and size."""
 
-import contextlib
 import shutil
 
 import jax
@@ -8,31 +7,27 @@ import numpy as np
 import pytest
 
 from configs import demo
-from input_pipeline import pipeline
 from taskexpert_jax import train
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models.backbones import position_embedding
-from taskexpert_jax.runs.checkpoints import Checkpoints
-from taskexpert_jax.tasks import best_task, from_config
+from taskexpert_jax.parallel.stopping import Stopped
 
 
 def demo_config(**fields):
     config = demo.get_config("tiny")
     config.tasks, config.checkpoint.best_task = ("semseg", "depth"), "depth"
-    config.num_steps = 0  # the state that a run begins with is all that is asked for
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, 4, 2
     config.update_from_flattened_dict(fields)
     return config
 
 
-def trained(config, at):
-    tasks = from_config(config)
-    return train.train(
-        config,
-        at,
-        lambda start: pipeline.train_batches(config, tasks, start_step=start),
-        lambda: pipeline.eval_batches(config, tasks, batch_size=config.eval.batch_size),
-    )
+def stop(*_):
+    raise Stopped
+
+
+def begun(config, at):
+    """The state that a run begins with, saved at step 0: the run is stopped when it asks for its first batch."""
+    return train.train(config, at, stop, stop)
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +35,7 @@ def finished(tmp_path_factory):
     """The directory of a run of the demo in small, and its backbone's arrays with the blocks on one axis."""
     at = tmp_path_factory.mktemp("finished") / "run"
     config = demo_config()
-    state = trained(config, at)
-    save(state, config, at)
-    return at, backbone_of(state.params)
-
-
-def save(state, config, at):
-    tasks = from_config(config)
-    with contextlib.closing(Checkpoints(at, best_task(tasks, config.checkpoint.best_task))) as checkpoints:
-        checkpoints.save(int(state.step), state.to_items(), config.to_dict(), None)
+    return at, backbone_of(begun(config, at).params)
 
 
 def backbone_of(params):
@@ -61,7 +48,7 @@ def test_training_begins_with_the_backbone_of_a_run_of_other_taps_tasks_and_size
     source, expected = finished
     config = demo_config(**{"model.pretrained": str(source), "model.taps": 2, "optimizer.ema_decay": 0.9})
     config.dataset.image_size, config.tasks = (48, 48), ("depth",)
-    state = trained(config, tmp_path / "run")
+    state = begun(config, tmp_path / "run")
     expected = {**expected, "patches/pos_embedding": np.asarray(
         position_embedding.resize(expected["patches/pos_embedding"], (6, 6)))}  # fmt: skip
     for params in (state.params, state.ema):
@@ -79,11 +66,10 @@ def test_training_begins_with_the_backbone_of_a_run_of_other_taps_tasks_and_size
 def test_a_resumed_run_does_not_read_the_weights_again(finished, tmp_path, capsys):
     shutil.copytree(finished[0], tmp_path / "source")
     config = demo_config(**{"model.pretrained": str(tmp_path / "source")})
-    first = trained(config, tmp_path / "run")
-    save(first, config, tmp_path / "run")
+    first = begun(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "source")
     capsys.readouterr()
-    again = trained(config, tmp_path / "run")
+    again = begun(config, tmp_path / "run")
     assert "loaded" not in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
 
@@ -91,5 +77,5 @@ def test_a_resumed_run_does_not_read_the_weights_again(finished, tmp_path, capsy
 def test_weights_that_do_not_fit_leave_no_workdir_behind(finished, tmp_path):
     config = demo_config(**{"model.pretrained": str(finished[0]), "model.width": 64})
     with pytest.raises(UserError, match=r"! blocks/attention/out/bias: \(4, 32\) .*\(4, 64\)"):
-        trained(config, tmp_path / "run")
+        begun(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
