@@ -23,7 +23,7 @@ from taskexpert_jax import command_line
 from taskexpert_jax.config import check as check_config
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import threads
-from taskexpert_jax.tasks import Task, drawing, from_config
+from taskexpert_jax.tasks import Task, canvas, drawing, from_config
 
 HATCH = (255, 0, 200)  # over ignored pixels: a colour that few images have
 PERIOD = 8  # pixels from one stripe of the hatching to the next; a stripe is two wide
@@ -45,11 +45,11 @@ def overlay(image: np.ndarray, label: np.ndarray, task: Task) -> np.ndarray:
     return blended.astype(np.uint8)
 
 
-def rows_of(title: str, example: Example, tasks: Sequence[Task]) -> list[list[drawing.Cell | None]]:
+def rows_of(title: str, example: Example, tasks: Sequence[Task]) -> list[list[canvas.Cell | None]]:
     """Two rows of a sheet: the image with a picture of each label, and below each label the two together."""
     image = example["image"]
-    labels: list[drawing.Cell | None] = [(title, drawing.at_display_size(image))]
-    over: list[drawing.Cell | None] = [None]
+    labels: list[canvas.Cell | None] = [(title, canvas.at_display_size(image))]
+    over: list[canvas.Cell | None] = [None]
     for task in tasks:
         label = example[task.name]
         if _ignored(label, task).all():
@@ -57,7 +57,7 @@ def rows_of(title: str, example: Example, tasks: Sequence[Task]) -> list[list[dr
             over.append(None)
         else:
             labels.append((task.title, drawing.picture(task, task.label_values(label))))
-            over.append((f"{task.title} over the image", drawing.at_display_size(overlay(image, label, task))))
+            over.append((f"{task.title} over the image", canvas.at_display_size(overlay(image, label, task))))
     return [labels, over]
 
 
@@ -91,7 +91,7 @@ def draw(config: ConfigDict, split: str, count: int, *, stored: bool) -> Image.I
     shown = itertools.islice(examples(config, tasks, split, stored=stored), count * (1 + stored))
     for title, example in shown:
         rows += rows_of(title, example, tasks)
-    return drawing.sheet(rows)
+    return canvas.sheet(rows)
 
 
 def check(config: ConfigDict) -> list[str]:

@@ -14,6 +14,7 @@ from absl import app, flags
 import jax
 from ml_collections import config_flags
 import numpy as np
+from PIL import Image
 
 from taskexpert_jax import command_line, images
 from taskexpert_jax.config import check, read_run
@@ -160,7 +161,7 @@ def write_image(folder: pathlib.Path, inside: Inside, tasks: tuple[Task, ...], *
     pixels = gate_maps.over_image(grid, inside.window, inside.patch)
     weights = np.moveaxis(pixels, (0, 1), (2, 3))  # (S, T, rows, columns, choices)
     predictions = {task.name: drawing.colour(task, inside.values[task.name]) for task in tasks}
-    drawing.Image.fromarray(inside.picture).save(folder / "picture.png")
+    Image.fromarray(inside.picture).save(folder / "picture.png")
     np.savez_compressed(
         folder / "gates.npz",
         gates=inside.gates,

@@ -13,7 +13,7 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import inference, steps
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs.load import load
-from taskexpert_jax.tasks import Task, drawing
+from taskexpert_jax.tasks import Task, canvas, drawing
 
 
 def predict(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path, output: pathlib.Path) -> None:
@@ -67,4 +67,4 @@ def write(folder: pathlib.Path, image: np.ndarray, tasks: tuple[Task, ...], valu
         picture = drawing.picture(task, sized)
         picture.save(folder / f"{task.name}.png")
         panels.append((task.title, picture))
-    drawing.montage(image, panels).save(folder / "montage.png")
+    canvas.montage(image, panels).save(folder / "montage.png")

@@ -168,7 +168,7 @@ def test_a_value_outside_of_what_a_field_allows_is_refused_with_its_name(field):
         assert f"config.{field}" in line or (field.startswith("mesh.") and line.startswith("config.mesh ")), line
 
 
-@pytest.mark.parametrize("field", FIELD_OF_DATA_SET.keys() | FIELDS.keys())
+@pytest.mark.parametrize("field", sorted(FIELD_OF_DATA_SET.keys() | FIELDS.keys()))
 def test_every_default_is_allowed_and_every_field_has_a_meaning(field):
     declared = fields_of(FIELD_OF_DATA_SET.get(field, ""))[field]
     assert declared.meaning

@@ -16,7 +16,7 @@ import numpy as np
 
 from taskexpert_jax.evaluation.gate_findings import Inspection, variation
 from taskexpert_jax.models.decoders.taskexpert import MEMORY
-from taskexpert_jax.tasks import drawing
+from taskexpert_jax.tasks import canvas
 
 COLOURS = "viridis"  # perceptually uniform, in grey as well, and for colour-blind readers
 _CELL = 1.5  # inches of a map's width on a sheet
@@ -54,9 +54,9 @@ def steps(weights: np.ndarray) -> np.ndarray:
 
 def choice_colours(choices: Sequence[str]) -> np.ndarray:
     """One colour a choice, (choices, 3) uint8: pale, unlike those of classes, and a dark grey for the memory."""
-    memory = [drawing.BACKGROUND] if MEMORY in choices else []
+    memory = [canvas.BACKGROUND] if MEMORY in choices else []
     experts = len(choices) - len(memory)
-    colours = _pale_colours()[:experts] if experts <= len(_pale_colours()) else drawing.palette(experts)
+    colours = _pale_colours()[:experts] if experts <= len(_pale_colours()) else canvas.palette(experts)
     return np.array([*colours, *memory], np.uint8)
 
 

@@ -1,49 +1,20 @@
-"""Pictures of predictions and labels with their keys, and sheets that show several side by side.
+"""Predictions and labels as colour images with their keys.
 
-The kind of a task's values (`Task.kind`) chooses the colours and the key; here is what all kinds share. Invalid pixels
-(ignored labels, values that are not finite) are black, and dark blue where black is a value.
+The kind of a task's values (`Task.kind`) chooses the colours and the key. Invalid pixels (ignored labels, NaN, Inf) are
+black, or dark blue where black is a value.
 """
 
 from collections.abc import Mapping, Sequence
-import functools
-import math
-import pathlib
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-if TYPE_CHECKING:
-    from taskexpert_jax.tasks import Task
-
-Range = tuple[float, float]
-Colour = tuple[int, int, int]
-Cell = tuple[str, Image.Image]
-
-SMALLEST, LARGEST = 384, 800  # pixels of the longer side of a map on a sheet
-KEY_WIDTH = 320  # of the narrowest key: five numbers in metres stay apart
-GAP = 12
-INK, PAPER = (30, 30, 30), (255, 255, 255)
-BACKGROUND = (48, 48, 56)
-INVALID = (0, 0, 0)
-INVALID_GREY = (40, 40, 110)  # where black is a value
-
-
-class Drawn(NamedTuple):
-    """Values to be drawn.
-
-    values: (H, W), or (H, W, channels) for vectors.
-    valid: (H, W) bool, the pixels that have a value.
-    limits: the numbers at the two ends of the colours.
-    """
-
-    values: np.ndarray
-    valid: np.ndarray
-    limits: Range
+from taskexpert_jax.tasks.canvas import GAP, KEY_WIDTH, PAPER, Cell, Drawn, Range, at_display_size, sheet
+from taskexpert_jax.tasks.task import Task
 
 
 def colour(
-    task: "Task", values: np.ndarray, *, valid: np.ndarray | None = None, limits: Range | None = None
+    task: Task, values: np.ndarray, *, valid: np.ndarray | None = None, limits: Range | None = None
 ) -> np.ndarray:
     """The values' colours as (H, W, 3) uint8, one a pixel.
 
@@ -56,13 +27,13 @@ def colour(
     return _colour(task, _drawn(task, values, valid, limits))
 
 
-def limits_of(task: "Task", values: np.ndarray) -> Range:
+def limits_of(task: Task, values: np.ndarray) -> Range:
     """The numbers that get the first and the last colour if nothing else is asked for: to draw other values alike."""
     return _drawn(task, values, None, None).limits
 
 
 def picture(
-    task: "Task", values: np.ndarray, *, valid: np.ndarray | None = None, limits: Range | None = None
+    task: Task, values: np.ndarray, *, valid: np.ndarray | None = None, limits: Range | None = None
 ) -> Image.Image:
     """`colour` at a size to look at, with its key underneath; arguments as there."""
     drawn = _drawn(task, values, valid, limits)
@@ -74,24 +45,9 @@ def picture(
     return sheet
 
 
-def montage(image: np.ndarray, panels: Sequence[tuple[str, Image.Image | np.ndarray]]) -> Image.Image:
-    """One sheet with the input picture first and the titled panels after it, about as many rows as columns.
-
-    Args:
-      image: (H, W, 3) uint8.
-      panels: titles with a `picture` of a map as large as the image, or with (H, W, 3) uint8.
-    """
-    cells = [("input", at_display_size(image))]
-    for title, panel in panels:
-        cells.append((title, panel if isinstance(panel, Image.Image) else at_display_size(panel)))
-    squarest = math.ceil(math.sqrt(len(cells)))
-    columns = min((squarest, squarest + 1), key=lambda count: -len(cells) % count)  # the fewer empty places
-    return sheet([cells[start : start + columns] for start in range(0, len(cells), columns)])
-
-
 def comparison(
     image: np.ndarray,
-    tasks: Sequence["Task"],
+    tasks: Sequence[Task],
     predictions: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray],
 ) -> Image.Image:
@@ -114,40 +70,7 @@ def comparison(
     return sheet([above, below])
 
 
-@functools.cache
-def palette(count: int) -> np.ndarray:
-    """`count` colours for classes, (count, 3) uint8, none of them dark, each as far as possible from all before it.
-
-    Always the same ones: a longer palette begins with the shorter. Distances are those of OKLab (Ottosson 2020), in
-    which equal steps look equal.
-    """
-    steps = np.linspace(0, 255, 18).round()
-    candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab = _oklab(candidates)
-    chroma = np.hypot(lab[:, 1], lab[:, 2])
-    bright = (lab[:, 0] > 0.45) & (lab[:, 0] < 0.92) & (chroma > 0.04) & (chroma < 0.18)
-    candidates, lab = candidates[bright], lab[bright]
-    # The first colour is the one farthest from what is drawn already: background, invalid pixels and paper.
-    taken = _oklab(np.array([BACKGROUND, INVALID, PAPER], np.float64))
-    distance = np.linalg.norm(lab[:, None] - taken, axis=-1).min(axis=1)
-    chosen = []
-    for _ in range(count):
-        chosen.append(int(np.argmax(distance)))
-        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=-1))
-    return candidates[chosen].astype(np.uint8).reshape(count, 3)
-
-
-def _oklab(rgb: np.ndarray) -> np.ndarray:
-    share = rgb / 255.0
-    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    to_cones = [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566]]
-    to_cones.append([0.0883024619, 0.2817188376, 0.6299787005])
-    to_lab = [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099]]
-    to_lab.append([0.0259040371, 0.7827717662, -0.8086757660])
-    return np.cbrt(linear @ np.array(to_cones).T) @ np.array(to_lab).T
-
-
-def _drawn(task: "Task", values: np.ndarray, valid: np.ndarray | None, limits: Range | None) -> Drawn:
+def _drawn(task: Task, values: np.ndarray, valid: np.ndarray | None, limits: Range | None) -> Drawn:
     values = np.asarray(values)
     known = np.isfinite(values) & (values != task.ignore)
     if values.ndim == 3:
@@ -156,101 +79,7 @@ def _drawn(task: "Task", values: np.ndarray, valid: np.ndarray | None, limits: R
     return Drawn(values, shown, task.kind.limits(values[shown]) if limits is None else limits)
 
 
-def _colour(task: "Task", drawn: Drawn) -> np.ndarray:
+def _colour(task: Task, drawn: Drawn) -> np.ndarray:
     colours = task.kind.colour(drawn)
     colours[~drawn.valid] = task.kind.invalid
     return colours
-
-
-def grey(values: np.ndarray, limits: Range) -> np.ndarray:
-    """Values as (..., 3) uint8, black to white over the limits: (H, W, 3) as red, green and blue, others as greys."""
-    low, high = limits
-    share = np.clip((values.astype(np.float32) - low) / (high - low), 0, 1)
-    bright = np.round(share * 255).astype(np.uint8)
-    return bright if values.ndim == 3 else bright[..., None].repeat(3, axis=-1)
-
-
-def at_display_size(rgb: np.ndarray, *, smooth: bool = True) -> Image.Image:
-    """The picture with its longer side between SMALLEST and LARGEST; small ones grow by a whole factor, pixels kept."""
-    image = Image.fromarray(rgb)
-    longer = max(image.size)
-    if longer < SMALLEST:
-        factor = math.ceil(SMALLEST / longer)
-        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    if longer > LARGEST:
-        size = [max(1, round(side * LARGEST / longer)) for side in image.size]
-        return image.resize((size[0], size[1]), Image.Resampling.BOX if smooth else Image.Resampling.NEAREST)
-    return image
-
-
-@functools.cache
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """A font that comes with matplotlib: a bare machine has none."""
-    import matplotlib  # slow to import, and only needed where something is drawn
-
-    folder = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"), size)
-
-
-def legend(entries: Sequence[tuple[str, Colour]], width: int) -> Image.Image:
-    """Swatches with their names, in rows no wider than `width`."""
-    font, box, line = _font(14), 14, 22
-    places, x, y = [], 0, 0
-    for name, _ in entries:
-        needed = box + 5 + math.ceil(font.getlength(name))
-        if x and x + needed > width:
-            x, y = 0, y + line
-        places.append((x, y))
-        x += needed + GAP
-    legend = Image.new("RGB", (width, y + line), PAPER)
-    draw = ImageDraw.Draw(legend)
-    for (name, colour_), (x, y) in zip(entries, places, strict=True):
-        draw.rectangle((x, y + 3, x + box - 1, y + 3 + box - 1), fill=colour_, outline=INK)
-        draw.text((x + box + 5, y + 3 + box // 2), name, fill=INK, font=font, anchor="lm")
-    return legend
-
-
-def beside(image: Image.Image, lines: Sequence[str], width: int) -> Image.Image:
-    """The image with lines of text to its right, on paper that is `width` wide."""
-    paper = Image.new("RGB", (width, image.height), PAPER)
-    paper.paste(image, (0, 0))
-    draw = ImageDraw.Draw(paper)
-    for row, line in enumerate(lines):
-        draw.text((image.width + GAP, GAP + 22 * row), line, fill=INK, font=_font(14))
-    return paper
-
-
-def bar(colours: np.ndarray, labels: Sequence[str], width: int) -> Image.Image:
-    """A horizontal bar of the 256 colours with labels evenly spread below it, the outer ones at its ends."""
-    height, last = 12, len(labels) - 1
-    bar = Image.new("RGB", (width, height + 22), PAPER)
-    bar.paste(Image.fromarray(colours[None]).resize((width, height), Image.Resampling.BILINEAR), (0, 0))
-    draw = ImageDraw.Draw(bar)
-    for i, label in enumerate(labels):
-        x = i * (width - 1) // last
-        anchor = "lt" if i == 0 else "rt" if i == last else "mt"
-        draw.line((x, height, x, height + 3), fill=INK)
-        draw.text((x, height + 6), label, fill=INK, font=_font(13), anchor=anchor)
-    return bar
-
-
-def sheet(rows: Sequence[Sequence[Cell | None]]) -> Image.Image:
-    """Titled pictures in rows and columns, each at the top left of its place."""
-    font, title_height = _font(16, bold=True), 24
-    count = max(len(row) for row in rows)
-    widths, heights = [0] * count, [0] * len(rows)
-    for r, row in enumerate(rows):
-        for c, cell in enumerate(row):
-            if cell is not None:
-                title, image = cell
-                widths[c] = max(widths[c], image.width, math.ceil(font.getlength(title)))
-                heights[r] = max(heights[r], title_height + image.height)
-    sheet = Image.new("RGB", (GAP + sum(w + GAP for w in widths), GAP + sum(h + GAP for h in heights)), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for r, row in enumerate(rows):
-        for c, cell in enumerate(row):
-            if cell is not None:
-                x, y = GAP + sum(w + GAP for w in widths[:c]), GAP + sum(h + GAP for h in heights[:r])
-                draw.text((x, y + title_height // 2 - 2), cell[0], fill=INK, font=font, anchor="lm")
-                sheet.paste(cell[1], (x, y + title_height))
-    return sheet

@@ -13,7 +13,7 @@ from configs import demo
 from input_pipeline import pipeline, show
 from input_pipeline.scenes import scene as scenes
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.tasks import drawing, from_config
+from taskexpert_jax.tasks import canvas, drawing, from_config
 
 PROGRAM = [sys.executable, "-m", "input_pipeline.show"]
 
@@ -77,7 +77,7 @@ def test_the_sheet_names_labels_that_an_example_lacks(config, monkeypatch):
 
     sheets = []
     monkeypatch.setattr(scenes, "render", without_depth)
-    monkeypatch.setattr(drawing, "sheet", sheets.append)
+    monkeypatch.setattr(canvas, "sheet", sheets.append)
     show.draw(config, "val", 1, stored=False)
     ((labels, over),) = sheets
     titles = ["semantic segmentation", "depth: nothing is labelled", "surface normals", "boundaries"]

@@ -6,7 +6,7 @@ from PIL import Image
 import pytest
 
 from taskexpert_jax import tasks
-from taskexpert_jax.tasks import drawing
+from taskexpert_jax.tasks import canvas, drawing
 from taskexpert_jax.tasks.kinds import depths
 
 CLASSES = ("background", "wall", "floor", "chair", "table")
@@ -36,7 +36,7 @@ def _key(picture: Image.Image, height: int) -> Image.Image:
 
 @pytest.mark.parametrize("count", [7, 21, 40])
 def test_palette_colours_differ_from_each_other_and_from_what_is_not_a_class(count):
-    drawn = np.vstack([drawing.palette(count), [drawing.BACKGROUND, drawing.INVALID, drawing.PAPER]])
+    drawn = np.vstack([canvas.palette(count), [canvas.BACKGROUND, canvas.INVALID, canvas.PAPER]])
     apart = np.abs(drawn[:, None].astype(int) - drawn).sum(axis=-1)
     np.fill_diagonal(apart, 1000)
     apart[-3, -2] = apart[-2, -3] = 1000  # background and invalid pixels are both dark
@@ -44,19 +44,19 @@ def test_palette_colours_differ_from_each_other_and_from_what_is_not_a_class(cou
 
 
 def test_a_longer_palette_begins_with_the_shorter():
-    np.testing.assert_array_equal(drawing.palette(40)[:21], drawing.palette(21))
-    assert len(np.unique(drawing.palette(255), axis=0)) == 255
+    np.testing.assert_array_equal(canvas.palette(40)[:21], canvas.palette(21))
+    assert len(np.unique(canvas.palette(255), axis=0)) == 255
 
 
 def test_classes_get_their_palette_colour_and_background_is_dark():
     ids = np.array([[0, 1, 4, 255]], np.uint8)
-    expected = [drawing.BACKGROUND, *drawing.palette(5)[[1, 4]].tolist(), drawing.INVALID]
+    expected = [canvas.BACKGROUND, *canvas.palette(5)[[1, 4]].tolist(), canvas.INVALID]
     np.testing.assert_array_equal(drawing.colour(RECORDS["semseg"], ids)[0], expected)
 
 
 def test_human_parts_and_classes_share_the_drawing():
     ids = np.array([[0, 3]], np.uint8)
-    expected = [drawing.BACKGROUND, drawing.palette(7)[3].tolist()]
+    expected = [canvas.BACKGROUND, canvas.palette(7)[3].tolist()]
     np.testing.assert_array_equal(drawing.colour(RECORDS["human_parts"], ids)[0], expected)
 
 
@@ -65,13 +65,13 @@ def test_the_legend_shows_the_present_classes_and_no_other():
     ids[:5] = 3
     key = _colours_in(_key(drawing.picture(RECORDS["semseg"], ids), 3 * 96))
     assert {_class_colour(1), _class_colour(3)} <= key
-    assert not {_class_colour(0), _class_colour(2), _class_colour(4), drawing.INVALID} & key
+    assert not {_class_colour(0), _class_colour(2), _class_colour(4), canvas.INVALID} & key
 
 
 def test_the_legend_names_ignored_pixels_only_where_there_are_some():
     ids = np.full((96, 128), 1, np.uint8)
     ids[0, 0] = 255
-    assert drawing.INVALID in _colours_in(_key(drawing.picture(RECORDS["semseg"], ids), 3 * 96))
+    assert canvas.INVALID in _colours_in(_key(drawing.picture(RECORDS["semseg"], ids), 3 * 96))
 
 
 def test_a_legend_wider_than_the_picture_wraps():
@@ -80,7 +80,7 @@ def test_a_legend_wider_than_the_picture_wraps():
     ids = (np.arange(96 * 128) % 40).astype(np.uint8).reshape(96, 128)
     picture = drawing.picture(task, ids)
     assert picture.width == 384
-    assert {tuple(colour) for colour in drawing.palette(40).tolist()} <= _colours_in(_key(picture, 3 * 96))
+    assert {tuple(colour) for colour in canvas.palette(40).tolist()} <= _colours_in(_key(picture, 3 * 96))
 
 
 def test_depth_colours_run_from_near_to_far_and_stop_at_the_range():
@@ -124,7 +124,7 @@ def test_normals_are_red_to_the_right_green_up_and_blue_towards_the_camera():
 @pytest.mark.parametrize("name", ["edge", "sal"])
 def test_probabilities_are_grey_and_ignored_pixels_are_not(name):
     share = np.array([[0, 0.5, 1, 255]], np.float32)
-    expected = [[0] * 3, [128] * 3, [255] * 3, drawing.INVALID_GREY]
+    expected = [[0] * 3, [128] * 3, [255] * 3, canvas.INVALID_GREY]
     np.testing.assert_array_equal(drawing.colour(RECORDS[name], share)[0], expected)
     np.testing.assert_array_equal(drawing.colour(RECORDS[name], np.array([[0, 1]], np.uint8))[0], [[0] * 3, [255] * 3])
 
@@ -153,7 +153,7 @@ def test_a_montage_begins_with_the_input_and_shows_every_panel():
     image = np.full((96, 128, 3), (10, 200, 30), np.uint8)
     classes = [(f"class {i}", drawing.picture(RECORDS["semseg"], np.full((96, 128), i, np.uint8))) for i in (1, 2, 3)]
     plain = ("plain", np.full((96, 128, 3), (200, 10, 30), np.uint8))
-    sheet = np.asarray(drawing.montage(image, [*classes, plain])).astype(int)
+    sheet = np.asarray(canvas.montage(image, [*classes, plain])).astype(int)
     places = []
     for colour in ((10, 200, 30), *(_class_colour(i) for i in (1, 2, 3)), (200, 10, 30)):
         rows, columns = np.nonzero((sheet == colour).all(axis=-1))
@@ -172,7 +172,7 @@ def test_a_montage_of_any_size_stays_readable(size):
         (task.title, drawing.picture(task, np.zeros((*size, 3) if task.label_channels == 3 else size, np.uint8)))
         for task in RECORDS.values()
     ]
-    sheet = drawing.montage(np.zeros((*size, 3), np.uint8), panels)
+    sheet = canvas.montage(np.zeros((*size, 3), np.uint8), panels)
     assert 320 * 3 <= sheet.width <= 4000
     assert 150 <= sheet.height <= 4000
 

@@ -9,7 +9,7 @@ import pytest
 from input_pipeline import folder, transforms
 from taskexpert_jax import images, score, tasks
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.tasks import Task, drawing, kinds
+from taskexpert_jax.tasks import Task, canvas, drawing, kinds
 from taskexpert_jax.tasks.kinds import vectors
 from taskexpert_jax.tasks.losses import VECTOR_IGNORE
 
@@ -214,17 +214,17 @@ def test_flow_is_drawn_on_the_range_that_its_key_names():
     task = task_of(FLOW)
     values = np.float32([[[3, 0], [6, 0], [VECTOR_IGNORE] * 2]])
     colours = drawing.colour(task, values, limits=(0, 6))[0]
-    np.testing.assert_allclose(colours, [[255, 128, 128], [255, 0, 0], drawing.INVALID], atol=1)
+    np.testing.assert_allclose(colours, [[255, 128, 128], [255, 0, 0], canvas.INVALID], atol=1)
     assert drawing.limits_of(task, values)[1] == pytest.approx(6, rel=0.01)
     assert drawing.limits_of(task_of(kinds.vector(2, limits=(-9, 4))), values) == (0, 9)
-    keys = [np.asarray(task.kind.key(drawing.Drawn(values, values[..., 0] > 0, (0, most)), 320)) for most in (6, 60)]
+    keys = [np.asarray(task.kind.key(canvas.Drawn(values, values[..., 0] > 0, (0, most)), 320)) for most in (6, 60)]
     assert keys[0].shape[1] == 320 and (keys[0] != keys[1]).any()
 
 
 def test_three_numbers_are_red_green_and_blue_over_the_limits():
     values = np.float32([[[0, 0.2, 1], [2, -1, 0], [VECTOR_IGNORE] * 3]])
     colours = drawing.colour(task_of(ALBEDO), values)[0]
-    assert colours.tolist() == [[0, 51, 255], [255, 0, 0], list(drawing.INVALID_GREY)]
+    assert colours.tolist() == [[0, 51, 255], [255, 0, 0], list(canvas.INVALID_GREY)]
     assert "from 0 to 1" in ALBEDO.caption
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax.tasks import conversions, drawing
+from taskexpert_jax.tasks import canvas, conversions
 from taskexpert_jax.tasks.drawing import Drawn
 from taskexpert_jax.tasks.kinds.kind import Counts, Kind, count_bytes, nearest, share, single
 from taskexpert_jax.tasks.losses import IGNORE
@@ -76,8 +76,8 @@ def _prediction(count: int, numbers: np.ndarray) -> np.ndarray:
 
 
 def _colours(names: tuple[str, ...]) -> np.ndarray:
-    colours = drawing.palette(len(names)).copy()
-    colours[[name == "background" for name in names]] = drawing.BACKGROUND
+    colours = canvas.palette(len(names)).copy()
+    colours[[name == "background" for name in names]] = canvas.BACKGROUND
     return colours
 
 
@@ -91,8 +91,8 @@ def _key(names: tuple[str, ...], drawn: Drawn, width: int) -> Image.Image:
     present = np.unique(drawn.values[drawn.valid]).astype(int)
     entries = [(names[index], tuple(colours[index].tolist())) for index in present]
     if not drawn.valid.all():
-        entries.append(("not labelled", drawing.INVALID))
-    return drawing.legend(entries, width)
+        entries.append(("not labelled", canvas.INVALID))
+    return canvas.legend(entries, width)
 
 
 def _figures(names: tuple[str, ...], counts: Counts) -> dict[str, Any]:

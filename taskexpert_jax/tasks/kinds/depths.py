@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax.tasks import conversions, drawing
+from taskexpert_jax.tasks import canvas, conversions
 from taskexpert_jax.tasks.drawing import Drawn, Range
 from taskexpert_jax.tasks.kinds.kind import Counts, Kind, bilinear, single
 from taskexpert_jax.tasks.losses import DEPTH_IGNORE
@@ -94,7 +94,7 @@ def _colour(drawn: Drawn) -> np.ndarray:
 
 
 def _key(drawn: Drawn, width: int) -> Image.Image:
-    return drawing.bar(_colours(), bar_labels(drawn.limits), width)
+    return canvas.bar(_colours(), bar_labels(drawn.limits), width)
 
 
 def bar_labels(limits: Range) -> list[str]:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax.tasks import drawing
+from taskexpert_jax.tasks import canvas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,19 +97,19 @@ class Kind:
     label_form: str
     read_prediction: Callable[[np.ndarray], np.ndarray]
     resize: Callable[[np.ndarray, int, int], np.ndarray]
-    colour: Callable[[drawing.Drawn], np.ndarray]
-    key: Callable[[drawing.Drawn, int], Image.Image]
+    colour: Callable[[canvas.Drawn], np.ndarray]
+    key: Callable[[canvas.Drawn, int], Image.Image]
     caption: str
     count: Callable[[np.ndarray], Counts]
     figures: Callable[[Counts], dict[str, Any]]
     quantities: tuple[str, ...] = ()
     invalid_value: float | None = None
-    limits: Callable[[np.ndarray], drawing.Range] = lambda values: (0.0, 1.0)
+    limits: Callable[[np.ndarray], canvas.Range] = lambda values: (0.0, 1.0)
     class_names: tuple[str, ...] = ()
     palettes: bool = False
     smooth: bool = True
     jpeg: bool = True
-    invalid: drawing.Colour = drawing.INVALID
+    invalid: canvas.Colour = canvas.INVALID
     faintest: float | None = None
 
     def label_values(self, label: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax.tasks import conversions, drawing
+from taskexpert_jax.tasks import canvas, conversions
 from taskexpert_jax.tasks.drawing import Drawn
 from taskexpert_jax.tasks.kinds.kind import (
     Counts,
@@ -71,7 +71,7 @@ def probability(*, logits: int = 1, shares: bool = False) -> Kind:
         count=functools.partial(count_range if shares else count_bytes, ignore=ignore),
         figures=functools.partial(range_figures, unit="") if shares else _figures,
         quantities=range_quantities("") if shares else (),
-        invalid=drawing.INVALID_GREY,
+        invalid=canvas.INVALID_GREY,
         faintest=1.5 / 255,
     )
 
@@ -106,12 +106,12 @@ def _prediction(from_values: Callable[[np.ndarray], np.ndarray], numbers: np.nda
 
 
 def _colour(drawn: Drawn) -> np.ndarray:
-    return drawing.grey(np.where(drawn.valid, drawn.values, 0), drawn.limits)
+    return canvas.grey(np.where(drawn.valid, drawn.values, 0), drawn.limits)
 
 
 def _key(drawn: Drawn, width: int) -> Image.Image:
     del drawn
-    return drawing.bar(drawing.grey(np.linspace(0, 1, 256), (0, 1)), ["0", "0.5", "1"], width)
+    return canvas.bar(canvas.grey(np.linspace(0, 1, 256), (0, 1)), ["0", "0.5", "1"], width)
 
 
 def _figures(counts: Counts) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax.tasks import conversions, drawing
+from taskexpert_jax.tasks import canvas, conversions
 from taskexpert_jax.tasks.drawing import Drawn
 from taskexpert_jax.tasks.kinds.kind import Counts, Kind, bilinear, form
 from taskexpert_jax.tasks.losses import IGNORE
@@ -73,14 +73,14 @@ def _colour(drawn: Drawn) -> np.ndarray:
 
 def _key(drawn: Drawn, width: int) -> Image.Image:
     del drawn
-    entries: list[tuple[str, drawing.Colour]] = [
+    entries: list[tuple[str, canvas.Colour]] = [
         ("right", (255, 128, 128)),
         ("left", (0, 128, 128)),
         ("up", (128, 255, 128)),
         ("down", (128, 0, 128)),
         ("to the camera", (128, 128, 255)),
     ]
-    return drawing.legend(entries, width)
+    return canvas.legend(entries, width)
 
 
 def _count(label: np.ndarray) -> Counts:

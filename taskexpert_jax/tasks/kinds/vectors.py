@@ -5,7 +5,7 @@ import functools
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax.tasks import conversions, drawing
+from taskexpert_jax.tasks import canvas, conversions
 from taskexpert_jax.tasks.drawing import Drawn, Range
 from taskexpert_jax.tasks.kinds.kind import (
     Kind,
@@ -59,7 +59,7 @@ def vector(channels: int, *, unit: str = "", limits: Range | None = None, label_
         count=functools.partial(count_range, ignore=VECTOR_IGNORE),
         figures=functools.partial(range_figures, unit=unit),
         quantities=range_quantities(unit),
-        invalid=drawing.INVALID if channels == 2 else drawing.INVALID_GREY,
+        invalid=canvas.INVALID if channels == 2 else canvas.INVALID_GREY,
     )
 
 
@@ -147,8 +147,8 @@ def _colour_wheel(drawn: Drawn) -> np.ndarray:
 def _key_wheel(unit: str, drawn: Drawn, width: int) -> Image.Image:
     """The wheel, and the length at its rim."""
     x, y = np.meshgrid(*[np.linspace(-1, 1, _DISC)] * 2)
-    disc = np.where(np.hypot(x, y)[..., None] <= 1, wheel(x, y), np.array(drawing.PAPER, np.uint8))
-    return drawing.beside(
+    disc = np.where(np.hypot(x, y)[..., None] <= 1, wheel(x, y), np.array(canvas.PAPER, np.uint8))
+    return canvas.beside(
         Image.fromarray(disc), [f"rim: {drawn.limits[1]:.3g} {unit}".rstrip(), "centre: 0", "darker: longer"], width
     )
 
@@ -163,12 +163,12 @@ def _numbers_shown(drawn: Drawn) -> np.ndarray:
 
 
 def _colour_numbers(drawn: Drawn) -> np.ndarray:
-    return drawing.grey(_numbers_shown(drawn), drawn.limits)
+    return canvas.grey(_numbers_shown(drawn), drawn.limits)
 
 
 def _key_numbers(unit: str, drawn: Drawn, width: int) -> Image.Image:
     labels = [f"{number:.3g} {unit}".rstrip() for number in np.linspace(*drawn.limits, 3)]
-    return drawing.bar(drawing.grey(np.linspace(0, 1, 256), (0, 1)), labels, width)
+    return canvas.bar(canvas.grey(np.linspace(0, 1, 256), (0, 1)), labels, width)
 
 
 def _caption(channels: int, limits: Range | None, unit: str) -> str:
