@@ -34,9 +34,10 @@ FLOORS = (
     ("evaluation",),
     ("report", "training"),
     ("compile",),
-    ("train", "evaluate", "predict", "score", "compare", "gates", "inspect", "checkpoint"),
+    ("train", "evaluate", "predict", "compare", "gates", "inspect", "checkpoint"),
+    ("score",),  # a program with data of its own, as main.py: it may import input_pipeline, and nothing imports it
 )
-PROGRAMS = FLOORS[-1]
+PROGRAMS = FLOORS[-2] + FLOORS[-1]
 
 
 def imports_of(name):
@@ -85,7 +86,7 @@ def test_lower_floors_do_not_import_higher_ones():
         for name in MODULES
         if name.startswith("taskexpert_jax")
         for other in sorted(imports_of(name))
-        if height.get(part_of(other), len(FLOORS)) > height.get(part_of(name), -1)
+        if height.get(part_of(other), len(FLOORS) - 1) > height.get(part_of(name), -1)
     ]
     assert upwards == []
 

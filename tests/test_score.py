@@ -15,6 +15,7 @@ import pytest
 from input_pipeline import pipeline
 from taskexpert_jax import evaluate, predict, score
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.evaluation import scoring
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.tasks.metrics.boundary import counts as boundary
 from taskexpert_jax.tasks.metrics.boundary import scores as boundary_scores
@@ -82,7 +83,7 @@ def test_the_labels_themselves_score_perfectly(tmp_path, suffix):
             else:
                 coded = label[..., 0]
             save(tmp_path / name / f"{example_id}.{suffix}", coded)
-    found = score.score(config, tmp_path, batches_of(config))
+    found = scoring.score(config, tmp_path, batches_of(config))
     values, exact = found.metrics, suffix == "npy"
     assert found.facts["examples"] == 4
     for name in ("semseg", "human_parts"):
@@ -118,7 +119,7 @@ def scored(folder, labels):
     config = random_runs.padded_scenes()
     config.tasks = tuple(labels)
     config.eval.boundary.odsf = False
-    return score.score(config, folder, [one_picture(labels)]).metrics
+    return scoring.score(config, folder, [one_picture(labels)]).metrics
 
 
 def test_classes_by_number_palette_and_logits(tmp_path):
@@ -214,7 +215,7 @@ def test_a_picture_without_any_label_of_a_task_needs_no_file_of_it(tmp_path):
     other["id"] = np.array(["c"])
     save(tmp_path / "c" / "human_parts.npy", np.ones((2, 4), np.uint8))
     batches = [one_picture({"depth": np.full((2, 4), 3), "human_parts": np.full((2, 4), 255)}), other]
-    values = score.score(config, tmp_path, batches).metrics
+    values = scoring.score(config, tmp_path, batches).metrics
     assert values["depth/rmse"] == 2 and values["human_parts/pixel_accuracy"] == 100
 
 
@@ -241,7 +242,7 @@ def evaluated(tmp_path_factory):
 
 def test_files_of_predict_score_as_the_evaluation(evaluated):
     config, expected, _, folder = evaluated
-    values = score.score(config, folder, batches_of(config)).metrics
+    values = scoring.score(config, folder, batches_of(config)).metrics
     assert values.keys() == expected.keys()
     for name, value in expected.items():
         of_classes = TASKS[name.split("/")[0]].class_names
@@ -260,7 +261,7 @@ def test_the_same_in_pictures_of_8_and_16_bits(evaluated, tmp_path):
             elif task.kind.name == "probability":
                 numbers = np.rint(255 * numbers).astype(np.uint8)
             save(tmp_path / name / f"{example_id}.png", numbers)
-    values = score.score(config, tmp_path, batches_of(config)).metrics
+    values = scoring.score(config, tmp_path, batches_of(config)).metrics
     for name in ("semseg/mIoU", "human_parts/mIoU", "edge/odsF"):
         assert values[name] == expected[name]
     assert values["depth/rmse"] == pytest.approx(expected["depth/rmse"], abs=1e-3)
@@ -300,17 +301,17 @@ def test_unusable_numbers_are_said(tmp_path, name, numbers, message):
     path = tmp_path / "b.npy"
     np.save(path, numbers)
     with pytest.raises(UserError, match=message):
-        score.read_prediction(path, TASKS[name], (2, 4))
+        scoring.read_prediction(path, TASKS[name], (2, 4))
 
 
 def test_unreadable_files_are_said(tmp_path):
     for path, content in {"a.npy": b"\x93NUMPY\x01\x00", "b.png": b"\x89PNG", "c.npy": b""}.items():
         (tmp_path / path).write_bytes(content)
         with pytest.raises(UserError, match=rf"{path}: \w.*"):
-            score.read_prediction(tmp_path / path, TASKS["depth"], (2, 4))
+            scoring.read_prediction(tmp_path / path, TASKS["depth"], (2, 4))
     Image.fromarray(np.zeros((2, 4), np.uint8), "P").save(tmp_path / "p.png")
     with pytest.raises(UserError, match=r"p.png.*palette"):
-        score.read_prediction(tmp_path / "p.png", TASKS["sal"], (2, 4))
+        scoring.read_prediction(tmp_path / "p.png", TASKS["sal"], (2, 4))
 
 
 def test_every_fault_is_counted_and_twenty_are_listed(tmp_path):
@@ -326,15 +327,15 @@ def test_every_fault_is_counted_and_twenty_are_listed(tmp_path):
     (tmp_path / "edge").mkdir()
     labelled = sum((example[name] != 255).any() for _, example in examples_of(config) for name in ("sal", "edge"))
     with pytest.raises(UserError) as refusal:
-        score.score(config, tmp_path, batches_of(config))
+        scoring.score(config, tmp_path, batches_of(config))
     first, *lines = str(refusal.value).splitlines()
     faults = 1 + labelled
     assert first == f"{faults} of {9 + labelled} files are missing or cannot be used:"
-    assert len(lines) == min(faults, score.MOST_FAULTS + 1)
+    assert len(lines) == min(faults, scoring.MOST_FAULTS + 1)
     assert f"{ids[0]}.npy: 36x24, turned by 90 degrees" in lines[0]
     assert "sal.png too; keep one" in lines[1] or f"{ids[0]}.png too; keep one of them" in lines[1]
     assert f"edge/{ids[0]}.npy: missing" in lines[2]
-    assert faults <= score.MOST_FAULTS or lines[-1].strip() == f"and {faults - score.MOST_FAULTS} more"
+    assert faults <= scoring.MOST_FAULTS or lines[-1].strip() == f"and {faults - scoring.MOST_FAULTS} more"
 
 
 def test_masks_of_0_and_1_are_not_taken_for_black(tmp_path):
@@ -348,12 +349,12 @@ def test_masks_of_0_and_1_are_not_taken_for_black(tmp_path):
 
 def test_a_folder_without_a_task_is_said_before_anything_is_read(tmp_path):
     with pytest.raises(UserError, match=r"nowhere"):
-        score.score(random_runs.padded_scenes(), tmp_path / "nowhere", [])
+        scoring.score(random_runs.padded_scenes(), tmp_path / "nowhere", [])
     (tmp_path / "depth").mkdir()
     save(tmp_path / "some" / "id" / "sal.npy", np.ones((2, 2)))
     message = r"semseg and normals and edge and human_parts.*--tasks=depth,sal$"
     with pytest.raises(UserError, match=message):
-        score.score(random_runs.padded_scenes(), tmp_path, [])
+        scoring.score(random_runs.padded_scenes(), tmp_path, [])
 
 
 # --- the program ---

@@ -7,7 +7,7 @@ from PIL import Image
 import pytest
 
 from input_pipeline import folder, transforms
-from taskexpert_jax import images, score, tasks
+from taskexpert_jax import images, tasks
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task, canvas, drawing, kinds
 from taskexpert_jax.tasks.kinds import vectors
@@ -73,7 +73,7 @@ def test_values_come_back_from_a_label_and_from_a_prediction(saved, name):
     assert label.shape == (6, 8, task.label_channels) and label.dtype == task.label_dtype
     rounding = 5e-4 if label.dtype == np.float16 else 1e-6
     np.testing.assert_allclose(task.label_values(label), values, rtol=rounding, atol=rounding)
-    prediction = score.read_prediction(path, task, (6, 8))
+    prediction = scoring.read_prediction(path, task, (6, 8))
     assert prediction.shape == (6, 8, task.channels) and prediction.dtype == np.float32
     atol = 2e-5 if task.kind.name == "probability" else 1e-6  # as logits of saliency: lowered by 1e-5
     np.testing.assert_allclose(task.values(jnp.asarray(prediction)), values, rtol=1e-5, atol=atol)
@@ -87,7 +87,7 @@ def test_albedo_is_not_scaled_to_unit_length(saved):
     expected = [[[1, 1, 1], [0.2, 0, 0.4], [0, 0, 0]]]
     path, task = saved(stored, "albedo.png"), task_of(ALBEDO)
     np.testing.assert_allclose(folder.read_label(path, task, (1, 3)), expected, atol=2e-4)
-    prediction = score.read_prediction(path, task, (1, 3))
+    prediction = scoring.read_prediction(path, task, (1, 3))
     np.testing.assert_allclose(prediction, expected, atol=1e-6)
     np.testing.assert_array_equal(task.values(jnp.asarray(prediction)), prediction)
 
@@ -158,7 +158,7 @@ def test_a_vector_label_that_cannot_be_meant_is_refused(saved, kind, stored, nam
 )
 def test_a_vector_prediction_that_cannot_be_meant_is_refused(saved, kind, stored, fact):
     with pytest.raises(UserError, match=fact):
-        score.read_prediction(saved(stored), task_of(kind), (1, 1))
+        scoring.read_prediction(saved(stored), task_of(kind), (1, 1))
 
 
 # --- resizing ---

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from taskexpert_jax.tasks import canvas, conversions
-from taskexpert_jax.tasks.drawing import Drawn
+from taskexpert_jax.tasks.canvas import Drawn
 from taskexpert_jax.tasks.kinds.kind import Counts, Kind, bilinear, form
 from taskexpert_jax.tasks.losses import IGNORE
 

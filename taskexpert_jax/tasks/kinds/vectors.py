@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from taskexpert_jax.tasks import canvas, conversions
-from taskexpert_jax.tasks.drawing import Drawn, Range
+from taskexpert_jax.tasks.canvas import Drawn, Range
 from taskexpert_jax.tasks.kinds.kind import (
     Kind,
     bilinear,
