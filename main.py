@@ -9,7 +9,7 @@ python main.py --mode=compile --config=... --topology=v5e:4x4       # memory and
 from collections.abc import Sequence
 import pathlib
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from taskexpert_jax import command_line
@@ -66,7 +66,7 @@ def _run() -> None:
         from taskexpert_jax.evaluate import evaluate
 
         if note := workdirs.note_other_data(workdir, config.to_dict()):
-            print(note)
+            logging.warning(note)
         evaluate(config, workdir, _CHECKPOINT.value, eval_batches)
     else:
         from taskexpert_jax.train import train
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}: flags start with --")
-        command_line.quieten()
+        command_line.configure_logging()
         with distributed.joined(_MODE.value):
             _run()
     except UserError as error:

@@ -152,7 +152,7 @@ def main() -> None:
                 raise UserError(
                     f"unexpected argument {argv[1]!r}: the config comes first, then flags that start with --"
                 )
-            command_line.quieten()
+            command_line.configure_logging()
             check_config(config.value)
             if checking.value and (faults := check(config.value)):
                 for fault in faults[:MOST_FAULTS]:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 import threading
 
+from absl import logging
+
 from input_pipeline import transforms
 from input_pipeline.records import Example, Source
 from taskexpert_jax.errors import UserError
@@ -91,4 +93,4 @@ class ReplacingSource:
                     f"{what}{before}; prepare the data anew, or let --config.guard.skip_examples=N of them be replaced"
                 ) from error
             self._unreadable[index] = error
-            print(f"warning: {what}; replaced, {len(self._unreadable)} of at most {self._limit}", flush=True)
+            logging.warning(f"{what}; replaced, {len(self._unreadable)} of at most {self._limit}")

@@ -1,22 +1,46 @@
-"""What the programs that take a config share on the command line: wrong input ends in one line, not in a trace."""
+"""Command line of the programs: flags, errors in one line, and what is logged."""
 
 from collections.abc import Sequence
+import logging as standard_logging
+import pathlib
 import sys
 from typing import Any, NoReturn
 
 from absl import flags, logging
 
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_OURS = tuple(str(_ROOT / package) for package in ("taskexpert_jax", "input_pipeline", "main.py"))
+
 
 def fail(text: str, status: int = 2) -> NoReturn:
-    """Ends the program with `error: <text>` on stderr and a status, that of wrong input."""
+    """Ends the program with `error: <text>` on stderr and a status, by default that of wrong input."""
     print(f"error: {text}", file=sys.stderr)
     sys.exit(status)
 
 
-def quieten() -> None:
-    """Leaves out what libraries tell of every file that they open or rename, unless the user gave a --verbosity."""
+class _Stderr(standard_logging.Handler):
+    """Writes `message` for progress and `warning: message` from there on to stderr.
+
+    Libraries log every file that they open: of their messages only warnings are shown.
+    """
+
+    def filter(self, record: standard_logging.LogRecord) -> bool:
+        """Whether the record is shown."""
+        return record.levelno > standard_logging.INFO or record.pathname.startswith(_OURS)
+
+    def emit(self, record: standard_logging.LogRecord) -> None:
+        """Writes a line."""
+        level = f"{record.levelname.lower()}: " if record.levelno > standard_logging.INFO else ""
+        print(f"{level}{record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def configure_logging() -> None:
+    """Shows progress and warnings on stderr in plain lines; `--verbosity=-1` shows warnings only, -2 errors only."""
+    logger = logging.get_absl_logger()
+    logger.handlers = [_Stderr()]
+    logger.propagate = False
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+        logging.set_verbosity(logging.INFO)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -27,7 +51,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         config: Any = flags.FLAGS["config"].value
-        _ = config.to_dict  # a file that is not there is said when its config is used
+        _ = config.to_dict  # ml_collections reports a missing file only when its config is used
         return rest
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
         text = str(error).strip()

@@ -5,6 +5,7 @@ import pathlib
 import time
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -38,7 +39,7 @@ def evaluate(
     mesh = sharding.make_mesh(config.mesh, {"eval.batch_size": config.eval.batch_size})
     with sharding.use(mesh):
         model, variables, step = load(config, workdir, which, mesh)
-        print(f"evaluating {workdir} at step {step} ({which})", flush=True)
+        logging.info(f"evaluating {workdir} at step {step} ({which})")
         started = time.monotonic()
         found = full_pass.run(config, model, variables, eval_batches(), mesh)
         seconds = time.monotonic() - started

@@ -10,7 +10,7 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 import numpy as np
@@ -89,7 +89,7 @@ def inspect(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
     total, summaries, sections = None, {}, []
     with sharding.use(mesh):
         model, variables, at = load(config, workdir, which, mesh)
-        print(f"inspecting {workdir} at step {at} ({which}) on {len(paths)} image(s)", flush=True)
+        logging.info(f"inspecting {workdir} at step {at} ({which}) on {len(paths)} image(s)")
         _make_folder(output)
         started = time.monotonic()
         step = make_step(model)
@@ -193,7 +193,7 @@ def _report(found: Inspection, sections: Sequence[Element], output: pathlib.Path
     if note := gate_findings.by_design(found):
         print(note)
     for text in gate_findings.warnings(found):
-        print(f"warning: {text}")
+        logging.warning(text)
     figure = gate_maps.heat_map(found)
     files = [output / f"mean_weights.{kind}" for kind in ("png", "pdf")]
     for file in files:
@@ -219,7 +219,7 @@ def main() -> None:
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}: flags start with --")
-            command_line.quieten()
+            command_line.configure_logging()
             folder = pathlib.Path(str(workdir.value))
             own = read_run(folder) if config.value is None else config.value
             to = pathlib.Path(output.value) if output.value else folder / "inspection"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import pathlib
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -44,7 +45,7 @@ def predict(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
     with sharding.use(mesh):
         model, variables, step = load(config, workdir, which, mesh)
         predict_step = steps.make_predict_step(model.tasks, inference.make_inference(model, config), mesh)
-        print(f"predicting {len(paths)} image(s) with {workdir} at step {step} ({which})")
+        logging.info(f"predicting {len(paths)} image(s) with {workdir} at step {step} ({which})")
         for name, image in images.read_each(paths, failures):
             frame, window = images.fit(image, size, largest)
             batch = {"image": frame[None], "window": window[None]}

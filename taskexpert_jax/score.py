@@ -61,7 +61,7 @@ def main() -> None:
         try:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}: flags start with --")
-            command_line.quieten()
+            command_line.configure_logging()
             folder = pathlib.Path(str(predictions.value))
             _run(config.value, folder, tasks.value or (), pathlib.Path(output.value) if output.value else folder)
         except UserError as error:

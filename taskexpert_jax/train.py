@@ -5,6 +5,7 @@ import contextlib
 import pathlib
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -70,8 +71,10 @@ def train(
         if first_process:
             stack.enter_context(workdirs.lock(workdir))
             workdirs.claim(workdir, plain_config)
-        print(f"{config.variant} on {jax.device_count()} {jax.devices()[0].device_kind} device(s), {dict(mesh.shape)}")
-        print(budget.count(model).table(), flush=True)
+        logging.info(
+            f"{config.variant} on {jax.device_count()} {jax.devices()[0].device_kind} device(s), {dict(mesh.shape)}"
+        )
+        logging.info(budget.count(model).table())
         stack.enter_context(sharding.use(mesh))
         stop = stack.enter_context(on_sigterm())
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, best)))
@@ -86,10 +89,10 @@ def train(
             state = jax.jit(initialise, out_shardings=shardings)()
             if weights is not None:
                 state = state.replace(params=weights.placed(state.params), ema=weights.placed(state.ema))
-                print(weights.report, flush=True)
+                logging.info(weights.report)
         else:
             state = TrainState.from_items(restored.items)
-            print(f"resumed {workdir} at step {restored.step} of {config.num_steps}", flush=True)
+            logging.info(f"resumed {workdir} at step {restored.step} of {config.num_steps}")
         first = int(state.step)
         writer = stack.enter_context(contextlib.closing(RunWriter(workdir, first, active=first_process)))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(config.guard.stall_seconds, first)))
@@ -108,7 +111,7 @@ def train(
                 writer.scalars(step, {f"eval/{name}": value for name, value in found.items()})
                 writer.images(step, draw_examples(predict_step, state, tasks, eval_batches, config.log.images, mesh))
             published = [f"{t.name} {t.main_metric} {found[f'{t.name}/{t.main_metric}']:.4g}" for t in tasks]
-            print(f"evaluation at step {step}: {', '.join(published)}", flush=True)
+            logging.info(f"evaluation at step {step}: {', '.join(published)}")
             progress.restart(step)
             return found
 
@@ -163,7 +166,9 @@ def train(
         with watchdog.doing("saving"):
             checkpoints.wait()
     if stopping:
-        print(f"told to stop: saved step {step} of {config.num_steps}; the same command goes on from there", flush=True)
+        logging.info(
+            f"preempted (SIGTERM): saved step {step} of {config.num_steps}; the same command resumes from there"
+        )
     else:
-        print(f"trained to step {config.num_steps}: {workdir}", flush=True)
+        logging.info(f"trained to step {config.num_steps}: {workdir}")
     return state

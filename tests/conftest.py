@@ -41,6 +41,14 @@ def _folder(name: str) -> pathlib.Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def log():
+    """Progress and warnings go to stderr, as in the programs."""
+    from taskexpert_jax import command_line
+
+    command_line.configure_logging()
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> pathlib.Path:
     """Folder of expected values (losses, metrics, decoded labels); the test is skipped where it is absent."""

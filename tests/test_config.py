@@ -277,7 +277,7 @@ def test_the_runs_own_config_is_the_one_it_started_with(data_set, tmp_path, caps
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     read = read_run(tmp_path)
     assert dict(flat(read)) == dict(flat(config))  # what are tuples are tuples again
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     models = [taskexpert.from_config(of, from_config(of)) for of in (read, config)]
     ours, theirs = (dataclasses.asdict(dataclasses.replace(model, tasks=())) for model in models)
     assert ours == theirs
@@ -290,7 +290,7 @@ def test_fields_that_a_run_is_too_old_for_get_their_defaults_and_are_named(tmp_p
     read = read_run(tmp_path)
     assert (read.model.gate.temperature, read.model.memory.write, read.guard.skip_steps) == (1.0, "residual", 0)
     added = "model.gate.temperature, model.memory.write, guard.skip_steps"
-    assert capsys.readouterr().out.endswith(f"with its default each: {added}\n")
+    assert capsys.readouterr().err.endswith(f"with its default each: {added}\n")
 
 
 def test_a_variants_own_defaults_fill_in_what_its_run_lacks(tmp_path):

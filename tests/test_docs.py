@@ -64,7 +64,7 @@ def run(folder: pathlib.Path, command: str) -> str:
     line = command.replace(".venv/bin/python", sys.executable)
     done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=folder, env=environment, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def follow(page: str, folder: pathlib.Path, *, only: str = "") -> dict[str, str]:

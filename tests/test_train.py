@@ -260,7 +260,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path):
     assert saved < 40
     resumed = main(*arguments, f"--workdir={killed}")
     assert resumed.returncode == 0, resumed.stderr
-    assert f"resumed {killed} at step" in resumed.stdout
+    assert f"resumed {killed} at step" in resumed.stderr
     uninterrupted = main(*arguments, f"--workdir={whole}")
     assert uninterrupted.returncode == 0, uninterrupted.stderr
     config = demo.get_config("tiny")

@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from taskexpert_jax.config.checking import check, flat
@@ -33,7 +34,7 @@ def read_run(workdir: pathlib.Path) -> ConfigDict:
     except UserError as error:
         raise UserError(f"{path} is not a run's config ({error}); {_REMEDY}") from error
     if added:
-        print(f"{path} is of an earlier version; with its default each: {', '.join(added)}")
+        logging.info(f"{path} is of an earlier version; with its default each: {', '.join(added)}")
     return config
 
 

@@ -16,7 +16,7 @@ import time
 import traceback
 from typing import Any, NamedTuple, NoReturn
 
-from absl import flags
+from absl import flags, logging
 import jax
 
 from taskexpert_jax.errors import UserError
@@ -148,13 +148,16 @@ def joined(mode: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Discards stdout within its body, also that of C++ libraries such as JAX's transport."""
+    """Discards stdout, also that of C++ libraries such as JAX's transport, and logs errors only, within its body."""
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)

@@ -14,6 +14,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 from ml_collections import ConfigDict
 import numpy as np
@@ -62,7 +63,7 @@ class Checkpoints:
                 )
             if self._first_process:
                 for step in sealing.remove_unfinished(self.path):
-                    print(f"step {step} was being written when the run ended: left out", flush=True)
+                    logging.info(f"step {step} was being written when the run ended: left out")
             processes.gather(None)  # nobody looks before that is done
         self._manager = manager.for_run(
             self.path, self._best_key, higher_is_better=best.higher_is_better, create=not read_only
@@ -230,7 +231,7 @@ class Checkpoints:
         if self._first_process:
             with self._writing():
                 where = sealing.set_aside(self.path / str(step), self.path.parent / "damaged")
-            print(f"warning: checkpoint {step} {problem}; it is now {where}{then}", flush=True)
+            logging.warning(f"checkpoint {step} {problem}; it is now {where}{then}")
 
     def _damaged_metrics(self, steps: Sequence[int]) -> dict[int, str]:
         found = {step: sealing.problem(self.path / str(step), "metrics") for step in steps}

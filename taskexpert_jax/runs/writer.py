@@ -7,6 +7,7 @@ import pathlib
 import time
 from typing import Any, TextIO
 
+from absl import logging
 import numpy as np
 
 from taskexpert_jax.errors import UserError, disk_refusal
@@ -86,6 +87,6 @@ def _summary_writer(workdir: pathlib.Path) -> Any:
     try:
         from clu import metric_writers
     except ImportError:
-        print("TensorBoard events: not written, for TensorFlow or tensorboard is not installed (metrics.jsonl is)")
+        logging.warning("TensorBoard events: not written, for TensorFlow or tensorboard is not installed (metrics.jsonl is)")
         return None
     return metric_writers.SummaryWriter(str(workdir))

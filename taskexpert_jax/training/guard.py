@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 import json
 import pathlib
 
+from absl import logging
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -62,21 +63,21 @@ class Guard:
             tasks = [name for name, broken in tally.skipped_tasks.items() if broken[i]]
             path = self._describe(step, tasks, learning_rate(step - 1))
             what = f"the loss of {', '.join(tasks)}" if tasks else "the gradient, though not the loss,"
-            described.append(f"step {step}: {what} is not finite ({path})")
+            described.append(f"step {step}: {what} is NaN or Inf ({path})")
         new = int(tally.skipped) - self._skipped
         self._skipped = int(tally.skipped)
         limit = self._config.guard.skip_steps
         if self._skipped > limit:
-            so_far = f"; {limit} such steps were left out before" if limit else ""
+            so_far = f"; {limit} NaN/Inf steps were skipped before" if limit else ""
             raise NotFinite(
-                f"{described[-1]}{so_far}. The run has stopped with the state before that step, and repeats it when "
-                "started again; --config.guard.skip_steps=N leaves out N such steps, a lower "
+                f"{described[-1]}{so_far}. The run has stopped with the state before that step and repeats it when "
+                "started again; --config.guard.skip_steps=N skips N such steps, a lower "
                 "--config.optimizer.learning_rate or --config.dtype=float32 in another --workdir may avoid them"
             )
         for line in described:
-            print(f"warning: {line}; left out, as {self._skipped} of at most {limit}", flush=True)
+            logging.warning(f"{line}; skipped, {self._skipped} of at most {limit}")
         if new > len(described):
-            print(f"warning: {new - len(described)} further such steps were left out", flush=True)
+            logging.warning(f"{new - len(described)} further NaN/Inf steps were skipped")
 
     def _describe(self, step: int, tasks: list[str], learning_rate: float) -> pathlib.Path:
         """Writes everything that the step depended on except the parameters."""
@@ -107,7 +108,7 @@ class Guard:
         if factor and peak > factor * self._mean:
             step = int(tally.peak_step)
             line = {"step": step, "loss": peak, "mean": self._mean, "ids": self._ids(step)}
-            print(f"warning: step {step}: loss {peak:.4g} is {peak / self._mean:.3g} times the mean before", flush=True)
+            logging.warning(f"step {step}: loss {peak:.4g} is {peak / self._mean:.3g} times the mean before")
             if self._active:
                 path = self._workdir / "spikes.jsonl"
                 with writing(path), path.open("a") as file:

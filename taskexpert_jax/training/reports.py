@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import pathlib
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -49,7 +50,7 @@ class Reports:
             scalars["train/learning_rate"] = self._rate_at(step - 1)
             scalars["train/images_per_second"] = self._progress.images_per_second(step)
             self._writer.scalars(step, scalars)
-            print(self._progress.line(step, means), flush=True)
+            logging.info(self._progress.line(step, means))
         self._guard.check(host, self._rate_at)
 
     def _rate_at(self, step: int) -> float:

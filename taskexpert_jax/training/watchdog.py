@@ -3,11 +3,11 @@
 import collections
 from collections.abc import Iterable, Iterator
 import contextlib
-import sys
 import threading
 import time
 from typing import Any, TypeVar
 
+from absl import logging
 import jax
 
 Item = TypeVar("Item")
@@ -74,10 +74,10 @@ class Watchdog:
                 patience = self._seconds
             elif waited >= patience:
                 own = f"process {jax.process_index()}: " if jax.process_count() > 1 else ""
-                print(
-                    f"warning: {own}no step has finished for {waited:.0f} s; the last was {self._finished}, and the "
-                    f"program is {self._phase}",
-                    file=sys.stderr,
-                    flush=True,
+                # Processes other than the first one show errors only.
+                log = logging.error if jax.process_index() else logging.warning
+                log(
+                    f"{own}no step has finished for {waited:.0f} s; the last was {self._finished}, and the program is "
+                    f"{self._phase}"
                 )
                 patience *= 2

@@ -128,4 +128,4 @@ def test_a_run_goes_on_with_its_own_data_only(layout: pathlib.Path, tmp_path: pa
     assert f"\n  dataset.fingerprint was '{first}', is '{second}'\n" in refused.stderr
     done = _main(run, others, "--mode=evaluate")
     assert done.returncode == 0, done.stderr
-    assert re.search(rf"{second}.*{first}", done.stdout)
+    assert re.search(rf"{second}.*{first}", done.stderr)

@@ -279,7 +279,7 @@ from taskexpert_jax.errors import UserError
 
 def main(argv):
     how, workdir = argv[1:]
-    command_line.quieten()
+    command_line.configure_logging()
     with distributed.joined("train"):
         print("started")
         distributed.refuse_unshared(pathlib.Path(workdir))

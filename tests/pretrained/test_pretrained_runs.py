@@ -57,7 +57,7 @@ def test_training_begins_with_the_backbone_of_a_run_of_other_taps_tasks_and_size
         for name, array in expected.items():
             np.testing.assert_allclose(found[name], array, rtol=1e-6, err_msg=name)
     assert "tensor" in str(state.params["blocks"]["attention"]["qkv_kernel"].sharding.spec)
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert f"loaded 15 of 15 tensors of {source} (a run of this project at step 0) into the backbone " in printed
     assert "(pos_embedding 4x6 -> 6x6; left out: head_depth/*, head_semseg/*, initial_memory, mixture/*)" in printed
     assert "std (0.229, 0.224, 0.225) (config.json), 32x48; this run's: mean" in printed
@@ -70,7 +70,7 @@ def test_a_resumed_run_does_not_read_the_weights_again(finished, tmp_path, capsy
     shutil.rmtree(tmp_path / "source")
     capsys.readouterr()
     again = begun(config, tmp_path / "run")
-    assert "loaded" not in capsys.readouterr().out
+    assert "loaded" not in capsys.readouterr().err
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
 
 

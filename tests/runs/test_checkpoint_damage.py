@@ -39,12 +39,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(which, how, t
     capsys.readouterr()
     restored = opened_newest(tmp_path)
     assert restored.step == 2 and same(restored.items, state(2).to_items())
-    (line,) = capsys.readouterr().out.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: checkpoint 4 is damaged: {which}") and line.endswith("falls back to step 2")
     assert (tmp_path / "damaged" / "4").is_dir()  # nothing is thrown away
     save(tmp_path, [4])  # the run comes to this step again
     assert opened_newest(tmp_path).step == 4
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_a_damaged_manifest_is_damage(tmp_path, capsys):
@@ -54,7 +54,7 @@ def test_a_damaged_manifest_is_damage(tmp_path, capsys):
         manifest.write_text(text)
         assert str(sealing.problem(manifest.parent)).startswith("manifest.json ")
     assert opened_newest(tmp_path).step == 2
-    assert capsys.readouterr().out.startswith("warning: checkpoint 4 is damaged: manifest.json ")
+    assert capsys.readouterr().err.startswith("warning: checkpoint 4 is damaged: manifest.json ")
 
 
 @pytest.mark.parametrize("text", ["", '{"semseg/mIoU": 0.9}', "[1]"])
@@ -67,7 +67,7 @@ def test_metrics_that_were_altered_decide_nothing(text, tmp_path, capsys):
         assert checkpoints.select("latest") == 6
     capsys.readouterr()
     assert opened_newest(tmp_path).step == 6
-    (line,) = capsys.readouterr().out.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: checkpoint 4 is damaged: metrics/metrics ") and line.endswith("damaged/4")
     with opened(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.select("best") == 2
@@ -87,7 +87,7 @@ def test_one_that_was_not_sealed_is_not_used(tmp_path, capsys):
     save(tmp_path, [2, 4])
     unseal(tmp_path, 4)
     assert opened_newest(tmp_path).step == 2
-    (line,) = capsys.readouterr().out.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: checkpoint 4 had not been sealed when the run ended; it is now")
 
 
@@ -104,7 +104,7 @@ def test_where_none_is_sealed_all_are_read_to_see_which_is_good(damaged, tmp_pat
         shutil.rmtree(folder / damaged) if (folder / damaged).is_dir() else os.truncate(folder / damaged, 1)
     step = 2 if damaged else 4
     assert opened_newest(tmp_path).step == step
-    assert capsys.readouterr().out.count("warning: checkpoint 4 cannot be read: ") == bool(damaged)
+    assert capsys.readouterr().err.count("warning: checkpoint 4 cannot be read: ") == bool(damaged)
     assert sealing.sealed(tmp_path / "checkpoints" / str(step))
 
 
@@ -128,7 +128,7 @@ def test_a_write_cut_in_the_middle_is_said_and_left_out(tmp_path, capsys):
     assert done.returncode == -9
     assert [path.name for path in (tmp_path / "checkpoints").glob("4*")] == ["4.orbax-checkpoint-tmp"]
     assert opened_newest(tmp_path).step == 2
-    assert capsys.readouterr().out == "step 4 was being written when the run ended: left out\n"
+    assert capsys.readouterr().err == "step 4 was being written when the run ended: left out\n"
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
@@ -150,7 +150,7 @@ def test_a_kill_while_metrics_are_added_loses_nothing(moment, tmp_path, capsys):
     restored = opened_newest(tmp_path)
     assert (restored.step, restored.evaluated) == (3, False)  # so the evaluation is repeated
     assert same(restored.items, state(3).to_items())
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     save(tmp_path, [3], {3: 0.5})
     assert opened_newest(tmp_path).evaluated
 
@@ -230,7 +230,7 @@ def test_what_cannot_be_sealed_is_refused(adding, tmp_path, monkeypatch, capsys)
     restored = opened_newest(tmp_path)
     assert (restored.step, restored.evaluated) == (steps[-1], False)
     assert same(restored.items, state(steps[-1]).to_items())
-    assert ("checkpoint 4 had not been sealed" in capsys.readouterr().out) != adding
+    assert ("checkpoint 4 had not been sealed" in capsys.readouterr().err) != adding
 
 
 def test_other_errors_keep_their_trace(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from input_pipeline import folder, transforms
 from taskexpert_jax import images, tasks
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.evaluation import scoring
 from taskexpert_jax.tasks import Task, canvas, drawing, kinds
 from taskexpert_jax.tasks.kinds import vectors
 from taskexpert_jax.tasks.losses import VECTOR_IGNORE

@@ -146,13 +146,13 @@ def test_a_run_stops_before_the_step_that_is_not_finite_and_repeats_it(whole, tm
         run(config, tmp_path / "run", poison)
     capsys.readouterr()
     state = jax.device_get(run(config, tmp_path / "run"))
-    assert "step 2 of 6" in capsys.readouterr().out
+    assert "step 2 of 6" in capsys.readouterr().err
     assert same(state, whole[1])
     config.guard.skip_steps = 1
     (tmp_path / "skip").mkdir()
     skipped = run(config, tmp_path / "skip" / "run", poison)
     assert int(skipped.step) == 6 and not same(skipped.params, whole[1].params)
-    assert re.search("warning: step 3: .*depth", capsys.readouterr().out)
+    assert re.search("warning: step 3: .*depth", capsys.readouterr().err)
     assert lines(tmp_path / "skip" / "run", "train/") == [1, 2, 4, 5, 6]
 
 
@@ -174,10 +174,10 @@ def test_sigterm_saves_at_once_and_the_run_goes_on_as_if_it_had_not_come(moment,
     stopped = run(config, workdir, at_batch, tell if moment == "evaluation" else lambda: None)
     step = int(stopped.step)
     assert step < config.num_steps and (moment == "step" or step == 4)
-    assert f"saved step {step} of 6" in capsys.readouterr().out
+    assert f"saved step {step} of 6" in capsys.readouterr().err
     assert Checkpoints(workdir, from_config(config)[0]).latest == step
     state = jax.device_get(run(config, workdir))
-    assert f"at step {step} of 6" in capsys.readouterr().out
+    assert f"at step {step} of 6" in capsys.readouterr().err
     assert same(state, whole[1])
     assert lines(workdir, "eval/") == lines(whole[0], "eval/") == [4, 6]
     assert lines(workdir, "train/") == lines(whole[0], "train/")
@@ -221,10 +221,10 @@ def test_spikes_are_noted_against_the_mean_before(tmp_path, capsys):
         guard.check(seen(tasks, losses), lambda step: 0.0)
     (line,) = (tmp_path / "spikes.jsonl").read_text().splitlines()
     assert json.loads(line) == {"step": 2, "loss": 9.5, "mean": pytest.approx(2.925), "ids": ["id2"]}
-    assert re.search(r"step 2: .*9\.5 .*3\.25 ", capsys.readouterr().out)
+    assert re.search(r"step 2: .*9\.5 .*3\.25 ", capsys.readouterr().err)
     config.guard.spike_factor = 0.0
     guard.check(seen(tasks, [1.0, 1000.0]), lambda step: 0.0)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_steps_skipped_are_described_and_counted(tmp_path, capsys):
@@ -234,7 +234,7 @@ def test_steps_skipped_are_described_and_counted(tmp_path, capsys):
     guard = Guard(config, tmp_path, lambda step: [])
     many = seen(tasks, [1.0], skipped=range(2, 2 + tally.KEPT + 3))
     guard.check(many, lambda step: step / 10)
-    out = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().err.splitlines()
     assert len(out) == tally.KEPT + 1 and " 3 " in out[-1]
     assert json.loads((tmp_path / "not_finite" / "4.json").read_text())["learning_rate"] == pytest.approx(0.3)
     two = seen(tasks, [], skipped=[30, 31])
@@ -264,7 +264,7 @@ class Broken:
 def test_unreadable_examples_are_replaced_by_the_next_up_to_a_number(capsys):
     source = ReplacingSource(Broken({2, 3, 5}), "train of cats", 3)
     assert [source.load(index) for index in (5, 2, 3, 4, 2, 5)] == [0, 4, 4, 4, 4, 0]
-    out = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().err.splitlines()
     assert [line.split(" cannot")[0] for line in out] == [f"warning: example {i} of train of cats" for i in (5, 2, 3)]
     assert out[2].endswith("cannot be read: ValueError: bytes of 3; replaced, 3 of at most 3")
     with pytest.raises(UserError, match=r"example 3 of train of cats .*bytes of 3 .*1 "):
