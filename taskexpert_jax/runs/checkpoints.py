@@ -28,6 +28,7 @@ from taskexpert_jax.tasks import Task
 
 METRICS = "metrics/metrics"  # Orbax's name for the file of a checkpoint's metrics
 _POLL_SECONDS = 0.1  # between two looks at whether a save is complete
+_WAIT_SECONDS = 10.0  # at most, for the other writes of a checkpoint that the disk refused
 _CLEAR_SECONDS = 1.0
 
 
@@ -68,6 +69,7 @@ class Checkpoints:
         self._manager = manager.for_run(
             self.path, self._best_key, higher_is_better=best.higher_is_better, create=not read_only
         )
+        self._writers: set[threading.Thread] = set()  # of the last checkpoint
         self._sealing: threading.Thread | None = None
         self._unsealed: OSError | None = None  # why the last checkpoint could not be sealed
         self._refused = False  # by the disk
@@ -107,15 +109,19 @@ class Checkpoints:
                 if metrics is not None:
                     self._add_metrics(step, numbers)
                 return
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    **{item: ocp.args.StandardSave(items[item]) for item in manager.TREES},
-                    data=ocp.args.JsonSave({"next_batch": step, "evaluated": metrics is not None}),
-                    config=ocp.args.JsonSave(dict(config)),
-                ),
-                metrics=numbers or None,
-            )
+            before = set(threading.enumerate())
+            try:
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        **{item: ocp.args.StandardSave(items[item]) for item in manager.TREES},
+                        data=ocp.args.JsonSave({"next_batch": step, "evaluated": metrics is not None}),
+                        config=ocp.args.JsonSave(dict(config)),
+                    ),
+                    metrics=numbers or None,
+                )
+            finally:
+                self._writers = set(threading.enumerate()) - before
         if self._first_process:
             self._sealing = threading.Thread(target=self._seal, args=(step,), name="checkpoint seal", daemon=True)
             self._sealing.start()
@@ -153,8 +159,11 @@ class Checkpoints:
                 self._unsealed = error
 
     def _clear(self) -> None:
-        """Removes the parts of a checkpoint that the disk refused, also those that threads still write."""
-        deadline = time.monotonic() + _CLEAR_SECONDS
+        """Removes the parts of a checkpoint that the disk refused, once the threads that write them have ended."""
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while any(thread.is_alive() for thread in self._writers) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        deadline = time.monotonic() + _CLEAR_SECONDS  # TensorStore's own threads may still write
         while self._first_process and time.monotonic() < deadline:
             sealing.remove_unfinished(self.path)
             time.sleep(_POLL_SECONDS)

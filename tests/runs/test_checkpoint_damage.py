@@ -233,6 +233,11 @@ def test_what_cannot_be_sealed_is_refused(adding, tmp_path, monkeypatch, capsys)
     assert ("checkpoint 4 had not been sealed" in capsys.readouterr().err) != adding
 
 
-def test_other_errors_keep_their_trace(tmp_path):
-    with opened(tmp_path) as checkpoints, pytest.raises((TypeError, ValueError), match="object"):
-        checkpoints.save(1, state(1).replace(params={"a": object()}).to_items(), {}, None)
+def test_other_errors_keep_their_trace(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("not a disk's")
+
+    with opened(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "save", broken)
+        with pytest.raises(ValueError, match="not a disk's"):
+            checkpoints.save(1, state(1).to_items(), {}, None)
