@@ -41,9 +41,9 @@ def _folder(name: str) -> pathlib.Path:
     return path
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def log():
-    """Progress and warnings go to stderr, as in the programs."""
+    """Progress and warnings go to stderr, as in the programs; programs that tests call may have changed that."""
     from taskexpert_jax import command_line
 
     command_line.configure_logging()
