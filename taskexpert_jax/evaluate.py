@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping
 import pathlib
 import time
-from typing import Any
 
 from absl import logging
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax.config import check
@@ -17,7 +17,7 @@ from taskexpert_jax.runs.load import load
 
 
 def evaluate(
-    config: Any, workdir: pathlib.Path, which: str, eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]
+    config: ConfigDict, workdir: pathlib.Path, which: str, eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]
 ) -> results.Values:
     """Evaluates a checkpoint, prints a table beside the best constants, and writes WORKDIR/evaluation/.
 

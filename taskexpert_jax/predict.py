@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 import pathlib
-from typing import Any
 
 from absl import logging
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax import images
@@ -17,7 +17,7 @@ from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import Task, canvas, drawing
 
 
-def predict(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path, output: pathlib.Path) -> None:
+def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathlib.Path, output: pathlib.Path) -> None:
     """Predicts every task for an image or for the images of a folder.
 
     Writes OUTPUT/NAME/TASK.png (coloured), OUTPUT/NAME/TASK.npy (class ids uint8; metres, probabilities and unit

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import pathlib
-from typing import Any
 
 from absl import logging
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax.config import check
@@ -35,7 +35,7 @@ HostBatches = Iterable[Mapping[str, np.ndarray]]
 
 
 def train(
-    config: Any,
+    config: ConfigDict,
     workdir: pathlib.Path,
     train_batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
     eval_batches: Callable[[], HostBatches],

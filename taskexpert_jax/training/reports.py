@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import pathlib
-from typing import Any
 
 from absl import logging
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax.parallel import processes, sharding
@@ -25,7 +25,7 @@ class Reports:
 
     def __init__(
         self,
-        config: Any,
+        config: ConfigDict,
         workdir: pathlib.Path,
         writer: RunWriter,
         progress: Progress,
