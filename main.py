@@ -1,9 +1,9 @@
 """TaskExpert-JAX: train, evaluate, predict. See README.md.
 
-python main.py --config=configs/nyud.py:vit_l16 --workdir=DIR                            # train, or go on
+python main.py --config=configs/nyud.py:vit_l16 --workdir=DIR                            # train, or resume
 python main.py --mode=evaluate --config=configs/nyud.py:vit_l16 --workdir=DIR            # a checkpoint's metrics
 python main.py --mode=predict --config=... --workdir=DIR --images=FILE_OR_DIR --output=DIR
-python main.py --mode=compile --config=... --topology=v5e:4x4       # memory and traffic there, without the hardware
+python main.py --mode=compile --config=... --topology=v5e:4x4       # memory and traffic, without the hardware
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def _run() -> None:
     pipeline.record_fingerprint(config)
     tasks = from_config(config)
 
-    def own(batch_size: int):  # of the global batch that this process reads
+    def own(batch_size: int):  # rows of the global batch that this process reads
         return processes.batch_rows(sharding.make_mesh(config.mesh, {}), batch_size).own
 
     def eval_batches():
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     except UserError as error:
         command_line.fail(str(error))
     except KeyboardInterrupt:
-        command_line.fail("interrupted; what was saved is kept: the same command goes on from there", status=130)
+        command_line.fail("interrupted; checkpoints are kept: the same command resumes", status=130)
 
 
 if __name__ == "__main__":

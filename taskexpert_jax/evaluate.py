@@ -17,23 +17,26 @@ from taskexpert_jax.runs.load import load
 
 
 def evaluate(
-    config: ConfigDict, workdir: pathlib.Path, which: str, eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]]
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    which: str,
+    eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]],
 ) -> results.Values:
-    """Evaluates a checkpoint, prints a table beside the best constants, and writes WORKDIR/evaluation/.
+    """Evaluates a checkpoint, prints a table of its metrics and of the best constants, and writes WORKDIR/evaluation/.
 
-    That holds metrics.json, per_class.csv and report.html, a page to look at.
+    Files: metrics.json, per_class.csv and report.html.
 
     Args:
       config: the run's config.
       workdir: the run's directory.
       which: "best", "latest" or a step.
-      eval_batches: makes one pass over the evaluation set.
+      eval_batches: returns one pass over the evaluation set.
 
     Returns:
       `task/metric` -> value; with `config.eval.boundary.odsf` also the boundary benchmark's.
 
     Raises:
-      UserError: a wrong config, no such checkpoint, or one of another architecture (with a diff).
+      UserError: an invalid config, no such checkpoint, or one of another architecture (with a diff).
     """
     check(config)
     mesh = sharding.make_mesh(config.mesh, {"eval.batch_size": config.eval.batch_size})

@@ -1,4 +1,4 @@
-"""Prediction for a user's own images: colour pictures, raw arrays and one montage an image."""
+"""Prediction on a user's own images: colour images, raw arrays and a montage for each image."""
 
 from collections.abc import Mapping
 import pathlib
@@ -24,18 +24,18 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
     vectors float32) and OUTPUT/NAME/montage.png.
 
     As in evaluation, `config.eval.flip` and `config.eval.scales` average over several views. An image larger than
-    `config.dataset.image_size` is reduced to fit: the model then sees all of it, at the size that it knows. With a
-    larger `config.eval.image_size` it is reduced to that, if at all, and seen in windows: finer, and slower.
+    `config.dataset.image_size` is downscaled to fit it. With a larger `config.eval.image_size` it is downscaled to that
+    at most, and predicted by sliding-window inference: finer, and slower.
 
     Args:
       config: the run's config.
       workdir: the run's directory.
       which: "best", "latest" or a step.
       source: an image file or a folder of them.
-      output: where to write; existing pictures of the same name are replaced.
+      output: output directory; existing files of the same name are replaced.
 
     Raises:
-      UserError: no image there, one that cannot be read (the others are still predicted), or no fitting checkpoint.
+      UserError: no image, an unreadable one (the others are still predicted), or no fitting checkpoint.
     """
     check(config)
     paths = images.list_images(source)
@@ -59,7 +59,7 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
 
 
 def write(folder: pathlib.Path, image: np.ndarray, tasks: tuple[Task, ...], values: Mapping[str, np.ndarray]) -> None:
-    """Writes one image's pictures and arrays; `values` cover the image, at any size."""
+    """Writes the images and arrays of one input image; `values` cover it, at any resolution."""
     folder.mkdir(parents=True, exist_ok=True)
     panels = []
     for task in tasks:
