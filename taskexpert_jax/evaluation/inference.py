@@ -15,7 +15,7 @@ one weight. Padding is 0 in every view, whatever its size, and has no part in th
 from collections.abc import Callable
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -28,8 +28,22 @@ from taskexpert_jax.evaluation.gate_statistics import GateStatistics
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.models.upsampling import resize_bilinear
+from taskexpert_jax.tasks import Task
 
 Size = tuple[int, int]  # height, width
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What inference needs of a model: its tasks and its forward pass."""
+
+    tasks: tuple[Task, ...]
+
+    def apply(self, variables: Any, image: jax.Array, *, train: bool) -> Any:
+        """Predictions by task."""
+        ...
+
+
 Maps = dict[str, jax.Array]  # by task, (B, H, W, channels) float32
 Inference = Callable[[Any, jax.Array, jax.Array], Maps]
 
@@ -58,7 +72,7 @@ def views(config: ConfigDict) -> Views:
     return Views(config.eval.flip, tuple(config.eval.scales), window, config.eval.overlap, config.model.patch_size)
 
 
-def make_inference(model: TaskExpert, config: ConfigDict) -> Inference:
+def make_inference(model: Model, config: ConfigDict) -> Inference:
     """(variables, image, window) -> {task: (B, H, W, channels) float32}, to be called inside of a jitted step.
 
     image is (B, H, W, 3) uint8, in frames of any size that are multiples of the patch size or larger than
@@ -102,7 +116,7 @@ def is_single(asked: Views, frame: Size) -> bool:
 
 
 def _mean_at_scale(
-    model: TaskExpert, variables: Any, asked: Views, scale: float, picture: jax.Array, window: jax.Array
+    model: Model, variables: Any, asked: Views, scale: float, picture: jax.Array, window: jax.Array
 ) -> Maps:
     """The mean over the views of the frame resized by `scale`, at the frame's size, as `Task.to_mean` gives it."""
     frame = _size(picture)
@@ -118,7 +132,7 @@ def _mean_at_scale(
 
 
 def _mean_of_views(
-    model: TaskExpert, variables: Any, asked: Views, picture: jax.Array, window: jax.Array, scale: float
+    model: Model, variables: Any, asked: Views, picture: jax.Array, window: jax.Array, scale: float
 ) -> Maps:
     """The mean over windows and mirror images of pictures (B, H, W, 3) that were resized by `scale`."""
     frame = _size(picture)

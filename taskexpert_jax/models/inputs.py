@@ -1,12 +1,15 @@
 """From a batch's uint8 picture to what the backbone sees; runs inside the jitted step."""
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Integer, Shaped, UInt8
+import numpy as np
 
 from taskexpert_jax.config import Normalisation
 
 
-def normalise(image: jax.Array, window: jax.Array, by: Normalisation) -> jax.Array:
+def normalise(
+    image: UInt8[Array | np.ndarray, "B H W 3"], window: Integer[Array | np.ndarray, "B 4"], by: Normalisation
+) -> Float32[Array, "B H W 3"]:
     """Normalised picture, exactly 0 in the padding.
 
     Args:
@@ -17,11 +20,11 @@ def normalise(image: jax.Array, window: jax.Array, by: Normalisation) -> jax.Arr
     Returns:
       (B, H, W, 3) float32.
     """
-    scaled = (image.astype(jnp.float32) / 255.0 - jnp.asarray(by.mean)) / jnp.asarray(by.std)
+    scaled = (jnp.asarray(image, jnp.float32) / 255.0 - jnp.asarray(by.mean)) / jnp.asarray(by.std)
     return scaled * inside(window, *image.shape[1:3])[..., None]
 
 
-def inside(window: jax.Array, height: int, width: int) -> jax.Array:
+def inside(window: Integer[Array | np.ndarray, "B 4"], height: int, width: int) -> Bool[Array, "B H W"]:
     """(B, height, width) bool: where the real picture is."""
     top, left, rows, columns = (window[:, i, None] for i in range(4))
     row, column = jnp.arange(height)[None], jnp.arange(width)[None]
@@ -30,7 +33,12 @@ def inside(window: jax.Array, height: int, width: int) -> jax.Array:
     return in_rows[:, :, None] & in_columns[:, None, :]
 
 
-def token_pixels(window: jax.Array, mask: jax.Array, image_size: tuple[int, int], patch: int) -> jax.Array:
+def token_pixels(
+    window: Integer[Array | np.ndarray, "B 4"],
+    mask: Shaped[Array | np.ndarray, "B"],  # noqa: F821
+    image_size: tuple[int, int],
+    patch: int,
+) -> Float32[Array, "B N"]:
     """(B, N) float32: how many pixels of each token's square are of the picture; 0 in padding and padding examples.
 
     Args:

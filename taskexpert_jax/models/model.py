@@ -11,8 +11,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
+import numpy as np
 
 from taskexpert_jax.config import Normalisation, normalisation
 from taskexpert_jax.errors import UserError
@@ -68,7 +69,12 @@ class TaskExpert(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "B H W 3"], *, train: bool, return_gates: bool = False, full_size: bool = True
+        self,
+        image: Float[Array | np.ndarray, "B H W 3"],
+        *,
+        train: bool,
+        return_gates: bool = False,
+        full_size: bool = True,
     ) -> Any:
         """Predictions; with `return_gates` also the gates, (S, T, B, N, K or K + 1) float32.
 
@@ -83,7 +89,7 @@ class TaskExpert(nn.Module):
                 f"image size {image_height}x{image_width}: sides must be multiples of the patch size {patch}"
             )
         height, width = image_height // patch, image_width // patch
-        tokens = vit.PatchEmbed(self.backbone, self.grid, self.dtype, name="patches")(image.astype(self.dtype))
+        tokens = vit.PatchEmbed(self.backbone, self.grid, self.dtype, name="patches")(jnp.asarray(image, self.dtype))
         taps = self._taps(tokens, train)
         memory, gates = self._assemble(taps, self._initial_memory(batch, height, width), train)
         outputs = {}
@@ -124,8 +130,8 @@ class TaskExpert(nn.Module):
 
     def _assemble(
         self, taps: Float[Array, "S B N C"], memory: Float[Array, "T B h w D"], train: bool
-    ) -> tuple[Float[Array, "T B h w D"], Float32[Array, "S T B N k"]]:
-        """Memory after the last tap, and the gates of all taps."""
+    ) -> tuple[Array, Array]:
+        """Memory after the last tap (T, B, h, w, D), and the gates of all taps (S, T, B, N, k)."""
 
         def step(mixture: taskexpert.MemorialMixture, memory: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
             return mixture(tap, memory, train)

@@ -134,7 +134,8 @@ def assert_equal_at_every_block(net, model, weights, size, norm=True):
         assert np.abs(one - other.numpy()).max() <= TOLERANCE * other.abs().max(), block
     if norm:  # timm's final norm, which is dropped: our taps have their own
         last = layers.LayerNorm(jnp.float32).apply(
-            {"params": {"norm": {"scale": net.norm.weight.numpy(), "bias": net.norm.bias.numpy()}}}, found[-1]
+            {"params": {"norm": {"scale": net.norm.weight.numpy(), "bias": net.norm.bias.numpy()}}},
+            jnp.asarray(found[-1]),
         )
         expected = net.forward_features(image)[:, net.num_prefix_tokens :]
         assert np.abs(np.asarray(last) - expected.numpy()).max() <= TOLERANCE * expected.abs().max()

@@ -153,8 +153,8 @@ def golden_counts(golden: dict[str, np.ndarray]) -> BoundaryCounts:
         with Image.open(make.FOLDER / "boundary" / f"{name}.png") as opened:
             return np.array(opened)
 
-    examples = [(name, image(f"{name}_prediction"), image(f"{name}_label")) for name in golden]
-    return boundary.evaluate(examples, make.MAX_DIST, progress=False)
+    pairs = [(image(f"{name}_prediction"), image(f"{name}_label")) for name in golden]
+    return BoundaryCounts.join([boundary.image_counts(*pair, make.MAX_DIST) for pair in pairs])
 
 
 class TestGolden:

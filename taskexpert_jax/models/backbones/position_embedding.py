@@ -5,7 +5,7 @@ clamped borders, no antialiasing. JAX's "cubic" has a = -0.5, so it differs.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float
 import numpy as np
 
 _A = -0.75
@@ -30,7 +30,9 @@ def weights(source: int, target: int) -> np.ndarray:
     return matrix
 
 
-def resize(positions: Float32[Array, "h w C"], grid: tuple[int, int]) -> Float32[Array, "h2 w2 C"]:
+def resize(
+    positions: Float[Array | np.ndarray, "h w C"], grid: tuple[int, int]
+) -> Float[Array | np.ndarray, "h2 w2 C"]:
     """Position embeddings on the token grid `grid`; the same array where the grid is the same."""
     height, width = positions.shape[:2]
     if (height, width) == tuple(grid):

@@ -184,7 +184,7 @@ class Gate(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, features: Float[Array, "B N C"], context: Float[Array, "B C"]) -> Float32[Array, "B N k"]:
+    def __call__(self, features: Float[Array, "B N C"], context: Float[Array, "B C"]) -> Float[Array, "B N k"]:
         batch, tokens, _ = features.shape
         if self.spec.granularity == "static":
             logits = self.param("logits", logical(nn.initializers.zeros, None), (self.slots,), jnp.float32)
