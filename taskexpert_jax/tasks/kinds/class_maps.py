@@ -65,9 +65,7 @@ def _prediction(count: int, numbers: np.ndarray) -> np.ndarray:
     """Prediction from integer class ids, or from floating-point logits of all classes."""
     if numbers.dtype.kind == "f":
         if numbers.shape[2] != count:
-            raise ValueError(
-                f"holds floating-point numbers; give integer class ids, or logits of all {count} classes"
-            )
+            raise ValueError(f"holds floating-point numbers; give integer class ids, or logits of all {count} classes")
         return numbers
     ids = single(numbers)
     if ids.min() < 0 or ids.max() >= count:
