@@ -75,7 +75,7 @@ def _number(value: float) -> str:
 def by_design(found: Inspection) -> str:
     """Sentence on weights that are constant because of the config; empty if the config does not make them so."""
     if len(found.gates.slots) == 1:
-        return "By config there is a single expert slot (one expert, no memory): its weight is 1 everywhere."
+        return "By config there is a single expert slot, one expert without memory: its weight is 1 everywhere."
     return {
         "uniform": "By config (config.model.gate.granularity=uniform) there is no gate: all expert slots have equal "
         "weight everywhere.",

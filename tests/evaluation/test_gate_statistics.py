@@ -67,7 +67,7 @@ def test_a_token_counts_by_its_pixels_inside_of_the_picture_and_padding_examples
 def test_batches_merge_into_the_set():
     both = np.concatenate([drawn(seed=1), drawn(seed=2)], axis=2)
     states = [
-        GateStatistics.from_gates(jnp.asarray(part), FULL, np.ones(B), SIZE, PATCH)
+        GateStatistics.from_gates(jnp.asarray(part), jnp.asarray(FULL), jnp.ones(B), SIZE, PATCH)
         for part in np.split(both, 2, axis=2)
     ]
     merged = states[0].merge(states[1]).summary(NAMES)

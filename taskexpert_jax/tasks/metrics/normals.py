@@ -13,7 +13,7 @@ from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, Sum, histogra
 
 BINS_PER_DEGREE = 20  # bins of 0.05 degrees
 BINS = 180 * BINS_PER_DEGREE
-LIMITS = (11.25, 22.5, 30.0)  # degrees; each lies between two bins
+LIMITS = (11.25, 22.5, 30.0)  # degrees; edges of bins
 
 
 @flax.struct.dataclass
