@@ -156,7 +156,7 @@ def write_image(folder: pathlib.Path, inside: Inside, tasks: tuple[Task, ...], *
     from taskexpert_jax.tasks import drawing
 
     folder.mkdir(parents=True, exist_ok=True)
-    choices = inside.summary.choices
+    choices = inside.summary.slots
     grid = np.moveaxis(inside.gates, (2, 3), (0, 1))  # (h, w, S, T, choices)
     pixels = gate_maps.over_image(grid, inside.window, inside.patch)
     weights = np.moveaxis(pixels, (0, 1), (2, 3))  # (S, T, rows, columns, choices)

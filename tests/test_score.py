@@ -278,8 +278,8 @@ def test_the_same_in_pictures_of_8_and_16_bits(evaluated, tmp_path):
     [
         ("depth", np.ones((4, 2), np.float32), r"b.npy.*4x2.* 90 .*2x4"),
         ("depth", np.ones((4, 8), np.float32), r"b.npy.*4x8.*2x4"),
-        ("depth", np.ones((2, 4), np.uint8), r"8 bits a pixel"),
-        ("depth", np.full((2, 4), np.nan), r"not finite"),
+        ("depth", np.ones((2, 4), np.uint8), r"\b8 bits\b"),
+        ("depth", np.full((2, 4), np.nan), r"NaN"),
         ("depth", np.ones((2, 4, 2)), r"\b2 .*float64"),
         ("depth", np.ones(8), r"float64.*\(8,\)"),
         ("depth", np.full((2, 4), "x"), r"<U1"),
@@ -330,10 +330,10 @@ def test_every_fault_is_counted_and_twenty_are_listed(tmp_path):
         scoring.score(config, tmp_path, batches_of(config))
     first, *lines = str(refusal.value).splitlines()
     faults = 1 + labelled
-    assert first == f"{faults} of {9 + labelled} files are missing or cannot be used:"
+    assert first.startswith(f"{faults} of {9 + labelled} files ")
     assert len(lines) == min(faults, scoring.MOST_FAULTS + 1)
-    assert f"{ids[0]}.npy: 36x24, turned by 90 degrees" in lines[0]
-    assert "sal.png too; keep one" in lines[1] or f"{ids[0]}.png too; keep one of them" in lines[1]
+    assert f"{ids[0]}.npy: " in lines[0] and "36x24" in lines[0] and "90 degrees" in lines[0]
+    assert f"sal/{ids[0]}.npy" in lines[1] and f"sal/{ids[0]}.png" in lines[1]
     assert f"edge/{ids[0]}.npy: missing" in lines[2]
     assert faults <= scoring.MOST_FAULTS or lines[-1].strip() == f"and {faults - scoring.MOST_FAULTS} more"
 

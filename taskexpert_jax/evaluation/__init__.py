@@ -1,1 +1,1 @@
-"""From a model and batches to metrics: inference, one pass over a set, what it found."""
+"""Evaluation: inference, passes over a data set, and their results."""

@@ -1,4 +1,4 @@
-"""Scores of the best constant prediction of each task, from a sample of the labels that an evaluation reads."""
+"""Scores of the best constant prediction of each task, on a sample of the labels of an evaluation set."""
 
 from collections.abc import Mapping
 import functools
@@ -12,13 +12,13 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import processes
 from taskexpert_jax.tasks import Task
 
-_PIXELS_AN_IMAGE = 2_000
+_PIXELS_PER_IMAGE = 2_000
 _PIXELS_TO_FIT = 2_000_000
-_SIDE = 256  # the sample is scored as pictures of this side
+_SIDE = 256  # the sample is scored as square images with this side
 
 
 class LabelSample:
-    """About 2000 pixels of every example, on an even grid, with a valid label of the task."""
+    """Valid label pixels of each task on a regular grid of about 2000 pixels per example."""
 
     def __init__(self, tasks: tuple[Task, ...]):
         self._tasks = tasks
@@ -26,22 +26,22 @@ class LabelSample:
         self._stride = 0
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Takes pixels of the batch's labels; padding examples are left out."""
+        """Adds pixels of the batch's labels; padding examples are skipped."""
         if not self._stride:
             height, width = batch["image"].shape[1:3]
-            self._stride = max(1, int(np.sqrt(height * width / _PIXELS_AN_IMAGE)))
+            self._stride = max(1, int(np.sqrt(height * width / _PIXELS_PER_IMAGE)))
         for task in self._tasks:
             label = batch[task.name][batch["mask"] > 0, :: self._stride, :: self._stride]
             label = label.reshape(-1, task.label_channels)
             self._kept[task.name].append(label[(label != task.ignore).all(axis=-1)])
 
     def results(self) -> dict[str, float]:
-        """`task/metric` -> value of the best constant, fitted to the sample of all processes and scored on it.
+        """`task/metric` -> value of the best constant, fitted to and scored on the samples of all processes.
 
-        No constant can do better, so a model that does has learned something.
+        No constant prediction scores better, so a trained model must.
 
         Raises:
-          UserError: a task without a single valid label.
+          UserError: a task without any valid label.
         """
         results = {}
         for task in self._tasks:
@@ -58,16 +58,16 @@ class LabelSample:
 
 
 def _score(task: Task, constant: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The task's metrics of a constant (channels,) for labels (n, label_channels)."""
+    """Metrics of a constant prediction (channels,) on labels (n, label_channels)."""
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def add(state: Any, picture: jax.Array) -> Any:
+    def add(state: Any, label: jax.Array) -> Any:
         prediction = jnp.broadcast_to(constant, (1, _SIDE, _SIDE, len(constant)))
-        return state.merge(task.metric.from_model_output(prediction=prediction, label=picture[None], mask=None))
+        return state.merge(task.metric.from_model_output(prediction=prediction, label=label[None], mask=None))
 
     rest = -len(labels) % _SIDE**2
     filled = np.concatenate([labels, np.full((rest, labels.shape[1]), task.ignore, labels.dtype)])
     state = task.metric.empty()
-    for picture in filled.reshape(-1, _SIDE, _SIDE, labels.shape[1]):
-        state = add(state, picture)
+    for label in filled.reshape(-1, _SIDE, _SIDE, labels.shape[1]):
+        state = add(state, label)
     return jax.device_get(state).compute()

@@ -1,4 +1,4 @@
-"""The boundary benchmark beside an evaluation: threads count while the device goes on with the next examples."""
+"""Boundary benchmark during an evaluation, in threads on the host while the device computes the next batches."""
 
 from collections.abc import Callable
 
@@ -11,9 +11,9 @@ from taskexpert_jax.tasks.metrics.boundary.scores import BoundaryCounts, image_c
 
 
 class BoundaryRun:
-    """Counts the boundary pixels of examples, and hands out each one's own score in the order of the examples.
+    """Counts boundary pixels of examples in a thread pool; reports each example's score in the order of `add`.
 
-    Few examples are held at a time: `add` waits where the threads do not keep up. They run without Python's lock.
+    Memory is bounded: `add` blocks while the pool is full. The work runs without Python's global lock.
     """
 
     def __init__(self, config: ConfigDict):
@@ -22,7 +22,7 @@ class BoundaryRun:
         config: `config.eval.boundary`.
         """
         from taskexpert_jax.tasks.metrics.boundary import (
-            counts as boundary,  # SciPy and Numba are needed for nothing else here
+            counts as boundary,  # imported lazily: only the benchmark needs SciPy and Numba
         )
 
         self._count = boundary.image_counts
@@ -31,9 +31,12 @@ class BoundaryRun:
         self._parts = [BoundaryCounts.empty()]
 
     def add(self, prediction: np.ndarray, label: np.ndarray, scored: Callable[[float], None]) -> None:
-        """Takes an example: its probability (h, w) as uint8 and its label (h, w), without padding.
+        """Adds an example.
 
-        scored: gets the example's own best F in percent, in a later call of `add` or in `counts`.
+        Args:
+          prediction: (h, w) uint8, 255 times the probability, without padding.
+          label: (h, w) integers, without padding.
+          scored: called with the example's best F in percent during a later call of `add` or `counts`.
         """
         config = self._config
         self._pool.submit(lambda: (self._count(prediction, label, config.max_dist, kind=config.labels), scored))
@@ -41,13 +44,13 @@ class BoundaryRun:
             self._finish_one()
 
     def counts(self) -> BoundaryCounts:
-        """Those of all examples of all processes, an image a row, when all are done."""
+        """Waits for the pool; returns the counts of all examples of all processes, one row per image."""
         while self._pool:
             self._finish_one()
         return BoundaryCounts.join(processes.gather(BoundaryCounts.join(self._parts)))
 
     def close(self) -> None:
-        """Drops what has not begun, and waits for what has."""
+        """Cancels pending examples and waits for running ones."""
         self._pool.close()
 
     def _finish_one(self) -> None:

@@ -1,4 +1,4 @@
-"""The examples that a task is worst and best at, with small pictures: however long the set, only a few are kept."""
+"""Worst and best examples of each task, with thumbnails; memory does not grow with the size of the set."""
 
 import bisect
 from collections.abc import Callable, Iterator
@@ -13,15 +13,15 @@ from taskexpert_jax.images import data_uri
 from taskexpert_jax.tasks import Published, Task, drawing
 
 KEPT = 4  # examples at each end
-LARGEST = 256  # pixels of the longer side of a picture
+LARGEST = 256  # maximum side of a thumbnail in pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An example and what it scored.
+    """Scored example.
 
-    position: its place in the data set.
-    pictures: image, prediction and label as `data:` URIs.
+    position: index in the data set.
+    pictures: thumbnails of image, prediction and label as `data:` URIs.
     """
 
     score: float
@@ -40,7 +40,7 @@ class Extremes:
         self._worst: list[Entry] = []
 
     def offer(self, score: float, position: int, example_id: str, draw: Callable[[], tuple[str, ...]]) -> None:
-        """Keeps the example if it is among the best or the worst, and only then draws it; nan is no score."""
+        """Keeps the example if it is among the best or the worst, and draws it only then; NaN scores are skipped."""
         if math.isnan(score):
             return
         entry = Entry(score, position, example_id, ())
@@ -48,23 +48,23 @@ class Extremes:
             self._keep(dataclasses.replace(entry, pictures=draw()))
 
     def merge(self, other: Self) -> None:
-        """Takes in the entries of other examples of the set."""
+        """Merges the entries of other examples of the set."""
         for entry in {entry.position: entry for entry in (*other._best, *other._worst)}.values():
             self._keep(entry)
 
     @property
     def best(self) -> tuple[Entry, ...]:
-        """The best example first; without those that are among the worst too, so of a small set fewer than `KEPT`."""
+        """Best examples, the best first; those that are also among the worst of a small set are omitted."""
         worst = {entry.position for entry in self._worst}
         return tuple(entry for entry in self._best if entry.position not in worst)
 
     @property
     def worst(self) -> tuple[Entry, ...]:
-        """The worst example first."""
+        """Worst examples, the worst first."""
         return tuple(self._worst)
 
     def _ends(self) -> Iterator[tuple[list[Entry], Callable[[Entry], tuple[float, int]]]]:
-        """The two lists, each with the key that it is in the order of."""
+        """Both lists with their sort keys."""
         for kept, sign in ((self._best, self._towards_best), (self._worst, -self._towards_best)):
             yield kept, lambda entry, sign=sign: (sign * entry.score, entry.position)
 
@@ -75,24 +75,24 @@ class Extremes:
 
 
 def pictures(task: Task, image: np.ndarray, values: np.ndarray, label: np.ndarray) -> tuple[str, ...]:
-    """Image, prediction and label, small, as `data:` URIs.
+    """Thumbnails of image, prediction and label as `data:` URIs.
 
     Args:
-      task: the record.
+      task: task record.
       image: (h, w, 3) uint8.
-      values: as `task.values` gives it, of the image's pixels.
+      values: prediction in the form of `task.values`, without padding.
       label: (h, w, label_channels).
     """
     truth = task.label_values(label)
-    limits = drawing.limits_of(task, truth)  # for both, so that the colours compare
+    limits = drawing.limits_of(task, truth)  # for both, so that colours are comparable
     drawn = [drawing.colour(task, of, limits=limits) for of in (values, truth)]
     return _small_uri(image, smooth=True), *(_small_uri(rgb, smooth=task.kind.jpeg) for rgb in drawn)
 
 
 def _small_uri(rgb: np.ndarray, *, smooth: bool) -> str:
-    """A `data:` URI of at most `LARGEST` pixels a side; nearest and lossless unless `smooth`."""
-    picture = Image.fromarray(rgb)
-    if max(picture.size) > LARGEST:
-        width, height = (max(1, round(side * LARGEST / max(picture.size))) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BOX if smooth else Image.Resampling.NEAREST)
-    return data_uri(picture, lossless=not smooth)
+    """`data:` URI of an image of at most `LARGEST` pixels per side; nearest-neighbour and lossless unless `smooth`."""
+    image = Image.fromarray(rgb)
+    if max(image.size) > LARGEST:
+        width, height = (max(1, round(side * LARGEST / max(image.size))) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BOX if smooth else Image.Resampling.NEAREST)
+    return data_uri(image, lossless=not smooth)

@@ -1,4 +1,4 @@
-"""One pass over a set that looks at every example: metrics, gates, boundaries, the best and the worst examples."""
+"""Full evaluation pass over a data set: metrics, gate statistics, boundary benchmark, best and worst examples."""
 
 from collections.abc import Callable, Iterable, Mapping
 import contextlib
@@ -27,25 +27,25 @@ from taskexpert_jax.tasks.metrics.boundary.scores import BoundaryCounts
 
 States = dict[str, clu_metrics.Metric]
 HostBatch = Mapping[str, np.ndarray]
-# (variables, gates, batch) -> (predictions by task, gates), inside of the jitted step; gates: see `Totals`.
+# (variables, gates, batch) -> (predictions by task, updated gates), under jit; gates: see `Totals`.
 Forward = Callable[
     [Any, GateStatistics | None, Mapping[str, Any]], tuple[Mapping[str, jax.Array], GateStatistics | None]
 ]
 
 
 class Totals(NamedTuple):
-    """Sums over the examples so far, the same on every device."""
+    """Sums over the examples so far, replicated over the devices."""
 
     metrics: States
-    gates: GateStatistics | None  # None where the gates of several views would have to be mixed
+    gates: GateStatistics | None  # None with several views, whose gates cannot be averaged
 
 
 class Outputs(NamedTuple):
-    """What the examples of a batch gave; every leaf has the batch as its first axis, split as the batch is.
+    """Outputs per example; every leaf has the batch as its first axis and is sharded like the batch.
 
-    states: the metric of each example alone.
-    values: by task, see `Task.values`; few of them ever leave the device.
-    strengths: of the tasks with a boundary benchmark, 255 times the probability, (B, H, W) uint8.
+    states: metric state of each single example.
+    values: by task, see `Task.values`; few of them are fetched from the device.
+    strengths: 255 times the probability for tasks with a boundary benchmark, (B, H, W) uint8.
     """
 
     states: States
@@ -54,7 +54,7 @@ class Outputs(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What a pass has found, of all processes: see `results.Evaluation` for the parts."""
+    """Results of a pass over all processes; for the fields see `results.Evaluation`."""
 
     examples: int
     totals: Totals  # on the host
@@ -64,13 +64,13 @@ class Pass(NamedTuple):
 
 
 def empty_totals(model: TaskExpert, *, single: bool) -> Totals:
-    """The totals of no example; `single`: one forward pass over the whole frame is all there is."""
+    """Totals of no example, with gate statistics if `single`: inference is one forward pass over the whole frame."""
     gates = GateStatistics.zeros(model.taps, len(model.tasks), len(model.expert_slots)) if single else None
     return Totals(steps.empty_states(model.tasks), gates)
 
 
 def model_forward(model: TaskExpert, infer: Inference) -> Forward:
-    """Predictions of the model; the gates too, where the totals so far have some."""
+    """Forward function of the model; updates the gate statistics unless they are None."""
 
     def forward(variables: Any, gates: GateStatistics | None, batch: Mapping[str, Any]) -> tuple[Any, Any]:
         image, window = batch["image"], batch["window"]
@@ -85,7 +85,7 @@ def model_forward(model: TaskExpert, infer: Inference) -> Forward:
 def make_step(
     tasks: tuple[Task, ...], forward: Forward, mesh: Mesh
 ) -> Callable[[Any, Totals, Mapping[str, Any]], tuple[Totals, Outputs]]:
-    """(variables, totals, batch) -> (totals, outputs), jitted; the totals are donated."""
+    """Jitted step (variables, totals, batch) -> (totals, outputs); the totals are donated."""
 
     def step(variables: Any, totals: Totals, batch: Mapping[str, Any]) -> tuple[Totals, Outputs]:
         predictions, gates = forward(variables, totals.gates, batch)
@@ -102,7 +102,7 @@ def make_step(
 
 
 def _single_states(task: Task, prediction: jax.Array, batch: Mapping[str, Any]) -> Any:
-    """The metric of every example, its leaves (B, ...)."""
+    """Metric states of the single examples, with leaves (B, ...)."""
 
     def single(prediction: jax.Array, label: jax.Array, mask: jax.Array) -> clu_metrics.Metric:
         return task.metric.from_model_output(prediction=prediction[None], label=label[None], mask=mask[None])
@@ -111,7 +111,7 @@ def _single_states(task: Task, prediction: jax.Array, batch: Mapping[str, Any]) 
 
 
 def run(config: Any, model: TaskExpert, variables: Any, batches: Iterable[HostBatch], mesh: Mesh) -> Pass:
-    """One pass of a model over this process's batches of an evaluation set; errors as `run_forward`."""
+    """Full pass of a model over this process's batches of an evaluation set; errors as `run_forward`."""
     forward = model_forward(model, inference.make_inference(model, config))
     single = inference.is_single(inference.views(config), frame_size(config))
     totals = empty_totals(model, single=single)
@@ -127,12 +127,12 @@ def run_forward(
     batches: Iterable[HostBatch],
     mesh: Mesh,
 ) -> Pass:
-    """One pass over this process's batches of an evaluation set, whatever gives the predictions.
+    """Full pass over this process's batches of an evaluation set, with predictions from `forward`.
 
-    totals: those of no example.
+    totals: totals of no example.
 
     Raises:
-      UserError: a field of `config.eval.boundary` that does not fit, or a task without any label.
+      UserError: invalid input of the boundary benchmark, or a task without any valid label.
     """
     step = make_step(tasks, forward, mesh)
     totals = jax.device_put(totals, sharding.replicated(mesh))
@@ -147,7 +147,7 @@ def run_forward(
             totals, outputs = step(variables, totals, on_devices)
             bar.update(processes.global_size(mesh, len(batch["mask"])))
             if before is not None:
-                examples.add(*before)  # fetched one step late, when the devices have the next one to work on
+                examples.add(*before)  # fetched one step late, so that the devices already run the next step
             before = batch, outputs
         if before is not None:
             examples.add(*before)
@@ -155,12 +155,12 @@ def run_forward(
 
 
 def _fetch(values: jax.Array, row: int, rows: slice, columns: slice) -> np.ndarray:
-    """A part of one of this process's rows of a batch's values."""
+    """Crop of one of this process's rows of a batch's values, on the host."""
     return processes.local_row(values, row)[rows, columns]
 
 
 class _Example(NamedTuple):
-    """One task's view of an example, without padding: image (h, w, 3) uint8, label (h, w, label_channels)."""
+    """Example with the label of one task, without padding: image (h, w, 3) uint8, label (h, w, label_channels)."""
 
     task: Task
     position: int
@@ -170,7 +170,7 @@ class _Example(NamedTuple):
 
 
 class _Examples:
-    """What the examples of this process have given so far, on the host."""
+    """Accumulates the results of this process's examples on the host."""
 
     def __init__(self, config: Any, tasks: tuple[Task, ...], mesh: Mesh):
         self._tasks = tasks
@@ -184,7 +184,7 @@ class _Examples:
         self._extremes = {task.name: Extremes(task.published(benchmark_results)) for task in tasks}
 
     def add(self, batch: HostBatch, outputs: Outputs) -> None:
-        """Takes in the examples of a batch, as this process has it and as the device has answered."""
+        """Adds a batch: this process's rows, and the outputs of the step."""
         size = processes.global_size(self._mesh, len(batch["mask"]))
         rows = processes.batch_rows(self._mesh, size)
         batch = {**batch, "mask": batch["mask"] * rows.counted}
@@ -211,14 +211,14 @@ class _Examples:
                     self._rank(example, score, functools.partial(_fetch, outputs.values[task.name], *inside))
 
     def _rank(self, example: _Example, score: float, values: Callable[[], np.ndarray]) -> None:
-        """Keeps the example if it is among the best or the worst; `values` gives what is predicted for its pixels."""
+        """Keeps the example if it is among the best or the worst; `values` fetches its prediction."""
         task, position, example_id, image, label = example
         draw = lambda: extremes.pictures(task, image, values(), label)  # noqa: E731
         self._extremes[task.name].offer(score, position, example_id, draw)
 
     def _count_boundaries(self, example: _Example, truth: np.ndarray, strength: np.ndarray) -> None:
-        """Starts counting the boundaries of an example; it is ranked when that is done."""
-        # Copies, or the whole batch would be kept until then.
+        """Starts counting the boundary pixels of an example, which is ranked when the count is done."""
+        # Copies, because views would keep the whole batch in memory until then.
         example = example._replace(image=example.image.copy(), label=example.label.copy())
         known = truth != example.task.ignore
         truth, strength = truth * known, strength * known
@@ -229,7 +229,7 @@ class _Examples:
         self._runs[example.task.name].add(strength, truth, scored)
 
     def found(self, totals: Totals) -> Pass:
-        """Everything, of all processes; `totals` are those of the last step."""
+        """Results over all processes; `totals` are those after the last step."""
         boundaries = {name: run.counts() for name, run in self._runs.items()}
         ranked = {task.name: self._extremes[task.name] for task in self._tasks}
         own = jax.process_index()

@@ -1,4 +1,4 @@
-"""What an inspection found of a run's gates: numbers by task and tap, the lines that sum them up, and warnings."""
+"""Findings of an inspection of a run's gates: statistics by task and tap, a summary table, and warnings."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -14,21 +14,21 @@ from taskexpert_jax.models.decoders.taskexpert import MEMORY
 from taskexpert_jax.tasks import Task
 
 # Thresholds of the warnings, on means over the pixels of all images; see docs/evaluation.md.
-UNIFORM = 0.99  # entropy, of its largest value, from which weights are nearly the same
-COLLAPSED = 0.95  # mean weight from which one choice has taken all
-BLIND = 0.001  # variation up to which weights are nearly the same at every pixel
-UNUSED = 0.01  # mean weight below which a choice has no part
+UNIFORM = 0.99  # minimum normalised entropy of nearly uniform weights
+COLLAPSED = 0.95  # minimum mean weight of an expert slot that dominates
+BLIND = 0.001  # maximum variation of weights that are nearly the same at every pixel
+UNUSED = 0.01  # an expert slot with a smaller mean weight is unused
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """Everything that one inspection found, but for the maps.
+    """Results of an inspection, without the maps.
 
     Attributes:
-      tasks: the tasks, in the config's order.
-      facts: what was inspected, and how; see `results.facts`.
+      tasks: task records, in the config's order.
+      facts: provenance and settings; see `results.facts`.
       gates: means over the pixels of all images.
-      images: by name of an image's folder, the means over the image's own pixels.
+      images: name of an image's folder -> means over the image's pixels.
     """
 
     tasks: tuple[Task, ...]
@@ -38,26 +38,26 @@ class Inspection:
 
     @property
     def granularity(self) -> str:
-        """What one set of weights is for: a token, an image, or all images; uniform: no gate."""
+        """Granularity of the gate weights, see `GateSpec`: token, image, static or uniform."""
         return self.facts["model"]["gate"]["granularity"]
 
 
 def variation(gates: GateSummary) -> np.ndarray:
-    """How much the weights differ between pixels, (T, S) float64 in [0, 1]; nan for a single choice.
+    """Variation of the weights between pixels, (T, S) float64 in [0, 1]; NaN for a single expert slot.
 
-    The entropy of the mean weights less the mean entropy of the weights, as a share of log(choices): the generalised
-    Jensen-Shannon divergence of the pixels' weights (Lin 1991). 0: the same weights at every pixel; 1: each pixel has
-    one choice, and all choices equally many pixels.
+    Generalised Jensen-Shannon divergence of the pixels' weights (Lin 1991): the entropy of the mean weights minus the
+    mean entropy of the weights, divided by log(slots). 0: the same weights at every pixel; 1: one-hot weights, with
+    each expert slot at equally many pixels.
     """
     weights = np.maximum(gates.weights, 1e-30)
-    of_mean = -(weights * np.log(weights)).sum(axis=-1) / (math.log(len(gates.choices)) or math.nan)
+    of_mean = -(weights * np.log(weights)).sum(axis=-1) / (math.log(len(gates.slots)) or math.nan)
     return np.clip(of_mean - gates.entropy, 0, 1)
 
 
 def lines(found: Inspection) -> list[str]:
-    """A table as text, a row a task: the memory's mean weight and the entropy, tap by tap."""
+    """Text table with a row per task: mean weight of the memory, entropy and variation at each tap."""
     taps = found.gates.weights.shape[1]
-    has_memory = MEMORY in found.gates.choices
+    has_memory = MEMORY in found.gates.slots
     span = "tap 1" if taps == 1 else f"taps 1 to {taps}"
     rows = [[f"mean over {span}", *(["memory's weight"] if has_memory else []), "entropy", "variation"]]
     spread = variation(found.gates)
@@ -73,43 +73,43 @@ def _number(value: float) -> str:
 
 
 def by_design(found: Inspection) -> str:
-    """A sentence where the config leaves the gates nothing to show, else empty."""
-    if len(found.gates.choices) == 1:
-        return "There is a single choice, one expert without memory: its weight is 1 everywhere, by the config."
+    """Sentence on weights that are constant because of the config; empty if the config does not make them so."""
+    if len(found.gates.slots) == 1:
+        return "By config there is a single expert slot, one expert without memory: its weight is 1 everywhere."
     return {
-        "uniform": "There is no gate (config.model.gate.granularity=uniform): all choices weigh the same everywhere, "
-        "by the config.",
-        "static": "The weights are learned, but blind to the input (config.model.gate.granularity=static): they are "
-        "the same at every pixel of every image, by the config.",
-        "image": "There is one set of weights an image (config.model.gate.granularity=image): it is the same at every "
-        "pixel of an image, by the config.",
+        "uniform": "By config (config.model.gate.granularity=uniform) there is no gate: all expert slots have equal "
+        "weight everywhere.",
+        "static": "By config (config.model.gate.granularity=static) the learned weights do not depend on the input: "
+        "they are the same at every pixel of every image.",
+        "image": "By config (config.model.gate.granularity=image) there is one set of weights per image: it is the "
+        "same at every pixel of an image.",
     }.get(found.granularity, "")
 
 
 def warnings(found: Inspection) -> list[str]:
-    """What is suspicious, a line a kind, with its threshold; nothing that the config itself makes so."""
+    """Warnings on suspicious weights, one line per kind, with the threshold; effects of the config are excluded."""
     gates = found.gates
-    if len(gates.choices) == 1 or found.granularity == "uniform":
+    if len(gates.slots) == 1 or found.granularity == "uniform":
         return []
     uniform = gates.entropy >= UNIFORM
     collapsed = gates.weights.max(axis=-1) >= COLLAPSED
     expected = found.granularity == "static" or (found.granularity == "image" and len(found.images) == 1)
     blind = (variation(gates) <= BLIND) & ~uniform & ~collapsed & (not expected)
-    unused = np.argwhere((gates.weights < UNUSED).all(axis=0)).tolist()  # (tap, choice)
+    unused = np.argwhere((gates.weights < UNUSED).all(axis=0)).tolist()  # (tap, slot)
     kinds = (
-        (uniform, f"nearly uniform (mean entropy at least {UNIFORM:g} of the largest)"),
-        (collapsed, f"collapsed (one choice has a mean weight of at least {COLLAPSED:g})"),
+        (uniform, f"nearly uniform (mean entropy at least {UNIFORM:g} of the maximum)"),
+        (collapsed, f"collapsed (one expert slot has a mean weight of at least {COLLAPSED:g})"),
         (blind, f"nearly the same at every pixel (variation at most {BLIND:g})"),
     )
     text = [f"gates are {name}: {_places(found.tasks, of)}" for of, name in kinds if of.any()]
     if unused:
-        named = ", ".join(f"{gates.choices[choice]} at tap {tap + 1}" for tap, choice in unused)
+        named = ", ".join(f"{gates.slots[slot]} at tap {tap + 1}" for tap, slot in unused)
         text.append(f"not used by any task (mean weight below {UNUSED:g}): {named}")
     return text
 
 
 def _places(tasks: Sequence[Task], where: np.ndarray) -> str:
-    """The tasks and taps where (T, S) is true, in words."""
+    """Tasks and taps at which `where`, (T, S) bool, is true, in words."""
     if where.all():
         return "everywhere"
     named = []
@@ -121,11 +121,11 @@ def _places(tasks: Sequence[Task], where: np.ndarray) -> str:
 
 
 def to_json(found: Inspection) -> dict[str, Any]:
-    """The content of inspection.json."""
+    """Content of inspection.json."""
     return {
         **found.facts,
         "warnings": warnings(found),
-        "gates": {"choices": list(found.gates.choices), "tasks": _by_task(found.tasks, found.gates)},
+        "gates": {"choices": list(found.gates.slots), "tasks": _by_task(found.tasks, found.gates)},
         "images": {name: _by_task(found.tasks, gates) for name, gates in found.images.items()},
     }
 

@@ -1,4 +1,4 @@
-"""How the gates weigh experts and memory over a data set: mean weights and entropy, by task and tap."""
+"""Gate statistics over a data set: mean weight of each expert slot and mean entropy, by task and tap."""
 
 import math
 import operator
@@ -15,26 +15,26 @@ from taskexpert_jax.tasks.metrics.sums import Count, Sum
 
 
 class GateSummary(NamedTuple):
-    """Means over the pixels of the pictures.
+    """Means over the pixels of the images.
 
-    choices: what is weighed: the experts, and the memory where it is read.
-    weights: (T, S, choices) float64.
-    entropy: (T, S) float64, the mean entropy of a pixel's weights as a share of log(choices), its largest value: 0
-      where one choice has all the weight, 1 where all have the same. nan for a single choice, and without pixels.
+    slots: names of the k expert slots: the experts, and the memory if it is read.
+    weights: (T, S, k) float64.
+    entropy: (T, S) float64, mean entropy of a pixel's weights divided by its maximum, log(k): 0 if one expert slot has
+      all the weight, 1 if all have the same. NaN for a single slot, and without pixels.
     """
 
-    choices: tuple[str, ...]
+    slots: tuple[str, ...]
     weights: np.ndarray
     entropy: np.ndarray
 
 
 @flax.struct.dataclass
 class GateStatistics:
-    """Sums over the pixels of the pictures, each with the gates of its token; padding is left out.
+    """Sums over the pixels of the images, each pixel with the gate weights of its token; padding is excluded.
 
-    weights: (S, T, choices)
-    entropies: (S, T), of the weights, in nats
-    pixels: all of them
+    weights: (S, T, k), with k expert slots.
+    entropies: (S, T), entropy of the weights in nats.
+    pixels: number of pixels.
     """
 
     weights: Sum
@@ -43,13 +43,14 @@ class GateStatistics:
 
     @classmethod
     def from_gates(cls, gates: Array, window: Array, mask: Array, image_size: tuple[int, int], patch: int) -> Self:
-        """The state of a batch.
+        """State of a batch.
 
         Args:
-          gates: (S, T, B, N, choices) float32, what the model returns.
-          window: (B, 4) int32, top, left, height and width of the picture inside its padding.
+          gates: (S, T, B, N, k) float32 gate weights, as returned by the model.
+          window: (B, 4) int32, top, left, height and width of the image inside its padding.
           mask: (B,), 0 for padding examples.
-          image_size: H, W; multiples of `patch`, the side of a token's square in pixels.
+          image_size: H, W; multiples of `patch`.
+          patch: patch size in pixels.
         """
         share = inputs.token_pixels(window, mask, image_size, patch)  # (B, N)
         exact = jax.lax.Precision.HIGHEST
@@ -63,24 +64,24 @@ class GateStatistics:
         )
 
     @classmethod
-    def zeros(cls, taps: int, tasks: int, choices: int) -> Self:
-        """The state of no data."""
+    def zeros(cls, taps: int, tasks: int, slots: int) -> Self:
+        """State of no data."""
 
         def zeros(*shape: int) -> Sum:
             return Sum(total=jnp.zeros(shape, jnp.float32), error=jnp.zeros(shape, jnp.float32))
 
-        return cls(weights=zeros(taps, tasks, choices), entropies=zeros(taps, tasks), pixels=Count.zeros())
+        return cls(weights=zeros(taps, tasks, slots), entropies=zeros(taps, tasks), pixels=Count.zeros())
 
     def merge(self, other: Self) -> Self:
-        """The state of both; runs on the device."""
+        """Sum of both states; runs on the device."""
         return jax.tree.map(operator.add, self, other, is_leaf=lambda node: isinstance(node, Count | Sum))
 
-    def summary(self, choices: tuple[str, ...]) -> GateSummary:
-        """The means, on the host; `choices` are the names of what is weighed."""
+    def summary(self, slots: tuple[str, ...]) -> GateSummary:
+        """Means, on the host; `slots` are the names of the expert slots."""
         pixels = float(self.pixels.value()) or math.nan
 
         def mean(sums: Sum) -> np.ndarray:
             total = np.asarray(sums.total, np.float64) + np.asarray(sums.error, np.float64)
             return np.swapaxes(total, 0, 1) / pixels
 
-        return GateSummary(choices, mean(self.weights), mean(self.entropies) / (math.log(len(choices)) or math.nan))
+        return GateSummary(slots, mean(self.weights), mean(self.entropies) / (math.log(len(slots)) or math.nan))

@@ -1,4 +1,4 @@
-"""Numbers that papers give for the two benchmarks, for comparison with runs.
+"""Published results on the two benchmarks, for comparison with runs.
 
 By benchmark, then model: the published metric of each task, in the metric's unit. ViT-L backbones unless noted.
 """
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class PublishedRow(NamedTuple):
-    """A model in the tables: its name, what a reader must know of the number, and `task/metric` -> value."""
+    """Published results of a model: its name, a note on its numbers, and `task/metric` -> value."""
 
     model: str
     note: str
@@ -21,7 +21,7 @@ def _rows(columns: tuple[str, ...], table: tuple[tuple[str, str, str], ...]) -> 
     )
 
 
-_UNVERIFIED = "as follow-up tables give it, unverified"
+_UNVERIFIED = "from tables of follow-up papers, unverified"
 
 PUBLISHED = {
     "nyud": _rows(

@@ -1,4 +1,4 @@
-"""What an evaluation found, and how it is kept: metrics.json for programs, per_class.csv, a table for people."""
+"""Results of an evaluation and their files: metrics.json, per_class.csv, and a text table."""
 
 from collections.abc import Mapping
 import csv
@@ -25,11 +25,11 @@ from taskexpert_jax.tasks.metrics import MeanIoU
 from taskexpert_jax.tasks.metrics.boundary.scores import THRESHOLDS, BoundaryCounts, curve, scores
 
 Values = dict[str, float]  # by `task/metric`
-_PACKAGES = ("jax", "flax", "clu", "numpy", "scipy")  # those whose versions may show in the last digits
+_PACKAGES = ("jax", "flax", "clu", "numpy", "scipy")  # their versions may change the last digits
 
 
 class ClassScore(NamedTuple):
-    """One class of a task: IoU in percent, and pixels by label, by prediction, and where both agree."""
+    """Results of one class: IoU in percent, and the numbers of labelled, predicted and correct pixels."""
 
     index: int
     name: str
@@ -41,16 +41,17 @@ class ClassScore(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Everything that one evaluation found.
+    """Results of one evaluation.
 
     Attributes:
-      tasks: the tasks, in the config's order.
-      facts: what was evaluated, and how; see `facts`.
-      metrics: of the model, and best_constant: of the best constant predictions.
-      per_class: by name of a task with classes.
-      boundaries: counts of the set, by name of a task that the boundary benchmark was run for.
-      gates: means over the set; None where predictions were averaged over several views.
-      extremes: by task.
+      tasks: task records, in the config's order.
+      facts: provenance and settings; see `facts`.
+      metrics: metrics of the model.
+      best_constant: metrics of the best constant predictions.
+      per_class: task name -> results of its classes, for tasks with classes.
+      boundaries: task name -> boundary counts of the set, for tasks on which the boundary benchmark was run.
+      gates: means over the set; None with predictions averaged over several views.
+      extremes: task name -> best and worst examples.
     """
 
     tasks: tuple[Task, ...]
@@ -64,7 +65,11 @@ class Evaluation:
 
 
 class Row(NamedTuple):
-    """A line of the table of metrics; `published` is None but for one of a task, `constant` where none was scored."""
+    """Row of the table of metrics.
+
+    published: set in the row of the task's published metric, otherwise None.
+    constant: value of the best constant prediction; None if it was not scored.
+    """
 
     task: Task
     metric: str
@@ -74,7 +79,7 @@ class Row(NamedTuple):
 
 
 def rows(tasks: tuple[Task, ...], metrics: Values, best_constant: Values) -> list[Row]:
-    """The metrics task by task, the published one of each first."""
+    """Rows of the table, task by task, the published metric of each first."""
     lines = []
     for task in tasks:
         published = task.published(metrics)
@@ -87,7 +92,7 @@ def rows(tasks: tuple[Task, ...], metrics: Values, best_constant: Values) -> lis
 
 
 def table(lines: list[Row]) -> str:
-    """The table as text; the published metric of each task is starred and carries its direction."""
+    """Text table; the published metric of each task has a star and an arrow towards better values."""
     cells = [["task", "metric", "model", "best constant"]]
     for row in lines:
         arrow = f" {row.published.arrow} *" if row.published else ""
@@ -102,7 +107,7 @@ def metrics(
     states: Mapping[str, clu_metrics.Metric],
     boundaries: Mapping[str, BoundaryCounts] = MappingProxyType({}),
 ) -> Values:
-    """`task/metric` -> value, of the states on the host and, where the boundary benchmark was run, of its counts."""
+    """`task/metric` -> value, from metric states on the host and from the counts of the boundary benchmark, if any."""
     values = {}
     for task in tasks:
         own = scores(boundaries[task.name]) if task.name in boundaries else {}
@@ -113,7 +118,7 @@ def metrics(
 
 
 def per_class(tasks: tuple[Task, ...], states: Mapping[str, clu_metrics.Metric]) -> dict[str, tuple[ClassScore, ...]]:
-    """The classes of the tasks whose metric, in its state on the host, is an IoU."""
+    """Results per class of the tasks scored by mean IoU, from metric states on the host."""
     found = {}
     for task in tasks:
         state = states[task.name]
@@ -128,9 +133,9 @@ def per_class(tasks: tuple[Task, ...], states: Mapping[str, clu_metrics.Metric])
 def facts(
     config: ConfigDict, *, workdir: pathlib.Path, which: str, step: int, examples: int, seconds: float
 ) -> dict[str, Any]:
-    """What was evaluated, on what, how and when; plain values.
+    """Provenance and settings of an evaluation, as values that JSON can represent.
 
-    which: the checkpoint as asked for. seconds: of the pass over the set.
+    which: the checkpoint as given by the user. seconds: duration of the pass over the set.
     """
     dataset = config.dataset
     return {
@@ -158,7 +163,7 @@ def facts(
 
 
 def to_json(found: Evaluation) -> dict[str, Any]:
-    """The content of metrics.json."""
+    """Content of metrics.json."""
     shown = rows(found.tasks, found.metrics, found.best_constant)
     return {
         **found.facts,
@@ -203,11 +208,11 @@ def _gates(found: Evaluation) -> dict[str, Any] | None:
         task.name: {"weights": weights.tolist(), "entropy": entropy.tolist()}
         for task, weights, entropy in zip(found.tasks, found.gates.weights, found.gates.entropy, strict=True)
     }
-    return {"choices": list(found.gates.choices), "tasks": by_task}
+    return {"choices": list(found.gates.slots), "tasks": by_task}
 
 
 def finite(value: Any) -> Any:
-    """The value with None for every NaN and infinity, which JSON does not have."""
+    """Replaces NaN and Inf by None, recursively, because JSON cannot represent them."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -216,7 +221,7 @@ def finite(value: Any) -> Any:
 
 
 def write(found: Evaluation, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes metrics.json and, of tasks with classes, per_class.csv; returns the paths."""
+    """Writes metrics.json and, if there are tasks with classes, per_class.csv; returns the paths."""
     folder.mkdir(exist_ok=True)
     paths = [folder / "metrics.json"]
     paths[0].write_text(json.dumps(finite(to_json(found)), indent=2, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""Scoring of prediction files of any model by the metrics of `--mode=evaluate`; see `taskexpert_jax.score`."""
+"""Scoring of prediction files of any model with the metrics of `--mode=evaluate`; see `taskexpert_jax.score`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import pathlib
@@ -16,34 +16,34 @@ from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import Task, from_config
 
 SUFFIXES = (".npy", ".png")
-MOST_FAULTS = 20  # that are listed
-_FACTS = ("examples", "seconds", "tasks", "dataset", "date", "versions")  # those of `results.facts` that hold here
-_PREFIX = "prediction/"  # of what is added to a batch
+MOST_FAULTS = 20  # maximum number of faults in the error message
+_FACTS = ("examples", "seconds", "tasks", "dataset", "date", "versions")  # fields of `results.facts` that apply here
+_PREFIX = "prediction/"  # prefix of the batch keys of predictions
 
 
 def read_prediction(path: pathlib.Path, task: Task, size: tuple[int, int]) -> np.ndarray:
-    """The prediction in a file as the task's metric takes it: (h, w, channels) float32.
+    """Reads a prediction file into the form that the task's metric takes, (h, w, channels) float32.
 
     Args:
-      path: a .png or .npy file, coded as docs/add_a_dataset.md says.
-      task: whose prediction it is.
+      path: .png or .npy file, encoded as described in docs/add_a_dataset.md.
+      task: task of the prediction.
       size: height and width of the image.
 
     Raises:
-      UserError: a file that cannot be read, of another size, or with numbers that cannot be meant.
+      UserError: the file is unreadable, has another size, or holds values that are no prediction of the task.
     """
     try:
         numbers = images.read_numbers(path, palettes=task.kind.palettes)
         numbers = numbers[..., None] if numbers.ndim == 2 else numbers
         if numbers.ndim != 3 or numbers.dtype.kind not in "biuf":
-            raise ValueError(f"holds {numbers.dtype} of shape {numbers.shape}; give numbers (h, w) or (h, w, channels)")
+            raise ValueError(f"holds {numbers.dtype} of shape {numbers.shape}; save numbers (h, w) or (h, w, channels)")
         if numbers.shape[:2] != size:
-            turned = ", turned by 90 degrees" if numbers.shape[1::-1] == size else ""
+            turned = " (turned by 90 degrees)" if numbers.shape[1::-1] == size else ""
             raise ValueError(
-                f"{_by(numbers.shape)}{turned}, but the image is {_by(size)}; save it as large as the image"
+                f"is {_by(numbers.shape)}{turned}, but the image is {_by(size)}; save it at the size of the image"
             )
         if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
-            raise ValueError("holds numbers that are not finite")
+            raise ValueError("holds NaN or Inf; replace them by numbers")
         return task.kind.read_prediction(numbers).astype(np.float32)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
@@ -54,44 +54,45 @@ def _by(size: Sequence[int]) -> str:
 
 
 def find_prediction(folder: pathlib.Path, task: Task, example_id: str) -> pathlib.Path:
-    """The file with a task's prediction for an image.
+    """Path of a task's prediction for an image: TASK/ID.npy, TASK/ID.png or ID/TASK.npy.
 
     Raises:
-      UserError: none, or several.
+      UserError: there is no file, or more than one.
     """
     places = [folder / task.name / f"{example_id}{suffix}" for suffix in SUFFIXES]
     places.append(folder / example_id / f"{task.name}.npy")
     found = [place for place in places if place.is_file()]
     if len(found) > 1:
-        raise UserError(f"{found[0]}: there is {found[1]} too; keep one of them")
+        raise UserError(f"{found[0]} and {found[1]} both exist; keep one of them")
     if not found:
-        raise UserError(f"{places[0]}: missing (nor is there .png, or {places[-1]})")
+        raise UserError(f"{places[0]}: missing, and so are .png and {places[-1]}")
     return found[0]
 
 
 def check_folder(folder: pathlib.Path, tasks: Sequence[Task]) -> None:
-    """Raises UserError where there is no folder, or one without any file of a task."""
+    """Raises UserError if the folder does not exist or holds no predictions of some task."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the one with the predictions")
+        raise UserError(f"{folder}: no such folder; give the folder with the predictions")
     absent = [
         task.name for task in tasks if not (folder / task.name).is_dir() and not any(folder.rglob(f"{task.name}.npy"))
     ]
     if absent:
         there = [task.name for task in tasks if task.name not in absent]
-        other = f", or score the other tasks alone: --tasks={','.join(there)}" if there else ""
+        other = f", or score only the other tasks: --tasks={','.join(there)}" if there else ""
         raise UserError(f"{folder}: no predictions of {' and '.join(absent)}; save them as {absent[0]}/ID.npy{other}")
 
 
 def with_predictions(
     tasks: Sequence[Task], folder: pathlib.Path, batches: Iterable[Mapping[str, np.ndarray]]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches, with `prediction/TASK` (B, H, W, channels) float32 of the files: 0 in padding and without label.
+    """Adds the predictions in files to batches, as `prediction/TASK` (B, H, W, channels) float32, 0 in padding.
 
-    Where an image has no label of a task, no file is read. From the first fault on files are only checked.
+    No file is read for an image without a label of the task; its prediction is 0. After the first fault no batches are
+    yielded, and the remaining files are only checked.
 
     Raises:
-      UserError: files that are missing or cannot be used, the first 20 of them listed, after the last batch; or
-        probabilities that are all nearly 0.
+      UserError: after the last batch: missing or unusable files, of which the first 20 are listed; or probabilities
+        that are all nearly 0.
     """
     faults: list[str] = []
     files = 0
@@ -121,30 +122,30 @@ def with_predictions(
     if faults:
         hidden = len(faults) - MOST_FAULTS
         lines = faults[:MOST_FAULTS] + ([f"and {hidden} more"] if hidden > 0 else [])
-        raise UserError(f"{len(faults)} of {files} files are missing or cannot be used:\n  " + "\n  ".join(lines))
+        raise UserError(f"{len(faults)} of {files} files are missing or unusable:\n  " + "\n  ".join(lines))
     for task in tasks:
         if task.kind.faintest is not None and largest.get(task.name, np.inf) < task.kind.faintest:
             raise UserError(
-                f"{folder}: no probability of {task.name} is above 1 / 255: in a PNG of 8 bits white is 255; write "
+                f"{folder}: no probability of {task.name} is above 1 / 255; in an 8-bit PNG, 255 stands for 1: save "
                 "masks with 0 and 255, or as floating-point arrays"
             )
 
 
 def score(config: ConfigDict, folder: pathlib.Path, batches: Iterable[Mapping[str, np.ndarray]]) -> results.Evaluation:
-    """Scores the files in a folder, on one device.
+    """Scores the prediction files in a folder, on one device.
 
     Args:
-      config: the data set's config; the tasks are all of its `tasks`.
-      folder: with the files.
+      config: the data set's config; all of its `tasks` are scored.
+      folder: folder with the prediction files.
       batches: one pass over the evaluation set, in batches of any size.
 
     Raises:
-      UserError: see `check_folder` and `with_predictions`; or a task without a label in the whole set.
+      UserError: see `check_folder` and `with_predictions`; or a task without any label in the set.
     """
     tasks = from_config(config)
     check_folder(folder, tasks)
 
-    def as_given(variables: Any, gates: Any, batch: Mapping[str, Any]) -> tuple[dict[str, Any], None]:
+    def from_files(variables: Any, gates: Any, batch: Mapping[str, Any]) -> tuple[dict[str, Any], None]:
         return {task.name: batch[_PREFIX + task.name] for task in tasks}, None
 
     mesh = sharding.one_device_mesh()
@@ -152,7 +153,7 @@ def score(config: ConfigDict, folder: pathlib.Path, batches: Iterable[Mapping[st
     started = time.monotonic()
     with sharding.use(mesh):
         filled = with_predictions(tasks, folder, batches)
-        found = full_pass.run_forward(config, tasks, as_given, {}, totals, filled, mesh)
+        found = full_pass.run_forward(config, tasks, from_files, {}, totals, filled, mesh)
     seconds = time.monotonic() - started
     facts = results.facts(config, workdir=folder, which="", step=0, examples=found.examples, seconds=seconds)
     return results.Evaluation(

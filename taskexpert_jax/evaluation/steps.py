@@ -1,4 +1,4 @@
-"""Jitted steps of evaluation and prediction, and one pass over a set that keeps nothing but the metrics."""
+"""Jitted steps of evaluation and prediction, and a pass over a set that computes only the metrics."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,12 +17,12 @@ MetricStates = dict[str, clu_metrics.Metric]
 
 
 def empty_states(tasks: tuple[Task, ...]) -> MetricStates:
-    """Metric states of no data, one a task."""
+    """Metric states of no data, one per task."""
     return {task.name: task.metric.empty() for task in tasks}
 
 
 def merge_batch(tasks: tuple[Task, ...], states: MetricStates, predictions: Batch, batch: Batch) -> MetricStates:
-    """The metric states with one more batch; runs on the device."""
+    """Metric states updated with a batch; runs on the device."""
     return {
         task.name: states[task.name].merge(
             task.metric.from_model_output(prediction=predictions[task.name], label=batch[task.name], mask=batch["mask"])
@@ -34,7 +34,7 @@ def merge_batch(tasks: tuple[Task, ...], states: MetricStates, predictions: Batc
 def make_eval_step(
     tasks: tuple[Task, ...], infer: Inference, mesh: Mesh
 ) -> Callable[[Any, MetricStates, Batch], MetricStates]:
-    """(variables, states, batch) -> states, jitted; the states are donated."""
+    """Jitted step (variables, states, batch) -> states; the states are donated."""
 
     def step(variables: Any, states: MetricStates, batch: Batch) -> MetricStates:
         predictions = infer(variables, batch["image"], batch["window"])
@@ -46,7 +46,7 @@ def make_eval_step(
 def make_predict_step(
     tasks: tuple[Task, ...], infer: Inference, mesh: Mesh
 ) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-    """(variables, {image, window}) -> {task: values}, jitted; see `Task.values`."""
+    """Jitted step (variables, {image, window}) -> {task: values}; see `Task.values`."""
 
     def step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
         predictions = infer(variables, batch["image"], batch["window"])
@@ -62,7 +62,7 @@ def run(
     batches: Iterable[Batch],
     mesh: Mesh,
 ) -> results.Values:
-    """One pass over the batches with `make_eval_step`'s step: `task/metric` -> value."""
+    """One pass over the batches with a step of `make_eval_step`; returns `task/metric` -> value."""
     states = jax.device_put(empty_states(tasks), sharding.replicated(mesh))
     for batch in sharding.to_devices(batches, mesh):
         states = step(variables, states, batch)

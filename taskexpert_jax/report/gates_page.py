@@ -131,12 +131,12 @@ def image_section(
     """
     maps = [[[_map_uri(of[..., k]) for k in range(of.shape[-1])] for of in weights[:, t]] for t in range(len(tasks))]
     details = [_task_details(task, maps[t], gates, t, name) for t, task in enumerate(tasks)]
-    if MEMORY in gates.choices:
+    if MEMORY in gates.slots:
         details.insert(0, _memory_details(tasks, maps, gates, name))
     text = "Below: which choice weighs most, at each token. Under a map: the one that wins most pixels."
     shown = element("img", src=_photo_uri(picture), alt=f"the picture {name}", class_="picture")
-    intro = element("div", shown, element("div", element("p", text), _key(gates.choices)), class_="intro")
-    winners = _winners(tasks, predictions, weights, gates.choices, name)
+    intro = element("div", shown, element("div", element("p", text), _key(gates.slots)), class_="intro")
+    winners = _winners(tasks, predictions, weights, gates.slots, name)
     section = page.section(f"image-{number}", name, intro, winners, *details)
     section.set("style", f"--ratio: {picture.shape[1] / picture.shape[0]:.3f}")
     return section
@@ -200,10 +200,10 @@ def _task_details(task: Task, maps: Sequence[Sequence[str]], gates: GateSummary,
     rows = []
     for tap, of_tap in enumerate(maps):
         means = gates.weights[index, tap].tolist()
-        shown = zip(of_tap, gates.choices, means, strict=True)
+        shown = zip(of_tap, gates.slots, means, strict=True)
         cells = (_map_cell(uri, task, tap, choice, mean, name) for uri, choice, mean in shown)
         rows.append(element("tr", element("th", str(tap + 1), scope="row"), *cells))
-    table = _table(["tap", *gates.choices], [element("tbody", *rows)])
+    table = _table(["tap", *gates.slots], [element("tbody", *rows)])
     return _details(f"{sentence(task.title)}: every weight", table)
 
 

@@ -1,4 +1,4 @@
-"""Tasks: the records, and the kinds of value, losses and metrics that they name."""
+"""Task records, and the kinds of value, losses, metrics and drawings they use."""
 
 from taskexpert_jax.tasks.task import NAMES, Published, Task, best_task, build, from_config
 

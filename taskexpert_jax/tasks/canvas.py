@@ -13,21 +13,21 @@ Range = tuple[float, float]
 Colour = tuple[int, int, int]
 Cell = tuple[str, Image.Image]
 
-SMALLEST, LARGEST = 384, 800  # pixels of the longer side of a map on a sheet
-KEY_WIDTH = 320  # of the narrowest key: five numbers in metres stay apart
+SMALLEST, LARGEST = 384, 800  # range of the longer side of a map on a sheet, in pixels
+KEY_WIDTH = 320  # minimum width of a key in pixels; five depth labels fit without touching
 GAP = 12
 INK, PAPER = (30, 30, 30), (255, 255, 255)
 BACKGROUND = (48, 48, 56)
 INVALID = (0, 0, 0)
-INVALID_GREY = (40, 40, 110)  # where black is a value
+INVALID_GREY = (40, 40, 110)  # invalid pixels of grey maps, in which black is a value
 
 
 class Drawn(NamedTuple):
     """Values to be drawn.
 
     values: (H, W), or (H, W, channels) for vectors.
-    valid: (H, W) bool, the pixels that have a value.
-    limits: the numbers at the two ends of the colours.
+    valid: (H, W) bool, False for pixels without a value.
+    limits: values at the two ends of the colour map.
     """
 
     values: np.ndarray
@@ -36,26 +36,26 @@ class Drawn(NamedTuple):
 
 
 def montage(image: np.ndarray, panels: Sequence[tuple[str, Image.Image | np.ndarray]]) -> Image.Image:
-    """One sheet with the input picture first and the titled panels after it, about as many rows as columns.
+    """Sheet with the input image first and the titled panels after it, about as many rows as columns.
 
     Args:
       image: (H, W, 3) uint8.
-      panels: titles with a `picture` of a map as large as the image, or with (H, W, 3) uint8.
+      panels: title and panel: a map drawn by `drawing.picture`, or (H, W, 3) uint8 of the image's size.
     """
     cells = [("input", at_display_size(image))]
     for title, panel in panels:
         cells.append((title, panel if isinstance(panel, Image.Image) else at_display_size(panel)))
     squarest = math.ceil(math.sqrt(len(cells)))
-    columns = min((squarest, squarest + 1), key=lambda count: -len(cells) % count)  # the fewer empty places
+    columns = min((squarest, squarest + 1), key=lambda count: -len(cells) % count)  # fewest empty cells
     return sheet([cells[start : start + columns] for start in range(0, len(cells), columns)])
 
 
 @functools.cache
 def palette(count: int) -> np.ndarray:
-    """`count` colours for classes, (count, 3) uint8, none of them dark, each as far as possible from all before it.
+    """Colours for `count` classes, (count, 3) uint8, none of them dark, each as far as possible from those before it.
 
-    Always the same ones: a longer palette begins with the shorter. Distances are those of OKLab (Ottosson 2020), in
-    which equal steps look equal.
+    Deterministic; a longer palette begins with the shorter one. Distances are measured in the perceptually uniform
+    OKLab colour space (Ottosson 2020).
     """
     steps = np.linspace(0, 255, 18).round()
     candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -63,7 +63,7 @@ def palette(count: int) -> np.ndarray:
     chroma = np.hypot(lab[:, 1], lab[:, 2])
     bright = (lab[:, 0] > 0.45) & (lab[:, 0] < 0.92) & (chroma > 0.04) & (chroma < 0.18)
     candidates, lab = candidates[bright], lab[bright]
-    # The first colour is the one farthest from what is drawn already: background, invalid pixels and paper.
+    # Class colours keep their distance from the fixed colours too: background, invalid pixels and paper.
     taken = _oklab(np.array([BACKGROUND, INVALID, PAPER], np.float64))
     distance = np.linalg.norm(lab[:, None] - taken, axis=-1).min(axis=1)
     chosen = []
@@ -84,7 +84,7 @@ def _oklab(rgb: np.ndarray) -> np.ndarray:
 
 
 def grey(values: np.ndarray, limits: Range) -> np.ndarray:
-    """Values as (..., 3) uint8, black to white over the limits: (H, W, 3) as red, green and blue, others as greys."""
+    """Values as (..., 3) uint8, black to white over the limits; (H, W, 3) becomes RGB, other shapes grey."""
     low, high = limits
     share = np.clip((values.astype(np.float32) - low) / (high - low), 0, 1)
     bright = np.round(share * 255).astype(np.uint8)
@@ -92,7 +92,7 @@ def grey(values: np.ndarray, limits: Range) -> np.ndarray:
 
 
 def at_display_size(rgb: np.ndarray, *, smooth: bool = True) -> Image.Image:
-    """The picture with its longer side between SMALLEST and LARGEST; small ones grow by a whole factor, pixels kept."""
+    """The image with its longer side between SMALLEST and LARGEST pixels; upscaling is by a whole factor, nearest."""
     image = Image.fromarray(rgb)
     longer = max(image.size)
     if longer < SMALLEST:
@@ -106,15 +106,15 @@ def at_display_size(rgb: np.ndarray, *, smooth: bool = True) -> Image.Image:
 
 @functools.cache
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """A font that comes with matplotlib: a bare machine has none."""
-    import matplotlib  # slow to import, and only needed where something is drawn
+    """Font shipped with matplotlib, because a minimal system has no fonts."""
+    import matplotlib  # imported lazily: slow, and only drawing needs it
 
     folder = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return ImageFont.truetype(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"), size)
 
 
 def legend(entries: Sequence[tuple[str, Colour]], width: int) -> Image.Image:
-    """Swatches with their names, in rows no wider than `width`."""
+    """Colour swatches with their names, in rows of at most `width` pixels."""
     font, box, line = _font(14), 14, 22
     places, x, y = [], 0, 0
     for name, _ in entries:
@@ -132,7 +132,7 @@ def legend(entries: Sequence[tuple[str, Colour]], width: int) -> Image.Image:
 
 
 def beside(image: Image.Image, lines: Sequence[str], width: int) -> Image.Image:
-    """The image with lines of text to its right, on paper that is `width` wide."""
+    """The image with lines of text to its right, `width` pixels wide in total."""
     paper = Image.new("RGB", (width, image.height), PAPER)
     paper.paste(image, (0, 0))
     draw = ImageDraw.Draw(paper)
@@ -142,7 +142,7 @@ def beside(image: Image.Image, lines: Sequence[str], width: int) -> Image.Image:
 
 
 def bar(colours: np.ndarray, labels: Sequence[str], width: int) -> Image.Image:
-    """A horizontal bar of the 256 colours with labels evenly spread below it, the outer ones at its ends."""
+    """Horizontal colour bar of 256 colours, with evenly spaced labels below it from end to end."""
     height, last = 12, len(labels) - 1
     bar = Image.new("RGB", (width, height + 22), PAPER)
     bar.paste(Image.fromarray(colours[None]).resize((width, height), Image.Resampling.BILINEAR), (0, 0))
@@ -156,7 +156,7 @@ def bar(colours: np.ndarray, labels: Sequence[str], width: int) -> Image.Image:
 
 
 def sheet(rows: Sequence[Sequence[Cell | None]]) -> Image.Image:
-    """Titled pictures in rows and columns, each at the top left of its place."""
+    """Titled images in rows and columns, each aligned to the top left of its cell."""
     font, title_height = _font(16, bold=True), 24
     count = max(len(row) for row in rows)
     widths, heights = [0] * count, [0] * len(rows)

@@ -1,18 +1,18 @@
-"""The best constant prediction of a task: what a model must beat before its numbers mean anything.
+"""Best constant prediction of a task: the baseline that a trained model must beat.
 
 Each function takes the valid labels of a sample, (n, label_channels) float64, and returns the (channels,) prediction
-that scores best when every pixel gets it. `evaluate` scores it with the task's own metric.
+that scores best when every pixel gets it. `evaluation.best_constant` scores it with the task's own metric.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-_LOGIT = 20.0  # far enough from 0 for a softmax or sigmoid of 1 in float32
+_LOGIT = 20.0  # large enough for a softmax or sigmoid of 1 in float32
 
 
 def majority_class(count: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Logits of the most frequent class: of all constant predictions, the one with the best mean IoU."""
+    """Logits of the most frequent class, the constant prediction with the best mean IoU."""
 
     def fit(labels: np.ndarray) -> np.ndarray:
         frequency = np.bincount(labels[:, 0].astype(np.int64), minlength=count)
@@ -22,15 +22,15 @@ def majority_class(count: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def mean_value(labels: np.ndarray) -> np.ndarray:
-    """The mean: minimises the root mean squared error."""
+    """Mean, which minimises the RMSE."""
     return labels.mean(axis=0)
 
 
 def best_direction(labels: np.ndarray) -> np.ndarray:
-    """The unit vector with the smallest mean angle to the labels, of about 1000 spread over the sphere."""
+    """Unit vector with the smallest mean angle to the labels, among 1000 candidates spread over the sphere."""
     count = 1000
     height = 1 - 2 * (np.arange(count) + 0.5) / count
-    turn = np.pi * (3 - np.sqrt(5)) * np.arange(count)  # golden angle: an even spread (Fibonacci sphere)
+    turn = np.pi * (3 - np.sqrt(5)) * np.arange(count)  # golden angle: Fibonacci sphere
     radius = np.sqrt(1 - height**2)
     candidates = np.stack([radius * np.cos(turn), radius * np.sin(turn), height], axis=-1)
     sample = labels[:: max(1, len(labels) // 20_000)]
@@ -40,7 +40,7 @@ def best_direction(labels: np.ndarray) -> np.ndarray:
 
 
 def best_edge_logit(pos_weight: float) -> Callable[[np.ndarray], np.ndarray]:
-    """The logit that minimises the boundary loss, in which positives weigh p and negatives 1 - p."""
+    """Logit that minimises the boundary loss, in which positives weigh p = `pos_weight` and negatives 1 - p."""
 
     def fit(labels: np.ndarray) -> np.ndarray:
         positive = float(np.clip(labels.mean(), 1e-6, 1 - 1e-6))
@@ -50,6 +50,6 @@ def best_edge_logit(pos_weight: float) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def always_foreground(labels: np.ndarray) -> np.ndarray:
-    """Logits of foreground everywhere: recall 1, precision the share of the foreground."""
+    """Logits of foreground at every pixel: recall is 1, precision the share of the foreground."""
     del labels
     return np.array([0.0, _LOGIT])

@@ -1,6 +1,6 @@
-"""Predictions and labels as colour images with their keys.
+"""Predictions and labels as colour images with a legend or colour bar (key).
 
-The kind of a task's values (`Task.kind`) chooses the colours and the key. Invalid pixels (ignored labels, NaN, Inf) are
+The kind of a task's values (`Task.kind`) defines the colours and the key. Invalid pixels (ignored labels, NaN, Inf) are
 black, or dark blue where black is a value.
 """
 
@@ -16,26 +16,26 @@ from taskexpert_jax.tasks.task import Task
 def colour(
     task: Task, values: np.ndarray, *, valid: np.ndarray | None = None, limits: Range | None = None
 ) -> np.ndarray:
-    """The values' colours as (H, W, 3) uint8, one a pixel.
+    """Colours of the values, (H, W, 3) uint8.
 
     Args:
-      task: the record.
-      values: what `task.values` or `task.label_values` gives: (H, W), or (H, W, channels) for vectors.
-      valid: (H, W) bool; None: the pixels without the task's ignore value.
-      limits: the numbers that get the first and the last colour; values beyond get the same. None: from the values.
+      task: task record.
+      values: in the form of `task.values` or `task.label_values`: (H, W), or (H, W, channels) for vectors.
+      valid: (H, W) bool, False for pixels drawn as invalid; NaN, Inf and the task's ignore value are always invalid.
+      limits: values at the two ends of the colour map, to which others are clipped. None: computed from the values.
     """
     return _colour(task, _drawn(task, values, valid, limits))
 
 
 def limits_of(task: Task, values: np.ndarray) -> Range:
-    """The numbers that get the first and the last colour if nothing else is asked for: to draw other values alike."""
+    """Default limits of the colour map for these values, e.g. to draw a prediction on the scale of its label."""
     return _drawn(task, values, None, None).limits
 
 
 def picture(
     task: Task, values: np.ndarray, *, valid: np.ndarray | None = None, limits: Range | None = None
 ) -> Image.Image:
-    """`colour` at a size to look at, with its key underneath; arguments as there."""
+    """`colour` at display size, with its key underneath; same arguments."""
     drawn = _drawn(task, values, valid, limits)
     shown = at_display_size(_colour(task, drawn), smooth=task.kind.smooth)
     key = task.kind.key(drawn, max(shown.width, KEY_WIDTH))
@@ -51,19 +51,19 @@ def comparison(
     predictions: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray],
 ) -> Image.Image:
-    """One sheet with a column per task: the prediction above the label, in the same colours. The input comes first.
+    """Sheet with the input first and a column per task: the prediction above the label, in the same colours.
 
     Args:
       image: (H, W, 3) uint8.
-      tasks: the records, in the order of the columns.
-      predictions: name -> `task.values` of the image's pixels.
-      labels: name -> `task.label_values`; a task without a label gets an empty place.
+      tasks: task records, in the order of the columns.
+      predictions: task name -> `task.values` of the image's pixels.
+      labels: task name -> `task.label_values`; a task without a label gets an empty cell.
     """
     above: list[Cell | None] = [("input", at_display_size(image))]
     below: list[Cell | None] = [None]
     for task in tasks:
         label = labels.get(task.name)
-        # Both maps on the label's range: colours then compare, and a prediction that is off shows.
+        # Both maps on the label's range, so that colours are comparable and a biased prediction is visible.
         limits = None if label is None else limits_of(task, label)
         above.append((f"{task.title}: prediction", picture(task, predictions[task.name], limits=limits)))
         below.append(None if label is None else (f"{task.title}: label", picture(task, label, limits=limits)))

@@ -1,10 +1,10 @@
 """Training losses of the dense tasks: means over the valid pixels of the batch, in float32.
 
 Every loss is called as `loss(prediction, label, mask)`:
-    prediction  (B, H, W, c) raw model output; logits for the tasks with classes
+    prediction  (B, H, W, c) raw model output; logits for classification tasks
     label       (B, H, W, c_label) of any dtype, with its ignore value where there is no ground truth
-    mask        (B,), 0 for padding examples, whose pixels count as ignored; None when every example counts
-and returns a float32 scalar. Without any valid pixel the loss is 0, and so is its gradient.
+    mask        (B,), 0 for padding examples, whose pixels are ignored; None when there are none
+and returns a float32 scalar. Without any valid pixel the loss and its gradient are 0.
 
 Definitions: those shared by ATRC, InvPT, TaskPrompter and MLoRE ("the family").
 """
@@ -18,10 +18,10 @@ import jax.numpy as jnp
 
 Loss = Callable[..., Array]  # (prediction, label, mask=None) -> float32 scalar
 
-IGNORE = 255  # of classes, masks and normals
+IGNORE = 255  # ignore value of classes, masks and normals
 DEPTH_IGNORE = -1
-VECTOR_IGNORE = -65504.0  # of vectors of any length: the least float16
-SHORTEST_VECTOR = 1e-12  # shorter vectors have no direction
+VECTOR_IGNORE = -65504.0  # ignore value of vectors of any length: the lowest finite float16
+SHORTEST_VECTOR = 1e-12  # shorter vectors are treated as zero
 
 
 def cross_entropy(prediction: Array, label: Array, mask: Array | None = None) -> Array:
@@ -34,10 +34,10 @@ def cross_entropy(prediction: Array, label: Array, mask: Array | None = None) ->
 
 
 def balanced_cross_entropy(prediction: Array, label: Array, mask: Array | None = None) -> Array:
-    """Two-class cross entropy in which each class weighs as much as the other one is frequent in this batch.
+    """Class-balanced two-class cross entropy: each class is weighted by the batch frequency of the other.
 
     With q = valid negatives / valid pixels, positives weigh q and negatives 1 - q; the weighted sum is divided by the
-    number of valid pixels. So a batch with one class only has loss 0.
+    number of valid pixels. A batch with a single class therefore has loss 0.
     prediction (B, H, W, 2) logits, label (B, H, W, 1) 0 or 1, 255 = ignored.
     """
     valid = valid_pixels(label, mask)
@@ -50,9 +50,9 @@ def balanced_cross_entropy(prediction: Array, label: Array, mask: Array | None =
 
 @functools.cache
 def edge_cross_entropy(pos_weight: float) -> Loss:
-    """The boundary loss for a weight of the positives, 0.95 in the family; the same function for the same weight.
+    """Boundary loss for a weight of the positives (0.95 in the family): the mean of `edge_cross_entropy_map`.
 
-    It is the mean of `edge_cross_entropy_map` over the valid pixels.
+    Cached: equal weights give the same function.
     prediction (B, H, W, 1) logit, label (B, H, W, 1) 0 or 1, 255 = ignored.
     """
 
@@ -63,10 +63,10 @@ def edge_cross_entropy(pos_weight: float) -> Loss:
 
 
 def edge_cross_entropy_map(prediction: Array, label: Array, pos_weight: float) -> Array:
-    """Binary cross entropy of each pixel, (B, H, W): positives weigh p = `pos_weight`, negatives 1 - p.
+    """Weighted binary cross entropy of each pixel, (B, H, W): positives weigh p = `pos_weight`, negatives 1 - p.
 
-    The family writes it with f = 1 / (1 - p): positives weigh p * f, negatives 1, and the mean is divided by f.
-    The value of an ignored pixel has no meaning.
+    The family's equivalent form, with f = 1 / (1 - p): positives weigh p * f, negatives 1, the mean is divided by f.
+    Values at ignored pixels are undefined.
     """
     positive = label[..., 0] == 1
     logit = prediction[..., 0].astype(jnp.float32)
@@ -75,7 +75,7 @@ def edge_cross_entropy_map(prediction: Array, label: Array, pos_weight: float) -
 
 
 def normals_l1(prediction: Array, label: Array, mask: Array | None = None) -> Array:
-    """L1 between the prediction scaled to unit length and the label, summed over the components.
+    """L1 distance between the normalised prediction and the label, summed over the components.
 
     prediction (B, H, W, 3), label (B, H, W, 3) unit vectors; a pixel with any component 255 is ignored.
     """
@@ -84,27 +84,27 @@ def normals_l1(prediction: Array, label: Array, mask: Array | None = None) -> Ar
 
 
 def depth_l1(prediction: Array, label: Array, mask: Array | None = None) -> Array:
-    """Mean absolute error; prediction and label (B, H, W, 1) in metres, -1 = ignored. A label 0 counts."""
+    """Mean absolute error; prediction and label (B, H, W, 1) in metres, -1 = ignored. A label of 0 is valid."""
     difference = prediction[..., 0].astype(jnp.float32) - label[..., 0].astype(jnp.float32)
     return _mean(jnp.abs(difference), valid_pixels(label, mask, DEPTH_IGNORE))
 
 
 def valid_pixels(label: Array, mask: Array | None, ignore: float = IGNORE) -> Array:
-    """(B, H, W) bool: no component of the label is `ignore`, and the example is not padding."""
+    """Valid pixels, (B, H, W) bool: no component of the label is `ignore`, and the example is not padding."""
     valid = jnp.all(label != ignore, axis=-1)
     return valid if mask is None else valid & (mask > 0)[:, None, None]
 
 
 def unit_length(vectors: Array) -> Array:
-    """Vectors (..., c) scaled to length 1; those shorter than 1e-12 become 0, and so does their gradient."""
+    """Vectors (..., c) scaled to length 1; those shorter than 1e-12 become 0, with gradient 0."""
     squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
     has_direction = squares > SHORTEST_VECTOR**2
-    # The inner `where` keeps the infinite slope of the square root at 0 out of the gradient, where it would become nan.
+    # The inner `where` keeps the infinite derivative of the square root at 0 from making the gradient NaN.
     return jnp.where(has_direction, vectors / jnp.sqrt(jnp.where(has_direction, squares, 1.0)), 0.0)
 
 
 def _number(pixels: Array) -> Array:
-    # Counted in integers: adding ones, float32 stops at 2^24, the pixels of 64 images of 512x512.
+    # Counted in integers: float32 cannot count beyond 2^24, the pixels of 64 images of 512x512.
     return jnp.sum(pixels, dtype=jnp.uint32).astype(jnp.float32)
 
 
@@ -114,16 +114,16 @@ def _mean(values: Array, valid: Array) -> Array:
 
 @jax.custom_vjp
 def _cross_entropy_map(logits: Array, classes: Array) -> Array:
-    """Cross entropy of each pixel, (B, H, W); that of a class outside 0..c-1 (ignored) is finite and has no meaning.
+    """Cross entropy of each pixel, (B, H, W); finite but undefined for a class outside 0..c-1 (ignored).
 
-    The gradient is written out: softmax minus one-hot label is one elementwise pass and keeps nothing of the size of
-    the logits. The derived one scatters into a map of that size, which takes three times as long on CPU.
+    The gradient, softmax minus one-hot label, is written by hand: one elementwise pass that saves no array of the size
+    of the logits. The derived one scatters into a map of that size, which takes three times as long on CPUs.
     """
     return _cross_entropy_forward(logits, classes)[0]
 
 
 def _cross_entropy_forward(logits: Array, classes: Array) -> tuple[Array, tuple[Array, ...]]:
-    # Relative to the largest logit, so that neither the loss nor softmax - 1 of a sure pixel drowns in rounding.
+    # Relative to the largest logit, so that the loss and softmax - 1 of a confident pixel keep their digits.
     largest = jnp.max(logits, axis=-1)  # (B, H, W)
     normaliser = jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1))
     own = jax.lax.platform_dependent(logits, classes, tpu=_own_by_sum, default=_own_by_gather)
@@ -140,12 +140,12 @@ _cross_entropy_map.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _own_by_gather(logits: Array, classes: Array) -> Array:
-    """The logit of each pixel's class, (B, H, W); of any class where the class does not exist."""
+    """Logit of each pixel's class, (B, H, W); that of some other class where the label is ignored."""
     return jnp.take_along_axis(logits, classes[..., None], axis=-1, mode="clip")[..., 0]
 
 
 def _own_by_sum(logits: Array, classes: Array) -> Array:
-    """The same without a gather, which TPUs are slow at: a masked sum, fused with that of the exponentials."""
+    """`_own_by_gather` for TPUs, on which gathers are slow: a masked sum, fused with that of the exponentials."""
     return jnp.sum(jnp.where(_is_class(classes, logits), logits, 0.0), axis=-1)
 
 

@@ -1,8 +1,8 @@
-"""Everything the program knows about a task, in one record a task.
+"""Task records: everything task-specific, one record per task.
 
-The pipeline, the losses, the metrics, the pictures and the constant baselines all read these records; no other file
-names a task. To add a task, add a builder to `_BUILDERS` (see docs/add_a_task.md). What all tasks of a kind of value
-share, such as the reading of files and the colours, is in `kinds`.
+The pipeline, losses, metrics, drawings and constant baselines read these records; no other file names a task. To add a
+task, add a builder to `_BUILDERS` (see docs/add_a_task.md). Code shared by all tasks with the same kind of value, such
+as reading files and drawing, is in `kinds`.
 
 Conventions: labels are (..., H, W, label_channels), predictions (..., H, W, channels); see docs/conventions.md.
 """
@@ -26,7 +26,7 @@ HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper l
 
 
 class Published(NamedTuple):
-    """The number that papers give for a task: its name among the results, its title with a unit, its direction."""
+    """Metric that papers report for a task: its name in the results, its title with the unit, its direction."""
 
     metric: str
     title: str
@@ -34,7 +34,7 @@ class Published(NamedTuple):
 
     @property
     def arrow(self) -> str:
-        """Towards what is better."""
+        """Arrow in the direction of better values."""
         return "↑" if self.higher_is_better else "↓"
 
 
@@ -43,24 +43,25 @@ class Task:
     """One dense prediction task.
 
     Attributes:
-      name: the key in batches, outputs and configs.
-      title: the name in tables and pictures.
-      kind: of its values: how they are predicted, stored, drawn and counted.
+      name: key in batches, outputs and configs.
+      title: name in tables and images.
+      kind: kind of its values: how they are predicted, stored, drawn and counted.
       loss: (prediction, label, mask) -> float32 scalar, a mean over the valid pixels of the batch.
-      loss_weight: the factor of the loss in the total.
-      metric: a clu Metric class, exact under any split of the data into batches.
-      main_metric: the published number among the metric's results, and main_metric_title: for people, with its unit.
-      higher_is_better: the direction of `main_metric`.
-      best_constant: (n, label_channels) float64 valid labels -> (channels,) the prediction that, given to every pixel,
-        scores best on them.
-      ignore_if_empty: an image whose label has nothing but background is ignored as a whole.
-      flip_signs: 1 or -1 for each of the label's channels, its factor when the image is mirrored; empty: it only moves.
-        The prediction then has the same channels.
+      loss_weight: weight of the loss in the total.
+      metric: clu Metric class, exact under any split of the data into batches.
+      main_metric: name of the published metric among the metric's results.
+      main_metric_title: its title for readers, with the unit.
+      higher_is_better: direction of `main_metric`.
+      best_constant: valid labels (n, label_channels) float64 -> the constant prediction (channels,) that scores best
+        on them.
+      ignore_if_empty: an image whose label is only background is ignored as a whole.
+      flip_signs: 1 or -1 per label channel, its factor when the image is mirrored; empty: values do not change. If
+        given, the prediction has the same channels as the label.
       decides_crop: random crops are redrawn until they show a variety of this label's classes.
       scale_exponent: a label value v becomes v * s**scale_exponent when the image is scaled by s.
-      boundary_benchmark: the values are boundary probabilities that a full evaluation scores by odsF.
+      boundary_benchmark: the values are boundary probabilities, which a full evaluation scores by odsF.
 
-    What follows from the kind can be read here too: `channels`, `values`, ...; see `Kind`.
+    Attributes of the kind are available here too: `channels`, `values`, ...; see `Kind`.
     """
 
     name: str
@@ -96,12 +97,12 @@ class Task:
 
     @property
     def ignore(self) -> float:
-        """The label value of a pixel that counts nowhere."""
+        """Label value of an ignored pixel."""
         return self.kind.ignore
 
     @property
     def missing(self) -> float:
-        """The label value of a pixel that has none, before invalid pixels are marked."""
+        """Label value of a pixel without ground truth, before invalid pixels are marked."""
         return self.kind.missing
 
     @property
@@ -111,17 +112,17 @@ class Task:
 
     @property
     def values(self) -> Callable[[jax.Array], jax.Array]:
-        """(..., H, W, channels) float32 predictions -> what a user wants to see; see `Kind.values`."""
+        """Predictions (..., H, W, channels) float32 -> values in the form shown to users; see `Kind.values`."""
         return self.kind.values
 
     @property
     def to_mean(self) -> Callable[[jax.Array], jax.Array]:
-        """Predictions -> the numbers in which several of a pixel are averaged."""
+        """Predictions -> the form in which several predictions of a pixel are averaged; see `Kind.to_mean`."""
         return self.kind.to_mean
 
     @property
     def from_mean(self) -> Callable[[jax.Array], jax.Array]:
-        """Such a mean -> the prediction that stands for it."""
+        """Mean in the form of `to_mean` -> the corresponding prediction."""
         return self.kind.from_mean
 
     def label_values(self, label: np.ndarray) -> np.ndarray:
@@ -129,43 +130,43 @@ class Task:
         return self.kind.label_values(label)
 
     def published(self, results: Container[str]) -> Published:
-        """The published number among results `task/metric`: odsF after the boundary benchmark, else `main_metric`."""
+        """Published metric among results `task/metric`: odsF if the boundary benchmark was run, else `main_metric`."""
         if self.boundary_benchmark and f"{self.name}/odsF" in results:
             return Published("odsF", "odsF (%)", higher_is_better=True)
         return Published(self.main_metric, self.main_metric_title, self.higher_is_better)
 
     @property
     def benchmark_label(self) -> str:
-        """The name of the label that the boundary benchmark takes, where a data set has one besides the task's own."""
+        """Batch key of a separate label for the boundary benchmark, which some data sets have."""
         return f"{self.name}_benchmark"
 
     def flip(self, label: np.ndarray) -> np.ndarray:
-        """The label's values when the image is mirrored; the caller moves the pixels. Before marking invalid ones."""
+        """Label values after mirroring the image; the caller mirrors the pixels. Call before marking invalid pixels."""
         if not self.flip_signs:
             return label
         flipped = label.copy()
         for channel in np.flatnonzero(np.asarray(self.flip_signs) < 0):
-            # Changing the sign of one channel: products of float16 take forty times as long.
+            # Negated in place: a float16 multiplication takes forty times as long.
             np.negative(flipped[..., channel], out=flipped[..., channel])
         return flipped
 
     def rescale(self, label: np.ndarray, scale: np.float32) -> np.ndarray:
-        """The label's values when the image is scaled by `scale`; the caller resizes. Before marking invalid ones."""
+        """Label values after scaling the image by `scale`; the caller resizes. Call before marking invalid pixels."""
         if not self.scale_exponent:
             return label
         return (label * scale**self.scale_exponent).astype(label.dtype, copy=False)
 
     def undo_flip(self, prediction: jax.Array) -> jax.Array:
-        """Of the prediction for a mirrored image, the values for the image; the caller moves the pixels back."""
+        """Prediction for a mirrored image -> values for the original image; the caller mirrors the pixels back."""
         return prediction * jnp.asarray(self.flip_signs, prediction.dtype) if self.flip_signs else prediction
 
     def undo_rescale(self, prediction: jax.Array, scale: float) -> jax.Array:
-        """Of the prediction for an image scaled by `scale`, the values for the image; the caller resizes it back."""
+        """Prediction for an image scaled by `scale` -> values for the original image; the caller resizes it back."""
         return prediction * scale**-self.scale_exponent if self.scale_exponent else prediction
 
 
 class _Given(NamedTuple):
-    """What a config settles about a task: its loss weight, and facts of the data set and of the boundary loss."""
+    """Config values that builders take: the task's loss weight, the data set's classes, the boundary loss weight."""
 
     loss_weight: float
     semseg_classes: tuple[str, ...]
@@ -177,7 +178,7 @@ def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: f
     if not 2 <= count <= 255:
         raise UserError(
             f"task {name}: {count} class names; labels are uint8 with 255 ignored, so give 2 to 255 "
-            "(semantic segmentation's are config.dataset.semseg_classes)"
+            "(for semantic segmentation: config.dataset.semseg_classes)"
         )
     return Task(
         name=name,
@@ -241,7 +242,7 @@ def _edge(given: _Given) -> Task:
         kind=kinds.probability(logits=1),
         loss=losses.edge_cross_entropy(given.edge_pos_weight),
         loss_weight=given.loss_weight,
-        # odsF takes seconds an image: `--mode=evaluate` adds it, and a training run goes by the set's edge loss.
+        # odsF takes seconds per image, so only `--mode=evaluate` computes it; training selects by the edge loss.
         metric=metrics.edge_loss(given.edge_pos_weight),
         main_metric="loss_plain",
         main_metric_title="loss",
@@ -286,13 +287,13 @@ def build(
     semseg_classes: Sequence[str] = (),
     edge_pos_weight: float = 0.95,
 ) -> tuple[Task, ...]:
-    """The records of the named tasks, in the given order.
+    """Records of the named tasks, in the given order.
 
     Args:
-      names: task names, each once.
-      loss_weights: the weight of each named task's loss in the total.
-      semseg_classes: class names of semantic segmentation (a fact of the data set).
-      edge_pos_weight: the share p of the positive pixels in the boundary loss.
+      names: task names, without repetition.
+      loss_weights: task name -> weight of its loss in the total.
+      semseg_classes: class names of semantic segmentation in the data set.
+      edge_pos_weight: weight p of the positive pixels in the boundary loss; negatives weigh 1 - p.
 
     Raises:
       UserError: an unknown or repeated name, no name at all, or a missing loss weight.
@@ -312,7 +313,7 @@ def build(
 
 
 def from_config(config: ConfigDict) -> tuple[Task, ...]:
-    """The tasks of a config: its `tasks`, `loss_weights`, `edge_pos_weight` and `dataset.semseg_classes`."""
+    """Records of a config's tasks, from `tasks`, `loss_weights`, `edge_pos_weight`, `dataset.semseg_classes`."""
     return build(
         config.tasks,
         loss_weights=config.loss_weights,
@@ -322,14 +323,14 @@ def from_config(config: ConfigDict) -> tuple[Task, ...]:
 
 
 def best_task(tasks: Sequence[Task], name: str) -> Task:
-    """The task by whose main metric the best checkpoint is chosen.
+    """Task whose main metric selects the best checkpoint.
 
     Args:
-      tasks: those of a run.
-      name: its `config.checkpoint.best_task`.
+      tasks: tasks of the run.
+      name: the run's `config.checkpoint.best_task`.
 
     Raises:
-      UserError: it is not among `tasks`.
+      UserError: no task has this name.
     """
     for task in tasks:
         if task.name == name:

@@ -1,4 +1,4 @@
-"""Scores of the best constant predictions, from a sample of the labels."""
+"""Scores of the best constant predictions on a sample of the labels."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ TASKS = tasks.build(NAMES, loss_weights=dict.fromkeys(NAMES, 1.0), semseg_classe
 
 
 def batch(seed=0, size=(20, 30)):
-    """Four examples, the last one padding, with invalid pixels."""
+    """Batch of four examples with some invalid pixels; the last example is padding."""
     random = np.random.default_rng(seed)
     labels = {
         "semseg": random.choice(np.array([0, 1, 2, 255], np.uint8), (4, *size, 1), p=[0.5, 0.2, 0.2, 0.1]),
@@ -25,7 +25,7 @@ def batch(seed=0, size=(20, 30)):
 
 
 def test_small_images_are_scored_whole(monkeypatch):
-    monkeypatch.setattr(best_constant, "_SIDE", 16)  # so that there are several pictures, the last one not full
+    monkeypatch.setattr(best_constant, "_SIDE", 16)  # several images, the last one incomplete
     sample, batches = LabelSample(TASKS), [batch(0), batch(1)]
     for of in batches:
         sample.add(of)

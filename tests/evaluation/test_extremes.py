@@ -1,4 +1,4 @@
-"""The best and the worst examples of a set, found while it goes by."""
+"""Best and worst examples of a set, selected in one pass."""
 
 import base64
 import io
@@ -21,12 +21,12 @@ ALL = {
 
 
 def ranked(scores, *, higher_is_better=True, positions=None):
-    """What is kept of examples with these scores, and the positions that were drawn."""
+    """`Extremes` after examples with these scores, and the positions that were drawn."""
     kept, drawn = Extremes(Published("score", "score", higher_is_better)), []
 
     def draw(position):
         drawn.append(position)
-        return (f"picture {position}",)
+        return (f"image {position}",)
 
     for position in range(len(scores)) if positions is None else positions:
         kept.offer(scores[position], position, f"id {position}", lambda position=position: draw(position))
@@ -46,9 +46,9 @@ def test_the_four_at_each_end_are_kept_in_order(higher_is_better):
     worst = ascending[:4] if higher_is_better else ascending[::-1][:4]
     assert positions_of(kept.best) == best and positions_of(kept.worst) == worst
     for entry in (*kept.best, *kept.worst):
-        assert (entry.example_id, entry.pictures) == (f"id {entry.position}", (f"picture {entry.position}",))
+        assert (entry.example_id, entry.pictures) == (f"id {entry.position}", (f"image {entry.position}",))
         assert entry.score == scores[entry.position]
-    assert len(drawn) == len(set(drawn)) < 60  # of 200: only what was among them when it came
+    assert len(drawn) == len(set(drawn)) < 60  # of 200: only those that were kept at first are drawn
 
 
 def test_ties_go_to_the_earlier_example_in_whatever_order_they_come():
@@ -88,12 +88,12 @@ def test_pictures_are_small_and_keep_the_colours_of_classes():
     assert kind == "data:image/jpeg" and pixels.shape == (171, 256, 3)
     kind, pixels = decoded(truth)
     assert kind == "data:image/png" and pixels.shape == (171, 256, 3)
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) == 3  # two classes and black: none mixed at the border
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) == 3  # two classes and black, without mixed colours at borders
     assert len(np.unique(decoded(prediction)[1].reshape(-1, 3), axis=0)) == 1
 
 
 def test_depths_are_drawn_over_the_range_of_the_label():
-    """A prediction of twice the depth must not look like the label."""
+    """A prediction of twice the depth must differ from the label's image."""
     label = np.linspace(1, 3, 64 * 64, dtype=np.float32).reshape(64, 64, 1)
     image = np.zeros((64, 64, 3), np.uint8)
     _, same, truth = extremes.pictures(ALL["depth"], image, label[..., 0], label)

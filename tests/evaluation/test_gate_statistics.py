@@ -1,4 +1,4 @@
-"""Means of gate weights over the pixels of pictures."""
+"""Gate statistics: mean weights and entropy over the pixels of images."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics
 from taskexpert_jax.models.decoders import taskexpert
 
-S, T, B, GRID, CHOICES, PATCH = 2, 3, 4, (2, 3), 6, 8
+S, T, B, GRID, SLOTS, PATCH = 2, 3, 4, (2, 3), 6, 8
 SIZE = (GRID[0] * PATCH, GRID[1] * PATCH)
 NAMES = ("1", "2", "3", "4", "5", "memory")
 ALL = np.ones(B, np.float32)
@@ -26,14 +26,14 @@ def summary(gates, window=FULL, mask=ALL):
 
 
 def drawn(top_k=0, seed=0):
-    logits = np.random.default_rng(seed).normal(0, 2, (S, T, B, GRID[0] * GRID[1], CHOICES))
+    logits = np.random.default_rng(seed).normal(0, 2, (S, T, B, GRID[0] * GRID[1], SLOTS))
     return np.asarray(taskexpert.gate_weights(jnp.asarray(logits), top_k))
 
 
 def test_equal_weights_have_entropy_one():
-    found = summary(np.full((S, T, B, 6, CHOICES), 1 / CHOICES, np.float32))
-    assert found.weights.shape == (T, S, CHOICES) and found.entropy.shape == (T, S)
-    np.testing.assert_allclose(found.weights, 1 / CHOICES, rtol=1e-6)
+    found = summary(np.full((S, T, B, 6, SLOTS), 1 / SLOTS, np.float32))
+    assert found.weights.shape == (T, S, SLOTS) and found.entropy.shape == (T, S)
+    np.testing.assert_allclose(found.weights, 1 / SLOTS, rtol=1e-6)
     np.testing.assert_allclose(found.entropy, 1, rtol=1e-6)
 
 
@@ -42,18 +42,18 @@ def test_one_choice_a_token_has_entropy_zero_and_its_weights_are_frequencies():
     found = summary(gates)
     np.testing.assert_allclose(found.entropy, 0, atol=1e-7)
     chosen = gates.argmax(axis=-1)  # (S, T, B, N)
-    frequencies = np.stack([(chosen == k).mean(axis=(2, 3)) for k in range(CHOICES)], axis=-1)
+    frequencies = np.stack([(chosen == k).mean(axis=(2, 3)) for k in range(SLOTS)], axis=-1)
     np.testing.assert_allclose(found.weights, frequencies.swapaxes(0, 1), rtol=1e-6)
 
 
 def test_two_equal_choices_of_six_have_the_entropy_of_a_coin():
-    gates = np.zeros((S, T, B, 6, CHOICES), np.float32)
+    gates = np.zeros((S, T, B, 6, SLOTS), np.float32)
     gates[..., :2] = 0.5
     np.testing.assert_allclose(summary(gates).entropy, np.log(2) / np.log(6), rtol=1e-6)
 
 
 def test_a_token_counts_by_its_pixels_inside_of_the_picture_and_padding_examples_do_not():
-    """Of 16x24 pixels the picture has rows 4 to 13 and columns 0 to 9: tokens 0, 1, 3, 4 have 32, 8, 48 and 12."""
+    """The image covers rows 4..13, columns 0..9 of a 16x24 frame: tokens 0, 1, 3, 4 have 32, 8, 48 and 12 pixels."""
     gates = drawn()
     window = np.tile(np.array([4, 0, 10, 10], np.int32), (B, 1))
     found = summary(gates, window, np.array([1, 0, 1, 0], np.float32))
@@ -67,7 +67,7 @@ def test_a_token_counts_by_its_pixels_inside_of_the_picture_and_padding_examples
 def test_batches_merge_into_the_set():
     both = np.concatenate([drawn(seed=1), drawn(seed=2)], axis=2)
     states = [
-        GateStatistics.from_gates(jnp.asarray(part), FULL, np.ones(B), SIZE, PATCH)
+        GateStatistics.from_gates(jnp.asarray(part), jnp.asarray(FULL), jnp.ones(B), SIZE, PATCH)
         for part in np.split(both, 2, axis=2)
     ]
     merged = states[0].merge(states[1]).summary(NAMES)

@@ -1,4 +1,4 @@
-"""Predictions averaged over mirrored and resized images and sliding windows."""
+"""Inference averaged over flips, scales and sliding windows."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import from_config
 
-SIZE = (32, 48)  # of the tiny model
+SIZE = (32, 48)  # image size of the tiny model
 
 
 def config_with(**fields):
@@ -30,7 +30,7 @@ BY_NAME = {task.name: task for task in TASKS}
 
 @pytest.fixture(scope="module")
 def model():
-    """(the tiny model of all six tasks, its variables, with random numbers where they begin as 0)."""
+    """The tiny model of all six tasks and its variables, perturbed so that none is exactly 0."""
     config = config_with()
     built = taskexpert.from_config(config, TASKS)
     variables = sharding.unbox(
@@ -42,7 +42,7 @@ def model():
 
 
 class PixelByPixel:
-    """A stand-in for the model: every pixel's prediction is a linear map of its own colour, and `bias`."""
+    """Stand-in for the model: each pixel's prediction is a linear map of its colour plus `bias`."""
 
     def __init__(self, tasks=TASKS, bias=0.0):
         random = np.random.default_rng(1)
@@ -55,8 +55,8 @@ class PixelByPixel:
         return {name: jnp.einsum("bhwc,cd->bhwd", image, of) + self.bias for name, of in self.maps.items()}
 
 
-def pictures(*windows, frame=SIZE, seed=0):
-    """Random frames, filled outside of their windows too, and the windows."""
+def frames(*windows, frame=SIZE, seed=0):
+    """Random frames, whose padding is random too, and the windows of their images."""
     random = np.random.default_rng(seed)
     return random.integers(0, 256, (len(windows), *frame, 3), np.uint8), np.array(windows, np.int32)
 
@@ -67,14 +67,14 @@ def infer(model, variables, config, image, window):
 
 
 def inside(maps, window):
-    """The pixels of each picture."""
+    """Crops of the images from their frames."""
     return [
         of[top : top + height, left : left + width] for of, (top, left, height, width) in zip(maps, window, strict=True)
     ]
 
 
 def assert_same_inside(ours, theirs, window, **tolerance):
-    """Predictions that have the same values, by what is averaged: logits may differ by a constant."""
+    """Asserts equal predictions in the form of `to_mean`, because logits may differ by a constant."""
     for task in TASKS:
         pairs = zip(inside(ours[task.name], window), inside(theirs[task.name], window), strict=True)
         for own, other in pairs:
@@ -83,7 +83,7 @@ def assert_same_inside(ours, theirs, window, **tolerance):
 
 @pytest.mark.parametrize("scales", [(1.0,), (1,)])
 def test_without_views_it_is_the_models_own_prediction_bit_for_bit(model, scales):
-    image, window = pictures((0, 0, 32, 48), (3, 5, 20, 31))
+    image, window = frames((0, 0, 32, 48), (3, 5, 20, 31))
     built, variables = model
     ours = infer(built, variables, config_with(scales=scales), image, window)
     theirs = jax.jit(lambda v, *of: built.apply(v, inputs.normalise(*of, IMAGENET), train=False))(
@@ -94,7 +94,7 @@ def test_without_views_it_is_the_models_own_prediction_bit_for_bit(model, scales
 
 
 def test_with_flip_a_mirrored_image_has_the_mirrored_prediction(model):
-    image, window = pictures((0, 0, 32, 48), (3, 5, 20, 31))
+    image, window = frames((0, 0, 32, 48), (3, 5, 20, 31))
     mirrored = window.copy()
     mirrored[:, 1] = SIZE[1] - window[:, 1] - window[:, 3]
     config = config_with(flip=True)
@@ -105,17 +105,17 @@ def test_with_flip_a_mirrored_image_has_the_mirrored_prediction(model):
     for task in TASKS:
         turned_back, as_it_is = task.undo_flip(turned[task.name][:, :, ::-1]), straight[task.name]
         if task.name == "normals":
-            # Of two vectors that nearly cancel, the mean's direction is as uncertain as rounding is beside its length.
+            # Where two vectors nearly cancel, the direction of the mean has a rounding error of about 1 / its length.
             both = task.to_mean(plain[task.name]) + task.to_mean(task.undo_flip(mirror[task.name][:, :, ::-1]))
             length = np.linalg.norm(both, axis=-1, keepdims=True)
-            assert length.min() < 0.1  # there are such
+            assert length.min() < 0.1  # such vectors occur
             turned_back, as_it_is = turned_back * length, as_it_is * length
         np.testing.assert_allclose(turned_back, as_it_is, rtol=1e-5, atol=1e-6, err_msg=task.name)
         assert np.abs(task.to_mean(straight[task.name]) - task.to_mean(plain[task.name])).max() > 1e-3, task.name
 
 
 class ByColumn:
-    """A stand-in whose prediction depends on the column alone, so that the mirror image has the mirrored column's."""
+    """Stand-in whose prediction depends only on the column: with flip, pixels average both columns' predictions."""
 
     def __init__(self, task, columns):
         self.tasks = (task,)
@@ -127,9 +127,9 @@ class ByColumn:
 
 
 def flipped_twice(name, left, right):
-    """The value of the left and the right half, of a model that says `left` and `right` of any image."""
+    """Means at the left and right border with flip, for a model that predicts `left` and `right` in any image."""
     columns = [left] * (SIZE[1] // 2) + [right] * (SIZE[1] // 2)
-    image, window = pictures((0, 0, *SIZE))
+    image, window = frames((0, 0, *SIZE))
     found = infer(ByColumn(BY_NAME[name], columns), None, config_with(flip=True), image, window)[name]
     return np.asarray(BY_NAME[name].to_mean(found))[0, 0, [0, -1]]
 
@@ -147,7 +147,7 @@ def test_probabilities_are_averaged_not_logits():
 
 def test_metres_are_averaged_and_normals_as_unit_vectors_with_x_turned_back():
     np.testing.assert_allclose(flipped_twice("depth", [1.0], [4.0]), [[2.5], [2.5]])
-    # Of any length; seen in the mirror, the right one points to the left.
+    # Predictions have any length; in the mirror image, the right one points to the left.
     found = flipped_twice("normals", [0.0, 0.0, 5.0], [0.1, 0.0, 0.0])
     np.testing.assert_allclose(found, [[-(0.5**0.5), 0, 0.5**0.5], [0.5**0.5, 0, 0.5**0.5]], atol=1e-6)
 
@@ -166,7 +166,7 @@ def test_the_mean_of_equal_predictions_is_that_prediction(task):
 
 
 def test_one_metre_in_an_image_enlarged_by_two_is_two():
-    image, window = pictures((0, 0, *SIZE))
+    image, window = frames((0, 0, *SIZE))
     for scale in (2.0, 0.5):
         config = config_with(scales=(scale,))
         depth = infer(ByColumn(BY_NAME["depth"], np.full((1, 1), 1.0)), None, config, image, window)["depth"]
@@ -174,7 +174,7 @@ def test_one_metre_in_an_image_enlarged_by_two_is_two():
 
 
 def test_scales_are_averaged():
-    image, window = pictures((0, 0, *SIZE))
+    image, window = frames((0, 0, *SIZE))
     config = config_with(scales=(0.5, 1.0, 2.0))
     depth = infer(ByColumn(BY_NAME["depth"], np.full((1, 1), 1.0)), None, config, image, window)["depth"]
     np.testing.assert_allclose(depth, 3.5 / 3, rtol=1e-6)
@@ -188,11 +188,11 @@ def test_the_model_sees_multiples_of_the_patch_size_and_the_window_at_their_scal
             seen.append(image.shape[1:3])
             return super().apply(variables, image, train=train)
 
-    image, window = pictures((0, 0, *SIZE))
+    image, window = frames((0, 0, *SIZE))
     infer(Watching(), None, config_with(scales=(0.6, 1.3)), image, window)
-    assert set(seen) == {(16, 32), (40, 64)}  # of 19.2 x 28.8 and 41.6 x 62.4, with patches of 8
+    assert set(seen) == {(16, 32), (40, 64)}  # 19.2 x 28.8 and 41.6 x 62.4, rounded to patches of 8
     assert inference.resized((32, 48), 0.01, 8) == (8, 8)
-    # Rows 8..27 of 32 are 4..13.5 of 16: of the pixels whose centres are at halves those with 4.5 to 12.5 and 13.5.
+    # Rows [8, 27) of 32 become [4, 13.5) of 16, which contains the pixel centres 4.5 to 12.5.
     found = inference.resized_window(jnp.array([[8, 6, 19, 36]]), (32, 48), (16, 16))
     np.testing.assert_array_equal(found, [[4, 2, 9, 12]])
 
@@ -207,18 +207,19 @@ VIEWS = {
 
 @pytest.mark.parametrize(("fields", "frame"), VIEWS.values(), ids=VIEWS)
 def test_a_picture_of_one_colour_keeps_its_value_up_to_the_border(fields, frame):
-    """The padding, bright here, has no part in it, however the frame is mirrored, resized and cut."""
+    """Bright padding has no influence in any combination of flips, scales and windows."""
     window = np.array([(3, 5, 20, 31), (0, 0, *frame), (frame[0] - 21, 0, 21, 5)], np.int32)
     image = np.full((3, *frame, 3), 255, np.uint8)
     for of, (top, left, height, width) in zip(image, window, strict=True):
         of[top : top + height, left : left + width] = (200, 30, 90)
     ours = infer(PixelByPixel(), None, config_with(**fields), image, window)
-    colour = inputs.normalise(np.full((3, *frame, 3), (200, 30, 90), np.uint8), window, IMAGENET)
+    uniform = jnp.full((3, *frame, 3), jnp.array((200, 30, 90), jnp.uint8))
+    colour = inputs.normalise(uniform, jnp.asarray(window), IMAGENET)
     theirs = PixelByPixel().apply(None, colour, train=False)
     assert all(np.isfinite(of).all() for of in ours.values())
     for task in TASKS:
         if task.flip_signs or task.scale_exponent:
-            continue  # the stand-in does not know about them
+            continue  # the stand-in does not adapt its prediction to flips or scales
         for own, other in zip(inside(ours[task.name], window), inside(theirs[task.name], window), strict=True):
             np.testing.assert_allclose(task.to_mean(own), task.to_mean(other), rtol=1e-4, err_msg=task.name)
 
@@ -226,15 +227,15 @@ def test_a_picture_of_one_colour_keeps_its_value_up_to_the_border(fields, frame)
 @pytest.mark.parametrize("overlap", [0.0, 1 / 3, 0.9])
 def test_windows_of_a_map_that_looks_at_single_pixels_equal_the_whole(overlap):
     frame = (50, 90)
-    image, window = pictures((0, 0, *frame), (1, 2, 40, 50), (20, 20, 10, 70), (9, 21, 32, 48), frame=frame)
+    image, window = frames((0, 0, *frame), (1, 2, 40, 50), (20, 20, 10, 70), (9, 21, 32, 48), frame=frame)
     model = PixelByPixel(bias=0.3)
     ours = infer(model, None, config_with(image_size=frame, overlap=overlap), image, window)
-    whole = model.apply(None, inputs.normalise(image, window, IMAGENET), train=False)
+    whole = model.apply(None, inputs.normalise(jnp.asarray(image), jnp.asarray(window), IMAGENET), train=False)
     assert_same_inside(ours, whole, window, rtol=1e-4, atol=1e-6)
 
 
 def test_a_picture_that_fits_is_seen_as_it_would_be_without_windows(model):
-    """In frames of any parity, whatever surrounds it there."""
+    """In frames of even and odd size, with any amount of padding."""
     for height, width, frame in ((32, 48, (50, 91)), (21, 30, (65, 90))):
         picture = np.random.default_rng(4).integers(0, 256, (height, width, 3), np.uint8)
         found = {}
@@ -250,7 +251,7 @@ def test_a_picture_that_fits_is_seen_as_it_would_be_without_windows(model):
 
 
 def test_windows_change_what_the_model_says_of_a_larger_picture(model):
-    image, window = pictures((0, 0, 48, 64), frame=(48, 64))
+    image, window = frames((0, 0, 48, 64), frame=(48, 64))
     whole = infer(*model, config_with(), image, window)
     parts = infer(*model, config_with(image_size=(48, 64)), image, window)
     more = infer(*model, config_with(image_size=(48, 64), overlap=0.8), image, window)
@@ -283,9 +284,9 @@ def test_a_window_of_the_frames_size_is_one_forward_pass():
 
 @pytest.mark.multidevice
 def test_windows_of_a_batch_on_eight_devices_are_those_on_one():
-    """And no device sends pictures or maps to another."""
+    """Equal predictions, and devices exchange neither images nor maps."""
     frame = (40, 64)
-    image, window = pictures(*((i % 3, i, 30, 50 + i) for i in range(8)), frame=frame)
+    image, window = frames(*((i % 3, i, 30, 50 + i) for i in range(8)), frame=frame)
     config = config_with(image_size=frame, flip=True, scales=(1.0, 1.5))
     single = infer(PixelByPixel(), None, config, image, window)
     mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "tensor": 1}, {})
@@ -303,5 +304,5 @@ def test_evaluation_reads_frames_of_its_own_size():
     config = config_with(image_size=(40, 64))
     batch = next(iter(pipeline.eval_batches(config, TASKS, batch_size=2)))
     assert batch["image"].shape == (2, 40, 64, 3) and batch["depth"].shape == (2, 40, 64, 1)
-    np.testing.assert_array_equal(batch["window"], [(0, 0, 40, 64)] * 2)  # scenes are rendered as large as asked for
+    np.testing.assert_array_equal(batch["window"], [(0, 0, 40, 64)] * 2)  # scenes are rendered at the requested size
     assert next(iter(pipeline.train_batches(config, TASKS)))["image"].shape[1:3] == SIZE

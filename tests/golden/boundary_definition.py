@@ -1,6 +1,6 @@
-"""The boundary benchmark (odsF) in NumPy and SciPy, step by step as its protocol reads, nothing of the package.
+"""Reference implementation of the boundary benchmark (odsF) in NumPy and SciPy, independent of the package.
 
-Slow and short: every threshold by itself, thinning by scikit-image, the pairs by SciPy's maximum flow. Source: the
+Short and slow: one threshold at a time, thinning by scikit-image, matching by SciPy's maximum flow. Source: the
 MATLAB evaluation of J. Pont-Tuset (SEISM) with P. Dollar's edge code and the matching of the Berkeley benchmark.
 """
 
@@ -13,7 +13,10 @@ F32 = np.float32
 
 
 def image_counts(prediction: np.ndarray, label: np.ndarray, max_dist: float) -> np.ndarray:
-    """Pairs, true pixels and predicted pixels, (3, 101). prediction (H, W) uint8, label (H, W) integers, of regions."""
+    """Numbers of pairs, true pixels and predicted pixels, (3, 101).
+
+    prediction: (H, W) uint8. label: (H, W) integer region ids.
+    """
     strength = candidates(prediction)
     truth = morphology.thin(boundaries(label))
     distance = max_dist * np.hypot(*label.shape)
@@ -25,7 +28,7 @@ def image_counts(prediction: np.ndarray, label: np.ndarray, max_dist: float) -> 
 
 
 def candidates(prediction: np.ndarray) -> np.ndarray:
-    """Non-maximum suppression and the fading border, float32 in the original's order of operations."""
+    """Non-maximum suppression and fading at the border, float32 in the original's order of operations."""
     strength = prediction.astype(F32) / F32(255)
     smooth = _triangle(_triangle(strength.T, F32(1) / F32(625)).T, F32(1))
     dy, dx = np.gradient(smooth)
@@ -49,7 +52,7 @@ def candidates(prediction: np.ndarray) -> np.ndarray:
 
 
 def _triangle(image: np.ndarray, scale: np.float32) -> np.ndarray:
-    """[1 2 3 4 5 4 3 2 1] down the first axis by running sums, mirrored at the ends; more than 9 rows."""
+    """Filter [1 2 3 4 5 4 3 2 1] along the first axis (over 9 rows) by running sums, with mirrored borders."""
     mirrored = np.concatenate([image[5::-1], image, image[:-6:-1]])  # row i of the image is row i + 6
     slope = total = image[0]
     for i in range(1, 5):
@@ -78,7 +81,7 @@ def _bilinear(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def boundaries(label: np.ndarray) -> np.ndarray:
-    """Pixels whose label differs from the one to the right, below, or right below."""
+    """Pixels whose label differs from the one to the right, below, or below right."""
     padded = np.pad(label, ((0, 1), (0, 1)), mode="edge")
     result = (padded[:-1, 1:] != label) | (padded[1:, :-1] != label)
     result[:-1, :-1] |= label[1:, 1:] != label[:-1, :-1]
@@ -86,7 +89,7 @@ def boundaries(label: np.ndarray) -> np.ndarray:
 
 
 def pairs(predicted: np.ndarray, truth: np.ndarray, distance: float) -> int:
-    """The most one-to-one pairs of pixels at most `distance` apart: the maximum flow through arcs of capacity 1."""
+    """Size of a maximum matching of pixels at most `distance` apart, as the maximum flow with unit capacities."""
     ours, theirs = np.argwhere(predicted), np.argwhere(truth)
     near = ((ours[:, None] - theirs) ** 2).sum(axis=-1) <= distance**2
     begin, end = np.nonzero(near)
@@ -98,7 +101,7 @@ def pairs(predicted: np.ndarray, truth: np.ndarray, distance: float) -> int:
 
 
 def scores(counts: np.ndarray) -> dict[str, float]:
-    """odsF, its threshold, oisF and AP of `image_counts` of several images, (images, 3, 101); F and AP in percent."""
+    """odsF, oisF and AP in percent, and odsF's threshold, from counts of several images, (images, 3, 101)."""
     precision, recall, f = _curve(*counts.sum(axis=0))
     best = [counts[i, :, _curve(*image)[2].argmax()] for i, image in enumerate(counts)]
     reached, first = np.unique(recall, return_index=True)
@@ -112,7 +115,7 @@ def scores(counts: np.ndarray) -> dict[str, float]:
 
 
 def _curve(matched: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision, recall and F; without true pixels 0, 1, 0 and without predicted ones 1, 0, 0."""
+    """Precision, recall and F; (0, 1, 0) without true pixels and (1, 0, 0) without predicted pixels."""
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(predicted == 0, 1, np.where(true == 0, 0, matched / predicted))
         recall = np.where(predicted == 0, 0, np.where(true == 0, 1, matched / true))

@@ -1,14 +1,14 @@
-"""Losses with their gradients, and metrics, in plain NumPy float64: one formula each, nothing of the package.
+"""Reference definitions of losses, their gradients, and metrics in NumPy float64, independent of the package.
 
 All take the prediction (B, H, W, c) and the label (B, H, W, c_label) of whole images. `task` is semseg (c classes;
-human parts are no different), sal, normals, edge or depth. Source: the definitions that ATRC, InvPT, TaskPrompter and
-MLoRE share.
+human parts are defined in the same way), sal, normals, edge or depth. Source: the definitions shared by ATRC, InvPT,
+TaskPrompter and MLoRE.
 """
 
 import numpy as np
 from scipy.special import expit, log_expit, log_softmax
 
-EDGE_WEIGHT = 0.95  # of the positives
+EDGE_WEIGHT = 0.95  # weight of the positives
 
 
 def ignore_value(task: str) -> int:
@@ -16,7 +16,7 @@ def ignore_value(task: str) -> int:
 
 
 def loss(task: str, prediction: np.ndarray, label: np.ndarray) -> tuple[float, np.ndarray]:
-    """The mean over the valid pixels and its gradient with respect to the prediction; 0 and 0 without a valid pixel."""
+    """Mean loss over the valid pixels, and its gradient with respect to the prediction; both 0 without valid pixels."""
     valid = (label != ignore_value(task)).all(axis=-1)
     gradient = np.zeros(prediction.shape)
     if not valid.any():
@@ -41,7 +41,7 @@ def _balanced_cross_entropy(p: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _edge_loss(p: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The family scales positives by w / (1 - w) and the mean by 1 - w."""
+    """The family's form: positives are scaled by w / (1 - w), the mean by 1 - w."""
     factor = 1 / (1 - EDGE_WEIGHT)
     weight = np.where(g == 1, EDGE_WEIGHT * factor, 1) / factor
     return -weight * np.where(g == 1, log_expit(p), log_expit(-p)), weight * (expit(p) - (g == 1))
@@ -69,7 +69,7 @@ _LOSSES = {
 
 
 def metrics(task: str, prediction: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """Every value of the task's metric, its pixels pooled over the images."""
+    """All values of the task's metric, with pixels pooled over the images."""
     valid = (label != ignore_value(task)).all(axis=-1)
     if task == "depth":
         valid &= ((label > 0) & (label < 80))[..., 0]

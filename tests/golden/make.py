@@ -1,18 +1,18 @@
-"""Golden values of our own: losses, gradients, metrics and the boundary benchmark, on inputs of our own.
+"""Generates the golden values: losses, gradients, metrics and the boundary benchmark on synthetic inputs.
 
     python -m tests.golden.make
 
-writes the files next to it, from `definitions.py` and `boundary_definition.py`, which are independent of the package.
-They agree with the field's published code: losses and gradients of six batches and the metrics over them, of the tasks
-of NYUD and PASCAL-Context, to 5e-7 (float32's rounding); the boundary benchmark's numbers of pixels for 17 images and
-84 small hand-made cases exactly. Its pairs are a maximum matching's, of which that code misses a few at random.
+writes the files to its own folder, from `definitions.py` and `boundary_definition.py`, which are independent of the
+package. Both agree with the published code: losses, gradients and metrics of six batches with the tasks of NYUD and
+PASCAL-Context to 5e-7 (float32 rounding), the boundary benchmark's numbers of pixels on 17 images and 84 small
+hand-made cases exactly. Pairs are those of a maximum matching, of which the published code misses a few at random.
 
 Files:
-  losses_metrics.json  inputs: a checksum by task. losses: task -> the loss of each case. metrics: task -> its values
-                       over all cases.
-  gradients.npz        task -> the gradient of each case with respect to the prediction, (cases, B, H, W, c) float32
+  losses_metrics.json  inputs: task -> checksum. losses: task -> loss of each case. metrics: task -> values over all
+                       cases.
+  gradients.npz        task -> gradient of each case with respect to the prediction, (cases, B, H, W, c) float32
   boundary/            NAME_label.png, NAME_prediction.png: 8-bit inputs; counts.npz: NAME -> (3, 101) pairs, true and
-                       predicted pixels at each threshold; scores.json: of all of them together
+                       predicted pixels at each threshold; scores.json: scores of all images together
 """
 
 import json
@@ -30,13 +30,13 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 CASES = ("plain", "an image without labels", "no positive pixel")
 CHANNELS = {"semseg": 21, "sal": 2, "edge": 1, "normals": 3, "depth": 1}
 SIZE = (2, 6, 8)  # B, H, W
-MAX_DIST = 0.02  # of the diagonal: 2.4 pixels
+MAX_DIST = 0.02  # fraction of the diagonal: 2.4 pixels
 
 
 def inputs(task: str) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions (cases, B, H, W, c) float32 and labels (cases, B, H, W, c_label) float32 of all `CASES`.
+    """Predictions (cases, B, H, W, c) and labels (cases, B, H, W, c_label) of all `CASES`, float32.
 
-    The predictions have something to do with the labels, of which a fifth is ignored.
+    A fifth of each label is ignored, and predictions are correlated with the labels.
     """
     rng = np.random.default_rng(list(CHANNELS).index(task))
     channels, pixels = CHANNELS[task], (len(CASES), *SIZE)
@@ -62,21 +62,21 @@ def inputs(task: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def checksum(task: str) -> int:
-    """Differs where this NumPy draws other numbers than that which made the values."""
+    """Checksum of the inputs, to detect a NumPy version whose random numbers differ from those of the golden values."""
     return zlib.crc32(b"".join(np.ascontiguousarray(part).tobytes() for part in inputs(task)))
 
 
 def boundary_inputs() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Name -> (prediction, label), uint8 (72, 96): classes of rendered scenes, and shapes, found with some error."""
+    """Name -> (imperfect prediction, label), uint8 (72, 96): classes of rendered scenes, shapes, and an empty label."""
     labels = {f"scene{i}": scenes.render(i, height=72, width=96)["semseg"][..., 0] for i in range(3)}
     y, x = np.mgrid[:72, :96]
     labels["shapes"] = ((x - 30) ** 2 + (y - 36) ** 2 < 400).astype(np.uint8) + 2 * (x > y + 20) + 4 * (x % 40 == 0)
     labels["empty"] = np.zeros((72, 96), np.uint8)
-    return {name: (_found(label, seed), label.astype(np.uint8)) for seed, (name, label) in enumerate(labels.items())}
+    return {name: (_noisy(label, seed), label.astype(np.uint8)) for seed, (name, label) in enumerate(labels.items())}
 
 
-def _found(label: np.ndarray, seed: int) -> np.ndarray:
-    """A soft prediction of the label's boundaries: displaced, blurred, with gaps and false lines."""
+def _noisy(label: np.ndarray, seed: int) -> np.ndarray:
+    """Soft prediction of the label's boundaries: displaced, blurred, with gaps and false lines."""
     rng = np.random.default_rng(seed)
     truth = boundary_definition.boundaries(label)
     shifted = np.roll(truth, (seed + 1, -seed), axis=(0, 1))
@@ -84,7 +84,7 @@ def _found(label: np.ndarray, seed: int) -> np.ndarray:
     lines = ndimage.gaussian_filter(np.where(gaps, shifted, 0.3 * truth).astype(float), 1.0)
     false = ndimage.gaussian_filter(rng.random(label.shape), 1.5)
     strength = 0.8 * lines / max(lines.max(), 0.1) + 6 * np.maximum(false - 0.56, 0)
-    return np.clip(255 * strength, 0, 255).astype(np.uint8) // 4 * 4  # ties, and files half as large
+    return np.clip(255 * strength, 0, 255).astype(np.uint8) // 4 * 4  # creates ties and halves the size of the files
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""The boundary benchmark of Berkeley (BSDS500): several annotators, and no suppression of the prediction.
+"""Berkeley's boundary benchmark (BSDS500): several annotators, no non-maximum suppression of the prediction.
 
-Source: `evaluation_bdry_image` and `collect_eval_bdry` of its MATLAB code. The matching is the same as in the field's
-multi-task benchmarks, so its published counts are a check of ours.
+Source: `evaluation_bdry_image` and `collect_eval_bdry` of its MATLAB code. The matching is that of the multi-task
+benchmarks, so its published counts are an independent check of `taskexpert_jax`'s matching.
 """
 
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ from taskexpert_jax.tasks.metrics.boundary.counts import level_counts
 from taskexpert_jax.tasks.metrics.boundary.matching import Matcher, shortest_pairs
 from taskexpert_jax.tasks.metrics.boundary.scores import BoundaryCounts, curve, f_measure
 
-MAX_DIST = 0.0075  # of the diagonal
+MAX_DIST = 0.0075  # fraction of the diagonal
 
 
 def thresholds(count: int = 99) -> np.ndarray:
-    """The benchmark's thresholds, evenly spaced in (0, 1); (count,)."""
+    """Evenly spaced thresholds in (0, 1), (count,)."""
     return np.linspace(1 / (count + 1), 1 - 1 / (count + 1), count)
 
 
 def berkeley_counts(
     prediction: np.ndarray, annotations: Sequence[np.ndarray], cuts: np.ndarray, *, matcher: Matcher = shortest_pairs
 ) -> BoundaryCounts:
-    """The counts of one image, (1, K).
+    """Counts of one image, (1, K).
 
-    prediction: (H, W) uint8, thin or not; a pixel passes a threshold that it equals.
-    annotations: the boundaries of each annotator, (H, W), not 0 on the boundary; they are not thinned.
-    cuts: (K,), the thresholds, ascending.
+    prediction: (H, W) uint8, thin or not; a pixel equal to a threshold passes it.
+    annotations: boundary map of each annotator, (H, W), non-zero on the boundary; they are not thinned.
+    cuts: (K,) thresholds, ascending.
     """
     levels = np.searchsorted(cuts, prediction / 255, side="right")
     distance = MAX_DIST * float(np.hypot(*prediction.shape))
@@ -35,9 +35,9 @@ def berkeley_counts(
 
 
 def interpolated_odsf(counts: BoundaryCounts, cuts: np.ndarray) -> tuple[float, float]:
-    """The best F of the pooled set, in [0, 1], and its threshold; `cuts`: (K,) the thresholds of the counts.
+    """Best F of the pooled set, in [0, 1], and its threshold; `cuts`: (K,) thresholds of the counts.
 
-    Between two thresholds precision and recall are taken linear, and F is tried at 100 points.
+    Precision and recall are interpolated linearly between thresholds, and F is evaluated at 100 points per interval.
     """
     precision, recall, _ = curve(counts)
     count = precision.size

@@ -1,6 +1,6 @@
-"""The boundary benchmark on cases worked out by hand, against other libraries, and what must hold for any picture.
+"""Boundary benchmark: cases worked out by hand, golden/, other libraries, and properties of arbitrary images.
 
-The original's own numbers are in test_boundary_golden.py; those of golden/ are here.
+The original's own numbers are in test_boundary_golden.py.
 """
 
 import json
@@ -24,7 +24,7 @@ from tests.golden import make
 
 
 def line(column: int, *, rows: slice = slice(8, 22), value: int = 200) -> np.ndarray:
-    """A 30x40 picture, whose diagonal is 50 pixels, with an upright line of 14 pixels."""
+    """A 30x40 image, whose diagonal is 50 pixels, with a vertical line of 14 pixels."""
     image = np.zeros((30, 40), np.uint8)
     image[rows, column] = value
     return image
@@ -38,23 +38,23 @@ def at_half(counts: BoundaryCounts) -> tuple[int, int, int, int]:
 class TestByHand:
     @pytest.mark.parametrize(("columns", "pairs"), [(3, 14), (4, 14), (5, 0), (-4, 14), (-5, 0)])
     def test_distance_is_inclusive(self, columns: int, pairs: int):
-        """0.08 of the diagonal are 4 pixels."""
+        """0.08 of the diagonal is 4 pixels."""
         counts = boundary.image_counts(line(20 + columns), line(20), 0.08, kind="lines")
         assert at_half(counts) == (pairs, 14, pairs, 14)
 
     def test_distance_between_pixels(self):
-        """A line that is shifted along itself: each pixel reaches up to three further on, so the ends stay alone."""
+        """A line shifted along itself by 6 pixels: pairs reach up to 3 pixels beyond the overlap."""
         counts = boundary.image_counts(line(20, rows=slice(14, 28)), line(20), 0.079, kind="lines")
         assert at_half(counts)[0] == 14 - 6 + 3
 
     def test_one_to_one(self):
-        """Two predicted lines beside one true line: only one of them is right."""
+        """Two predicted lines next to one true line: only one of them is matched."""
         counts = boundary.image_counts(line(17) + line(23), line(20), 0.08, kind="lines")
         assert at_half(counts) == (14, 14, 14, 28)
         assert boundary.odsf(counts) == pytest.approx(2 * 14 / (14 + 28))
 
     def test_pairs_give_way(self):
-        """Both predicted pixels want the true one between them; the nearer one must take the further true one."""
+        """Both predicted pixels are nearest to the same true pixel; one must be matched with the farther one."""
         maps = ThinMaps(np.array([2, 4]), np.array([0, 2]))
         truth = np.zeros((2, 9), bool)
         truth[0, [3, 6]] = True
@@ -63,14 +63,14 @@ class TestByHand:
             assert matcher(maps, truth, 1.5).sum() == 1
 
     def test_annotators(self):
-        """A predicted pixel is right if any annotator has it; what each of them drew is added up."""
+        """A predicted pixel is correct if any annotator has it; true pixels are summed over the annotators."""
         levels = ((line(10) + line(30)) > 0).astype(int)
         truths = [line(11) > 0, line(31) > 0, line(12) > 0]
         counts = boundary.level_counts(levels, 1, truths, 2.0)
         assert counts.table().ravel().tolist() == [42, 42, 28, 28]
 
     def test_a_line_read_as_regions_moves(self):
-        """A line of one pixel goes one to the upper left; three pixels become two lines."""
+        """A one-pixel line moves one pixel to the upper left; a line of three pixels becomes two lines."""
         label = line(20, rows=slice(None))
         assert np.flatnonzero(boundary.true_boundary(label)[15]).tolist() == [19]
         assert np.flatnonzero(boundary.true_boundary(label, "lines")[15]).tolist() == [20]
@@ -153,12 +153,12 @@ def golden_counts(golden: dict[str, np.ndarray]) -> BoundaryCounts:
         with Image.open(make.FOLDER / "boundary" / f"{name}.png") as opened:
             return np.array(opened)
 
-    pairs = [(image(f"{name}_prediction"), image(f"{name}_label")) for name in golden]
-    return BoundaryCounts.join([boundary.image_counts(*pair, make.MAX_DIST) for pair in pairs])
+    examples = [(name, image(f"{name}_prediction"), image(f"{name}_label")) for name in golden]
+    return BoundaryCounts.join(boundary.image_counts(*maps, make.MAX_DIST) for _, *maps in examples)
 
 
 class TestGolden:
-    """Against an independent implementation, on rendered scenes, shapes and an empty label; see golden/make.py."""
+    """Equality with an independent implementation on rendered scenes, shapes and an empty label; see golden/make.py."""
 
     def test_counts(self, golden_counts: BoundaryCounts, golden: dict[str, np.ndarray]):
         for i, (name, expected) in enumerate(golden.items()):
@@ -196,7 +196,7 @@ class TestProperties:
     @pytest.mark.parametrize("distance", [0.5, 1.0, 2.3, 5.0])
     @pytest.mark.parametrize("shares", [(0.1, 0.1), (0.3, 0.05), (0.03, 0.4)])
     def test_matchings_are_optimal(self, distance: float, shares: tuple[float, float]):
-        """Against SciPy's dense assignment: as many pairs, and of the pixels with a partner the cheapest choice."""
+        """SciPy's dense assignment gives the same number of pairs and the same total distance."""
         rng = np.random.default_rng(3)
         for _ in range(5):
             predicted, truth = (rng.random((20, 25)) < share for share in shares)
@@ -217,7 +217,7 @@ class TestProperties:
             assert most_pairs_outlier_graph(maps, truth, distance).sum() <= pairs
 
     def test_maps_in_turn_are_matched_as_each_for_itself(self):
-        """Pixels come and go from map to map, as thinning has it; how many can be matched depends on no other map."""
+        """The number of matched pixels of a map does not depend on the other maps, which share only some pixels."""
         rng = np.random.default_rng(4)
         truth = rng.random((40, 50)) < 0.1
         lists = [np.flatnonzero(rng.random(truth.size) < share) for share in (0.02, 0.1, 0.05, 0, 0.2)]
@@ -228,7 +228,7 @@ class TestProperties:
             assert together[start:stop].sum() == alone.sum()
 
     def test_a_coarse_prediction_has_the_counts_of_each_threshold(self):
-        """Thresholds between the same two values share a map; each must still have that map's counts."""
+        """Thresholds between the same two values share a map, and each gets that map's counts."""
         prediction = line(10, value=60) + line(16, value=200)
         counts = boundary.image_counts(prediction, line(16), 0.05, kind="lines")
         above = [sum(value / 255 > threshold for value in (60, 200)) for threshold in boundary.THRESHOLDS]
@@ -251,7 +251,7 @@ class TestScores:
         np.testing.assert_allclose(recall, [6 / 14, 11 / 14])
         np.testing.assert_allclose(f, [12 / 23, 22 / 35])
         assert boundary.odsf(self.counts) == pytest.approx(22 / 35)
-        # Both thresholds give the first image F = 2 / 3: it takes the first; the second image its second, F = 0.4.
+        # Both thresholds give the first image F = 2 / 3, and it takes the first; the second takes its second, F = 0.4.
         assert boundary.oisf(self.counts) == pytest.approx(2 * 6 / (14 + 6))
 
     def test_average_precision(self):

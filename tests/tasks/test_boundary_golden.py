@@ -1,4 +1,4 @@
-"""The boundary benchmark gives the original's numbers: every step, all counts and scores; and so for Berkeley's."""
+"""Boundary benchmark against the original's numbers, for every step, all counts and scores, and against Berkeley's."""
 
 import csv
 import functools
@@ -35,7 +35,7 @@ def picture(path: pathlib.Path) -> np.ndarray:
 
 
 def open_example(root: pathlib.Path, database: str, image: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """(id, prediction, label) of the golden open set, as the original reads them."""
+    """An example (id, prediction, label) of the golden open set, read as the original reads it."""
     if database == "NYUD":
         label = picture(root / "label/NYUD/edge" / f"{image}.png")
     else:
@@ -44,7 +44,7 @@ def open_example(root: pathlib.Path, database: str, image: str) -> tuple[str, np
 
 
 def read_rows(path: pathlib.Path, keys: tuple[str, ...]) -> dict[tuple[str, ...], list[dict[str, str]]]:
-    """Lines of a table by the values of some columns, in the order of the file."""
+    """Rows of a CSV file grouped by the values of the columns `keys`, in the order of the file."""
     rows: dict[tuple[str, ...], list[dict[str, str]]] = {}
     with path.open() as lines:
         for row in csv.DictReader(lines):
@@ -53,12 +53,12 @@ def read_rows(path: pathlib.Path, keys: tuple[str, ...]) -> dict[tuple[str, ...]
 
 
 def golden_counts(rows: list[dict[str, str]]) -> BoundaryCounts:
-    """The counts of one image, of lines in the order of the thresholds."""
+    """Counts of one image, from rows in the order of the thresholds."""
     return BoundaryCounts(*(np.array([[int(row[k]) for row in rows]]) for k in ("cntR", "sumR", "cntP", "sumP")))
 
 
 class Database(NamedTuple):
-    """The golden open images of one database."""
+    """Golden open images of one database."""
 
     name: str
     ours: BoundaryCounts
@@ -93,7 +93,7 @@ def database(request: pytest.FixtureRequest, open_root: pathlib.Path) -> Databas
 
 
 class TestGoldenSteps:
-    """Each step on what the original made of the step before."""
+    """Each step, given the original's output of the previous step."""
 
     @pytest.fixture(params=STEPS)
     def steps(self, request: pytest.FixtureRequest, open_root: pathlib.Path):
@@ -167,7 +167,7 @@ class TestGoldenCounts:
         assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-4)
 
     def test_tiny_cases(self, golden_dir: pathlib.Path):
-        """Hand-made 64x64 pictures, 44 of them with two distances each."""
+        """Hand-made 64x64 images, most of them with two distances."""
         root = golden_dir / "boundary" / "tiny"
         rows = read_rows(root / "counts.csv", ("case", "maxDist"))
         most = read_rows(root / "repeats.csv", ("case", "maxDist"))
@@ -184,7 +184,7 @@ class TestGoldenCounts:
             np.testing.assert_allclose(boundary.curve(original).f, expected, atol=1e-6, err_msg=case)
 
     def test_outlier_graph_misses_pairs_as_the_original(self, open_root: pathlib.Path):
-        """Both maps have about 3600 pixels, all of one can be matched, and the original misses 5 to 7 of them."""
+        """Both maps have about 3600 pixels; all of one can be matched, and the original misses 5 to 7 of them."""
         key, index = ("NYUD", "0462"), 12
         runs = read_rows(open_root / "repeats.csv", ("database", "image"))[key][index]
         originals = [int(runs[name]) for name in ("octave_matched", "bin0", "bin1", "lap")]
@@ -203,14 +203,14 @@ class TestGoldenCounts:
 
 
 class TestBerkeley:
-    """Counts and scores that others published for BSDS500."""
+    """Published counts and scores on BSDS500."""
 
     @staticmethod
     def annotations(path: pathlib.Path) -> list[np.ndarray]:
         return [cell["Boundaries"][0, 0] for cell in scipy.io.loadmat(path)["groundTruth"][0]]
 
     def hed(self, root: pathlib.Path, image: str) -> tuple[BoundaryCounts, BoundaryCounts]:
-        """Our counts of an image at threshold 0.44, and the published ones."""
+        """Counts of an image at threshold 0.44, computed and published."""
         prediction = picture(root / "hed_nms_pred" / f"{image}.png")
         annotations = self.annotations(root / "groundTruth" / "test" / f"{image}.mat")
         table = np.loadtxt(root / "hed_eval_expected" / f"{image}_ev1.txt")

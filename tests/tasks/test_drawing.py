@@ -1,4 +1,4 @@
-"""What a colour in a picture means, and that a picture's key says so."""
+"""Drawings: colours of values, and keys that agree with them."""
 
 import matplotlib
 import numpy as np
@@ -159,7 +159,7 @@ def test_a_montage_begins_with_the_input_and_shows_every_panel():
         rows, columns = np.nonzero((sheet == colour).all(axis=-1))
         assert len(rows) >= 288 * 384
         places.append((int(rows.min()), int(columns.min())))
-    # Five pictures make two rows of three and two places.
+    # Five images are arranged in rows of three and two.
     top, below = places[0][0], places[3][0]
     assert [row for row, _ in places] == [top, top, top, below, below] and top < below
     left, middle, right = (column for _, column in places[:3])

@@ -1,4 +1,4 @@
-"""Losses: the family's values and gradients, plain NumPy definitions, and what ignored pixels may not do."""
+"""Losses: the family's values and gradients, plain NumPy definitions, and the effect of ignored pixels (none)."""
 
 import json
 
@@ -31,7 +31,7 @@ value_and_grad = {name: jax.jit(jax.value_and_grad(loss)) for name, loss in LOSS
 
 
 def draw(task: str, scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
-    """A prediction and a label, (8, 6, 8, .), a quarter of it ignored."""
+    """Random prediction and label, (8, 6, 8, c), with a quarter of the label ignored."""
     rng = np.random.default_rng(0)
     shape = (8, 6, 8)
     channels = {"semseg": 5, "human_parts": 7, "sal": 2, "normals": 3}.get(task, 1)
@@ -72,7 +72,7 @@ def test_published_values_and_gradients(golden_dir, case):
         loss, gradient = value_and_grad[task](prediction, label, np.ones(len(label), np.float32))
         np.testing.assert_allclose(loss, expected[task], rtol=1e-5, err_msg=task)
         golden = arrays[f"{case}/grad_total/{task}"]
-        # The smallest elements are differences of like terms, and the golden float32 values themselves are off by more.
+        # The smallest elements suffer from cancellation, and the golden float32 values themselves have larger errors.
         rounding = 1e-6 * np.abs(golden).max()
         np.testing.assert_allclose(WEIGHTS[task] * gradient, golden, rtol=1e-5, atol=rounding, err_msg=task)
         total += WEIGHTS[task] * loss
@@ -90,7 +90,7 @@ def test_equals_the_definition(task, scale):
 
 
 def test_the_gradient_of_a_sure_pixel_keeps_its_digits():
-    """softmax - 1 of the right class at logits far from 0: computed from large numbers it would be rounding error."""
+    """softmax - 1 of the correct class at large logits, which would be rounding error if computed naively."""
     logits = np.array([12.0, 0.0, 1.0], np.float32) + 1000
     label = np.zeros((1, 1, 1, 1), np.uint8)
     loss, gradient = value_and_grad["semseg"](logits[None, None, None], label, None)
@@ -126,7 +126,7 @@ def test_padding_counts_nowhere(task):
     loss, gradient = value_and_grad[task](prediction, label, mask)
     np.testing.assert_allclose(loss, definitions.loss(KIND.get(task, task), prediction[:5], label[:5])[0], rtol=2e-6)
     np.testing.assert_array_equal(gradient[5:], 0)
-    # It is the same as ignored, to the last bit.
+    # Bit-identical to ignored labels.
     label[5:] = ignored(task)
     ignoring, ignoring_gradient = value_and_grad[task](prediction, label, ONES)
     np.testing.assert_array_equal(ignoring, loss)
@@ -185,7 +185,7 @@ def test_the_weight_of_edges_moves_the_loss_from_negatives_to_positives():
 @pytest.mark.multidevice
 @pytest.mark.parametrize("task", ["semseg", "sal", "normals"])
 def test_eight_devices_give_the_loss_of_one(task):
-    """Also where devices hold nothing but ignored pixels: the mean is over the whole batch, not one a device."""
+    """The mean is over the whole batch and not per device, also if some devices hold only ignored pixels."""
     prediction, label = draw(task)
     label[2:5] = ignored(task)
     mask = np.array([1, 1, 1, 1, 1, 1, 1, 0], np.float32)

@@ -1,4 +1,4 @@
-"""Metrics: the family's numbers, plain NumPy definitions, and the same state however the set is split and padded."""
+"""Metrics: the family's numbers, plain NumPy definitions, and independence of how the set is split and padded."""
 
 import functools
 import json
@@ -29,7 +29,7 @@ IGNORED = {"depth": -1}  # 255 elsewhere
 
 @functools.cache
 def jitted(metric):
-    """state, batch -> state, as an evaluation step does it."""
+    """Jitted update (state, batch) -> state, as in an evaluation step."""
 
     def step(state, prediction, label, mask):
         return state.merge(metric.from_model_output(prediction=prediction, label=label, mask=mask))
@@ -38,7 +38,7 @@ def jitted(metric):
 
 
 def pooled(metric, *batches):
-    """The state after batches (prediction, label, mask)."""
+    """State after batches (prediction, label, mask)."""
     state = metric.empty()
     for batch in batches:
         state = jitted(metric)(state, *batch)
@@ -46,9 +46,9 @@ def pooled(metric, *batches):
 
 
 def draw(task: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A prediction that has something to do with its label, a quarter of which is ignored; and a mask of ones."""
+    """Random label with a quarter of it ignored, a prediction correlated with it, and a mask of ones."""
     rng = np.random.default_rng(seed)
-    shape = (8, 24, 32)  # the golden size: it compiles once
+    shape = (8, 24, 32)  # the golden size, to compile once
     noise = functools.partial(rng.normal, 0, 1)
     if task == "depth":
         label = rng.uniform(0.2, 9, (*shape, 1)).astype(np.float32)
@@ -71,7 +71,7 @@ def draw(task: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def assert_same(state, expected):
-    """Equal counts; sums equal but for the last digits of float32."""
+    """Asserts equal counts, and sums that are equal except for the last digits of float32."""
     for field, other in zip(leaves(state), leaves(expected), strict=True):
         if isinstance(field, metrics.Count):
             np.testing.assert_array_equal(field.value(), other.value())
@@ -80,7 +80,7 @@ def assert_same(state, expected):
 
 
 def assert_near(computed, expected):
-    """The same names and values; a median is that of a histogram with bins of 0.1 degrees."""
+    """Asserts the same names and values; a median only to 0.1 degrees, because it is computed from a histogram."""
     assert computed.keys() == expected.keys()
     for name, value in computed.items():
         assert value == pytest.approx(expected[name], **({"abs": 0.1} if name == "median" else {"rel": 1e-5})), name
@@ -167,7 +167,7 @@ def test_published_metrics(golden_dir, database):
     expected = json.loads((golden_dir / "losses_metrics.json").read_text())[f"{database}_metrics_over_all_cases"]
     arrays = np.load(golden_dir / "losses_metrics.npz")
     for task, values in expected.items():
-        # The two images of the three cases, and two images of padding.
+        # Two images of each of the three cases, and two padding examples.
         prediction, label = (
             np.concatenate([arrays[f"{database}_{case}/{part}/{task}"] for case in (1, 2, 3, 3)])
             for part in ("pred", "label")
@@ -241,7 +241,7 @@ def test_without_valid_pixels_means_are_nan_and_iou_and_f_are_zero(task):
 
 @pytest.mark.parametrize("task", METRICS)
 def test_counts_go_on_beyond_32_bits(task):
-    """A state doubled 40 times, as if the set were 2^40 times as large, has the values of the set."""
+    """Doubling a state 40 times, as for a set 2^40 times as large, does not change its values."""
     state = pooled(METRICS[task], draw(task))
     expected = state.compute()
     state = jax.jit(lambda state: jax.lax.fori_loop(0, 40, lambda _, state: state.merge(state), state))(state)
@@ -289,7 +289,7 @@ def test_a_normal_of_length_zero_is_ninety_degrees_off():
 
 
 def test_small_angles_are_measured():
-    """0.001 degrees: the arc cosine of a float32 dot product would give 0 or 0.02."""
+    """0.001 degrees, for which the arc cosine of a float32 dot product would give 0 or 0.02."""
     tilted = [0, np.sin(np.radians(1e-3)), np.cos(np.radians(1e-3))]
     assert mean_angle([tilted, tilted]) == pytest.approx(1e-3, rel=1e-3)
 

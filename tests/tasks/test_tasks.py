@@ -1,4 +1,4 @@
-"""Task records, the constant baselines, and the budget."""
+"""Task records, constant baselines, and the budget of parameters and FLOPs."""
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def random_labels(name, count=400):
 
 @pytest.mark.parametrize("name", ["semseg", "depth", "normals", "edge"])
 def test_no_other_constant_beats_the_best_constant(name):
-    """Against 300 random constants, by the task's own metric."""
+    """Comparison with 300 random constants by the task's own metric."""
     task, labels = ALL[name], random_labels(name)
     if name == "normals":
         labels /= np.linalg.norm(labels, axis=-1, keepdims=True)
@@ -100,7 +100,7 @@ def pascal_vit_l():
 
 
 def test_vit_l_on_pascal_context_is_within_the_published_budget():
-    """Follow-up tables credit TaskExpert ViT-L with 420 M parameters and 622 G multiply-adds at 512x512."""
+    """Tables of follow-up papers give 420 M parameters and 622 G multiply-adds at 512x512 for TaskExpert ViT-L."""
     counted = budget.count(pascal_vit_l())
     assert counted.total_parameters == pytest.approx(420e6, rel=0.05)
     assert counted.total_multiply_adds == pytest.approx(622e9, rel=0.05)
@@ -108,9 +108,9 @@ def test_vit_l_on_pascal_context_is_within_the_published_budget():
 
 
 def test_counted_multiply_adds_equal_the_compilers():
-    """Unrolled, so that XLA counts every block; it leaves out products with padding and counts norms and the like.
+    """Unrolled, because XLA counts the body of a scan once.
 
-    At this size neither is much.
+    XLA skips products with padding and includes norms and other elementwise operations; at this size both are small.
     """
     config = nyud.get_config("tiny")
     config.model.width, config.model.feature_width, config.model.heads = 128, 96, 4

@@ -1,12 +1,12 @@
-"""Kinds of dense values: one record each, with everything that a file, a picture or a summary of such values needs.
+"""Kinds of dense values: one record each, which defines how such values are read, stored, resized, drawn and counted.
 
-    classes      whole numbers that name classes
+    classes      integer class ids
     depth        metres
     normals      unit vectors
     probability  numbers in [0, 1]: masks, boundaries, shares
-    vector       real numbers, any number a pixel, of any length: optical flow, albedo
+    vector       vectors of any length with any number of real components per pixel: optical flow, albedo
 
-docs/add_a_dataset.md says how label files of each kind are coded, docs/add_a_task.md how a task names its kind.
+Encoding of label files: docs/add_a_dataset.md; use by a task: docs/add_a_task.md.
 """
 
 from taskexpert_jax.tasks.kinds.class_maps import UNNAMED, classes

@@ -1,4 +1,4 @@
-"""Class ids: whole numbers from 0, 255 where a label has none."""
+"""Class maps: integer class ids from 0, with 255 for unlabelled pixels."""
 
 from collections.abc import Sequence
 import functools
@@ -12,11 +12,14 @@ from taskexpert_jax.tasks.canvas import Drawn
 from taskexpert_jax.tasks.kinds.kind import Counts, Kind, count_bytes, nearest, share, single
 from taskexpert_jax.tasks.losses import IGNORE
 
-UNNAMED = tuple(str(index) for index in range(255))  # classes of a data set that does not name them
+UNNAMED = tuple(str(index) for index in range(255))  # class names for a data set without any
 
 
 def classes(class_names: Sequence[str]) -> Kind:
-    """One of several classes a pixel, predicted as a logit each; 2 to 255 names, in the order of the class ids."""
+    """Kind of class maps, predicted as one logit per class.
+
+    class_names: 2 to 255 names, in the order of the class ids.
+    """
     names = tuple(class_names)
     return Kind(
         name="classes",
@@ -34,7 +37,7 @@ def classes(class_names: Sequence[str]) -> Kind:
         resize=nearest,
         colour=functools.partial(_colour, names),
         key=functools.partial(_key, names),
-        caption="Colours as in the list of classes; black is not labelled.",
+        caption="Colours as in the list of classes; black is unlabelled.",
         count=functools.partial(count_bytes, ignore=IGNORE),
         figures=functools.partial(_figures, names),
         class_names=names,
@@ -46,7 +49,7 @@ def classes(class_names: Sequence[str]) -> Kind:
 
 def _label(count: int, numbers: np.ndarray, zero_is_void: bool) -> np.ndarray:
     if numbers.dtype.kind == "f":
-        raise ValueError("holds floating-point numbers; classes are whole numbers")
+        raise ValueError("holds floating-point numbers; class ids are integers")
     first = int(zero_is_void)
     unlabelled = (numbers == IGNORE) | (numbers < first)
     wrong = (numbers < 0) | ~(unlabelled | (numbers < first + count))
@@ -59,18 +62,16 @@ def _label(count: int, numbers: np.ndarray, zero_is_void: bool) -> np.ndarray:
 
 
 def _prediction(count: int, numbers: np.ndarray) -> np.ndarray:
-    """Class ids, or logits of all classes."""
+    """Prediction from integer class ids, or from floating-point logits of all classes."""
     if numbers.dtype.kind == "f":
         if numbers.shape[2] != count:
-            raise ValueError(
-                f"holds floating-point numbers; give whole class numbers, or logits of all {count} classes"
-            )
+            raise ValueError(f"holds floating-point numbers; give integer class ids, or logits of all {count} classes")
         return numbers
     ids = single(numbers)
     if ids.min() < 0 or ids.max() >= count:
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise ValueError(
-            f"holds {wrong}, but the {count} classes count from 0 to {count - 1}, and a prediction has no void"
+            f"holds {wrong}, but the ids of the {count} classes are 0 to {count - 1}, and a prediction has no void"
         )
     return conversions.one_hot(count)(ids)
 
@@ -86,17 +87,17 @@ def _colour(names: tuple[str, ...], drawn: Drawn) -> np.ndarray:
 
 
 def _key(names: tuple[str, ...], drawn: Drawn, width: int) -> Image.Image:
-    """A legend of the classes that are present."""
+    """Legend of the classes that are present."""
     colours = _colours(names)
     present = np.unique(drawn.values[drawn.valid]).astype(int)
     entries = [(names[index], tuple(colours[index].tolist())) for index in present]
     if not drawn.valid.all():
-        entries.append(("not labelled", canvas.INVALID))
+        entries.append(("unlabelled", canvas.INVALID))
     return canvas.legend(entries, width)
 
 
 def _figures(names: tuple[str, ...], counts: Counts) -> dict[str, Any]:
-    """The share of each class among the valid pixels; of unnamed ones only up to the last that occurs."""
+    """Share of each class among the valid pixels; unnamed classes only up to the last that occurs."""
     pixels = np.zeros(256, np.int64)
     pixels[: len(counts.histogram)] = counts.histogram
     shown = names[: len(counts.histogram)] if names == UNNAMED else names

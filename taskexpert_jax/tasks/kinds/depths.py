@@ -1,4 +1,4 @@
-"""Depth in metres."""
+"""Depth maps in metres."""
 
 import functools
 from typing import Any
@@ -13,13 +13,13 @@ from taskexpert_jax.tasks.canvas import Drawn, Range
 from taskexpert_jax.tasks.kinds.kind import Counts, Kind, bilinear, single
 from taskexpert_jax.tasks.losses import DEPTH_IGNORE
 
-FARTHEST = 1000.0  # metres: if nothing is nearer, the numbers are no metres
-_STEP = 0.01  # metres, the precision of the median depth
+FARTHEST = 1000.0  # metres; if every depth is larger, the file is not in metres
+_STEP = 0.01  # metres; precision of the median depth
 _QUANTITIES = ("least (m)", "median (m)", "greatest (m)")
 
 
 def depth() -> Kind:
-    """Metres, predicted as they are; what is below 0 is 0."""
+    """Kind of depth maps, predicted in metres; negative predictions become 0."""
     return Kind(
         name="depth",
         channels=1,
@@ -51,28 +51,28 @@ def _values(prediction: jax.Array) -> jax.Array:
 
 
 def _label(numbers: np.ndarray, zero_is_void: bool) -> np.ndarray:
-    """Millimetres as whole numbers, or metres -> metres, 0 where there are none."""
+    """Integer millimetres or floating-point metres -> metres, 0 where unknown."""
     del zero_is_void
     if numbers.dtype.itemsize == 1:
-        raise ValueError("has 8 bits a pixel; save depth as PNG of 16 bits in millimetres, or as .npy in metres")
+        raise ValueError("has 8 bits per pixel; save depth as 16-bit PNG in millimetres, or as .npy in metres")
     metres = numbers.astype(np.float32)
     if numbers.dtype.kind in "iu":
         metres *= np.float32(0.001)
     known = np.isfinite(metres) & (metres > 0)
     if known.any() and metres[known].min() > FARTHEST:
-        raise ValueError(f"nothing is nearer than {FARTHEST:.0f} m; floating-point depth must be in metres")
+        raise ValueError(f"every depth is beyond {FARTHEST:.0f} m; floating-point depth must be in metres")
     return np.where(known, metres, 0)
 
 
 def _prediction(numbers: np.ndarray) -> np.ndarray:
     if numbers.dtype.itemsize == 1:
-        raise ValueError("has 8 bits a pixel; save depth as .npy in metres, or as PNG of 16 bits in millimetres")
+        raise ValueError("has 8 bits per pixel; save depth as .npy in metres, or as 16-bit PNG in millimetres")
     metres = single(numbers).astype(np.float32)
     return conversions.one_channel(metres if numbers.dtype.kind == "f" else metres / np.float32(1000))
 
 
 def _limits(metres: np.ndarray) -> Range:
-    """Nearly all of the depths: a single wild pixel would leave one colour for all others."""
+    """0.5 and 99.5 percentiles of the depths, so that outliers do not compress the colour range."""
     if not metres.size:
         return 0.0, 1.0
     low, high = (float(limit) for limit in np.percentile(metres, (0.5, 99.5)))
@@ -81,7 +81,7 @@ def _limits(metres: np.ndarray) -> Range:
 
 @functools.cache
 def _colours() -> np.ndarray:
-    import matplotlib  # slow to import, and only needed where something is drawn
+    import matplotlib  # imported lazily: slow, and only drawing needs it
 
     return np.round(matplotlib.colormaps["turbo_r"](np.arange(256))[:, :3] * 255).astype(np.uint8)
 
@@ -98,7 +98,7 @@ def _key(drawn: Drawn, width: int) -> Image.Image:
 
 
 def bar_labels(limits: Range) -> list[str]:
-    """Five depths evenly spread over the range, as the colour bar shows them."""
+    """Labels of the colour bar: five depths evenly spaced over the range."""
     low, high = limits
     digits = 1 if high - low >= 1 else 2
     return [f"{metres:.{digits}f} m" for metres in np.linspace(low, high, 5)]

@@ -1,4 +1,4 @@
-"""The record of a kind of value, and what several kinds share."""
+"""Record of a kind of value, and functions shared by several kinds."""
 
 from collections.abc import Callable
 import dataclasses
@@ -13,12 +13,14 @@ from taskexpert_jax.tasks import canvas
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Sums over the pixels of some labels.
+    """Pixel statistics of a set of labels.
 
     Attributes:
-      pixels: all of them, and valid: those with a label that counts.
-      histogram: pixels by class id, by 0 and 1, or by depth in steps of a centimetre; else empty.
-      lowest: the least valid number, inf without any, and highest: the greatest, or -inf.
+      pixels: number of pixels.
+      valid: number of pixels with a valid label.
+      histogram: pixels per class id, per mask value 0 and 1, or per depth in steps of a centimetre; otherwise empty.
+      lowest: smallest valid value; inf if there is none.
+      highest: largest valid value; -inf if there is none.
     """
 
     pixels: int = 0
@@ -29,7 +31,7 @@ class Counts:
 
     @property
     def invalid(self) -> float | None:
-        """The share of the pixels that count nowhere."""
+        """Share of the pixels without a valid label; None without pixels."""
         return share(self.pixels - self.valid, self.pixels)
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -49,39 +51,40 @@ class Counts:
 class Kind:
     """A kind of value: how it is predicted, stored in files, resized, drawn and counted.
 
-    "Values" are what a user sees, and what prediction files hold: (..., H, W), or (..., H, W, channels) for vectors.
+    "Values" are shown to users and stored in prediction files: (..., H, W), or (..., H, W, channels) for vectors.
 
     Attributes:
-      name: of the kind.
+      name: name of the kind.
       channels: channels of the prediction (logits or values).
       label_channels: channels of the label.
-      label_dtype: the label's dtype in a batch: the smallest that keeps it.
-      ignore: the label value of a pixel that counts nowhere.
-      invalid_value: a pixel whose label has this value in every channel is invalid and becomes `ignore`; None: none is.
-        Flipping and rescaling a label leave it as it is: 0 or nan.
-      values: (..., H, W, channels) float32 predictions -> values.
-      from_values: NumPy values -> NumPy predictions, as the metric takes them, that have these `values`.
-      to_mean: (..., channels) float32 predictions -> the float32 numbers in which several predictions of a pixel are
-        averaged: probabilities, metres or vectors.
-      from_mean: such a mean -> the prediction that stands for it.
+      label_dtype: dtype of the label in a batch, the smallest that represents it.
+      ignore: label value of an ignored pixel.
+      invalid_value: a pixel whose label has this value in every channel is invalid and becomes `ignore`; 0 or NaN,
+        which flipping and rescaling do not change. None: there are no such pixels.
+      values: predictions (..., H, W, channels) float32 -> values.
+      from_values: inverse of `values` in NumPy: values -> predictions in the form that the metric takes.
+      to_mean: predictions (..., channels) float32 -> the form in which several predictions of a pixel are averaged:
+        probabilities, metres or vectors, float32.
+      from_mean: mean in the form of `to_mean` -> the corresponding prediction.
       read_label: (numbers of a label file (h, w, label_channels), zero_is_void) -> the label before its cast to
-        `label_dtype`, `invalid_value` or `ignore` where there is none. ValueError: numbers that cannot be meant.
-      label_form: what a label is to be saved as.
-      read_prediction: numbers of a prediction file (h, w, c) -> prediction (h, w, channels). ValueError: as above.
+        `label_dtype`, with `invalid_value` or `ignore` at unlabelled pixels. ValueError: values that are no label.
+      label_form: file format for labels, in words.
+      read_prediction: numbers of a prediction file (h, w, c) -> prediction (h, w, channels). ValueError: values that
+        are no prediction.
       resize: (values, height, width) -> values of that size.
-      limits: valid values (n,) or (n, channels) -> the numbers at the two ends of the colours.
-      colour: -> (H, W, 3) uint8, anything at invalid pixels.
-      key: (drawn values, width) -> a legend or a colour bar at least as wide.
+      limits: valid values (n,) or (n, channels) -> values at the two ends of the colour map.
+      colour: drawn values -> (H, W, 3) uint8; undefined at invalid pixels.
+      key: (drawn values, width) -> legend or colour bar of at least that width.
       caption: one or two sentences that explain the colours.
-      count: label (h, w, label_channels) with `ignore` in it -> its counts.
-      figures: counts of a data set -> numbers by name, for people; None where nothing is valid.
-      quantities: names among the figures that have the values' own unit; the others are shares.
-      class_names: names of the classes, where the values are class ids.
-      palettes: a palette PNG may hold a prediction: its numbers are no colours.
-      smooth: colours may be averaged when a map is reduced.
-      jpeg: small pictures may be JPEG; else they are PNG, and never averaged.
-      invalid: the colour of invalid pixels.
-      faintest: a set of predictions whose greatest value is less was saved in another range; None: any may be meant.
+      count: label (h, w, label_channels), with `ignore` at invalid pixels -> its counts.
+      figures: counts of a data set -> summary statistics by name; None where nothing is valid.
+      quantities: names of the figures in the values' own unit; the others are shares.
+      class_names: names of the classes, if the values are class ids.
+      palettes: whether a palette PNG may hold a prediction; its indices are then class ids.
+      smooth: whether colours may be averaged when a map is downscaled.
+      jpeg: whether thumbnails may be JPEG; otherwise they are PNG and downscaled without averaging.
+      invalid: colour of invalid pixels.
+      faintest: if no value in a set of predictions reaches it, they were saved in a wrong range; None: no such check.
     """
 
     name: str
@@ -117,33 +120,36 @@ class Kind:
         return label[..., 0] if self.label_channels == 1 else label
 
     def invalid_pixels(self, label: np.ndarray) -> np.ndarray | None:
-        """(h, w) bool, where a stored label has the `invalid_value`: in every channel, or nan in any; None: nowhere."""
+        """Pixels of a stored label that are invalid, (h, w) bool; None if there are none.
+
+        They have the `invalid_value` in every channel, or, where it is NaN, in any.
+        """
         if self.invalid_value is None:
             return None
         if np.isnan(self.invalid_value):
             invalid = np.asarray(np.isnan(label).any(axis=-1))
         else:
             invalid = label[..., 0] == self.invalid_value
-            for channel in range(1, label.shape[2]):  # a channel at a time: a third of the time of `.all(axis=-1)`
+            for channel in range(1, label.shape[2]):  # by channel: a third of the time of `.all(axis=-1)`
                 if invalid.any():
                     invalid &= label[..., channel] == self.invalid_value
         return invalid if invalid.any() else None
 
     @property
     def missing(self) -> float:
-        """The label value of a pixel that has none, before invalid pixels are marked."""
+        """Label value of a pixel without ground truth, before invalid pixels are marked."""
         return self.ignore if self.invalid_value is None else self.invalid_value
 
 
 def nearest(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Values (h, w) at another size, each that of the nearest pixel."""
+    """Nearest-neighbour resizing of values (h, w)."""
     if values.shape[:2] == (height, width):
         return values
     return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST))
 
 
 def bilinear(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Values (h, w) or (h, w, c) at another size, float32; each channel by itself, lengths are left as they come."""
+    """Bilinear resizing of values (h, w) or (h, w, c), float32; per channel, vectors are not renormalised."""
     if values.shape[:2] == (height, width):
         return values
     planes = np.moveaxis(np.atleast_3d(values).astype(np.float32), -1, 0)
@@ -152,23 +158,23 @@ def bilinear(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def form(numbers: np.ndarray) -> str:
-    """The numbers (h, w, c) of a file, in words."""
-    return f"{numbers.shape[2]} number(s) a pixel of type {numbers.dtype}"
+    """Channels and dtype of a file's numbers (h, w, c), in words."""
+    return f"{numbers.shape[2]} number(s) per pixel of type {numbers.dtype}"
 
 
 def single(numbers: np.ndarray) -> np.ndarray:
-    """(h, w, 1) -> (h, w).
+    """Drops the channel axis of a prediction file's numbers: (h, w, 1) -> (h, w).
 
     Raises:
-      ValueError: several numbers a pixel.
+      ValueError: more than one channel.
     """
     if numbers.shape[2] != 1:
-        raise ValueError(f"holds {form(numbers)}, but a prediction of this task is one number a pixel, in grey")
+        raise ValueError(f"holds {form(numbers)}, but a prediction of this task has one (a grey image)")
     return numbers[..., 0]
 
 
 def share(part: float, whole: float) -> float | None:
-    """part / whole, None of nothing."""
+    """part / whole; None if whole is 0."""
     return float(part / whole) if whole else None
 
 
@@ -180,7 +186,7 @@ def count_bytes(label: np.ndarray, ignore: int) -> Counts:
 
 
 def count_range(label: np.ndarray, ignore: float) -> Counts:
-    """Counts of a label of real numbers (h, w, c), with the least and the greatest of them."""
+    """Counts of a label of real numbers (h, w, c), with the smallest and the largest of them."""
     valid = label[(label != ignore).all(axis=-1)]
     pixels = label[..., 0].size
     if not valid.size:
@@ -189,12 +195,12 @@ def count_range(label: np.ndarray, ignore: float) -> Counts:
 
 
 def range_figures(counts: Counts, unit: str) -> dict[str, Any]:
-    """The share of invalid pixels, and the least and the greatest number, named by `range_quantities`."""
+    """Share of invalid pixels, and the smallest and largest value, named by `range_quantities`."""
     found = (counts.lowest, counts.highest) if counts.valid else (None, None)
     return {"invalid": counts.invalid, **dict(zip(range_quantities(unit), found, strict=True))}
 
 
 def range_quantities(unit: str) -> tuple[str, str]:
-    """Names of the two numbers, with the unit where there is one."""
+    """Names of the smallest and the largest value, with the unit if there is one."""
     after = f" ({unit})" if unit else ""
     return f"least{after}", f"greatest{after}"

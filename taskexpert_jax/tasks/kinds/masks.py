@@ -1,4 +1,4 @@
-"""Probabilities: masks, boundaries, and shares such as shading."""
+"""Probabilities: masks, boundaries, and shares in [0, 1] such as shading."""
 
 from collections.abc import Callable, Mapping
 import functools
@@ -23,7 +23,7 @@ from taskexpert_jax.tasks.kinds.kind import (
 )
 from taskexpert_jax.tasks.losses import IGNORE
 
-UNKNOWN = 128  # the grey of a mask's pixels that are neither
+UNKNOWN = 128  # grey value of a mask's unlabelled pixels
 SHARE_IGNORE = -1.0
 
 
@@ -48,10 +48,11 @@ _LOGITS: Mapping[int, _Logits] = {
 
 
 def probability(*, logits: int = 1, shares: bool = False) -> Kind:
-    """A number in [0, 1].
+    """Kind of probabilities, one number in [0, 1] per pixel.
 
-    logits: channels of the prediction: 1, through a sigmoid, or 2, of background and foreground, through a softmax.
-    shares: labels are any numbers in [0, 1], float16 with -1 where ignored; else they are 0 and 1, uint8 with 255.
+    logits: channels of the prediction: 1 (sigmoid), or 2 (softmax over background and foreground).
+    shares: True: labels are any numbers in [0, 1], float16 with -1 = ignored. False: labels are 0 or 1, uint8 with
+      255 = ignored.
     """
     ignore = SHARE_IGNORE if shares else IGNORE
     return Kind(
@@ -67,7 +68,7 @@ def probability(*, logits: int = 1, shares: bool = False) -> Kind:
         resize=bilinear,
         colour=_colour,
         key=_key,
-        caption="White is 1, black is 0; dark blue is not labelled.",
+        caption="White is 1, black is 0; dark blue is unlabelled.",
         count=functools.partial(count_range if shares else count_bytes, ignore=ignore),
         figures=functools.partial(range_figures, unit="") if shares else _figures,
         quantities=range_quantities("") if shares else (),
@@ -77,7 +78,7 @@ def probability(*, logits: int = 1, shares: bool = False) -> Kind:
 
 
 def _label(numbers: np.ndarray, zero_is_void: bool) -> np.ndarray:
-    """0 and 255, or 0 and 1, and 128 -> 0, 1 and the ignore value."""
+    """Mask from file values: 0 and 255, or 0 and 1 -> 0 and 1; 128 -> the ignore value."""
     del zero_is_void
     yes, unknown = (numbers == 1) | (numbers == 255), numbers == UNKNOWN
     if not (yes | unknown | (numbers == 0)).all() or ((numbers == 1).any() and (numbers == 255).any()):
@@ -87,12 +88,12 @@ def _label(numbers: np.ndarray, zero_is_void: bool) -> np.ndarray:
 
 
 def _label_of_shares(numbers: np.ndarray, zero_is_void: bool) -> np.ndarray:
-    """Bytes and the like, or numbers in [0, 1] -> [0, 1], and the ignore value where they are not finite."""
+    """Shares from unsigned integers, divided by their maximum, or from numbers in [0, 1]; NaN and Inf are ignored."""
     del zero_is_void
     found = numbers / np.iinfo(numbers.dtype).max if numbers.dtype.kind == "u" else numbers
     known = np.isfinite(found)
     if not ((found[known] >= 0) & (found[known] <= 1)).all():
-        raise ValueError("holds numbers outside of [0, 1]; divide them by the largest possible one")
+        raise ValueError("holds numbers outside of [0, 1]; divide them by the largest possible value")
     return np.where(known, found, SHARE_IGNORE)
 
 

@@ -14,7 +14,7 @@ AXES = np.array([1, -1, -1], np.float32)  # camera frame x right, y down, z forw
 
 
 def normals() -> Kind:
-    """Unit vectors, predicted as vectors of any length."""
+    """Kind of surface normals, predicted as vectors of any length and normalised."""
     return Kind(
         name="normals",
         channels=3,
@@ -39,7 +39,7 @@ def normals() -> Kind:
 
 
 def _label(numbers: np.ndarray, zero_is_void: bool) -> np.ndarray:
-    """Bytes, or components in [-1, 1] -> unit vectors, 0 where there are none."""
+    """Unit vectors from bytes or from components in [-1, 1]; 0 where there is no normal."""
     del zero_is_void
     if numbers.dtype == np.uint8:
         vectors = numbers * np.float32(2 / 255) - np.float32(1)
@@ -48,7 +48,7 @@ def _label(numbers: np.ndarray, zero_is_void: bool) -> np.ndarray:
         if (np.abs(vectors) > 1.5).any():
             raise ValueError("has components beyond 1; normals are vectors of length 1")
     length = np.sqrt(np.einsum("ijk,ijk->ij", vectors, vectors))[..., None]
-    known = np.abs(length - 1) < 0.5  # neither black, grey nor white as bytes, nor 0 or nan
+    known = np.abs(length - 1) < 0.5  # excludes 0 and NaN, and black, grey and white pixels
     return np.where(known, vectors / np.where(known, length, 1), 0)
 
 

@@ -1,4 +1,4 @@
-"""Vectors of real numbers, of any length: optical flow, albedo."""
+"""Vector fields without normalisation: optical flow, albedo."""
 
 import functools
 
@@ -18,24 +18,24 @@ from taskexpert_jax.tasks.kinds.kind import (
 from taskexpert_jax.tasks.losses import VECTOR_IGNORE
 
 _WHEEL = ((15, 0, 1, 1), (6, 1, 0, -1), (4, 1, 2, 1), (11, 2, 1, -1), (13, 2, 0, 1), (6, 0, 2, -1))
-_DISC = 96  # pixels across the colour wheel of a key
+_DISC = 96  # diameter of a key's colour wheel in pixels
 
 
 def vector(channels: int, *, unit: str = "", limits: Range | None = None, label_dtype: str = "float32") -> Kind:
-    """Real numbers, `channels` of them a pixel, predicted as they are.
+    """Kind of vectors of `channels` real components, predicted without any transformation.
 
-    Labels are floating-point arrays with nan where unlabelled; a pixel needs all of its numbers.
+    Labels are floating-point arrays; a pixel with a NaN in any component is unlabelled.
 
     Args:
-      channels: 2 are drawn as directions on the colour wheel, 3 as red, green and blue, more as their length.
-      unit: of the numbers, for keys and summaries.
-      limits: the least and the greatest possible number. Labels beyond them are refused, colours span them, and files
-        of 3 channels may be RGB PNG of 8 bits, black to white from one to the other. None: any number is possible, and
-        colours span nearly all of those that are shown.
-      label_dtype: of labels in a batch: float32, or float16 where its 3 digits are enough.
+      channels: 2 are drawn as directions on the colour wheel, 3 as RGB, 1 as grey, more as the grey of their length.
+      unit: unit of the components, for keys and summaries.
+      limits: smallest and largest possible component. Labels outside are an error, colours span the limits, and files
+        with 3 channels may be 8-bit RGB PNG, black at the smallest and white at the largest. None: unbounded; colours
+        span nearly all (99 %) of the values shown.
+      label_dtype: dtype of labels in a batch: float32, or float16 where 3 significant digits are enough.
     """
     if channels < 1:
-        raise ValueError(f"channels={channels}: a vector has at least 1")
+        raise ValueError(f"channels={channels}: a vector has at least 1 component")
     one = channels == 1
     return Kind(
         name="vector",
@@ -43,7 +43,7 @@ def vector(channels: int, *, unit: str = "", limits: Range | None = None, label_
         label_channels=channels,
         label_dtype=label_dtype,
         ignore=VECTOR_IGNORE,
-        invalid_value=np.nan,  # what neither a sign nor a factor changes; 0 is a vector as good as others
+        invalid_value=np.nan,  # unchanged by flips and rescaling; 0 is a valid vector
         values=conversions.first_channel if one else conversions.unchanged,
         from_values=conversions.one_channel if one else conversions.unchanged,
         to_mean=conversions.unchanged,
@@ -68,15 +68,15 @@ def _label_form(channels: int, limits: Range | None) -> str:
 
 
 def _png(channels: int, limits: Range | None) -> bool:
-    """Whether files may be pictures."""
+    """Whether files may be RGB PNGs."""
     return channels == 3 and limits is not None
 
 
 def _numbers(limits: Range | None, numbers: np.ndarray) -> np.ndarray:
-    """Bytes -> numbers that span the limits; floating-point numbers as they are.
+    """Components from a file: unsigned integers are scaled to the limits, floating-point numbers are kept.
 
     Raises:
-      ValueError: whole numbers of another kind, or without limits.
+      ValueError: integers that are not those of an RGB image, or integers without limits.
     """
     if numbers.dtype.kind == "f":
         return numbers
@@ -87,16 +87,16 @@ def _numbers(limits: Range | None, numbers: np.ndarray) -> np.ndarray:
 
 
 def _label(limits: Range | None, numbers: np.ndarray, zero_is_void: bool) -> np.ndarray:
-    """-> vectors, nan in all channels where one of them is not finite."""
+    """Vectors from a file; NaN in all channels where any is NaN or Inf."""
     del zero_is_void
     vectors = _numbers(limits, numbers)
     known = np.asarray(np.isfinite(vectors).all(axis=-1))
     found = vectors[known]
-    least, greatest = limits or (VECTOR_IGNORE / 2, -VECTOR_IGNORE / 2)  # far from what marks ignored pixels
+    least, greatest = limits or (VECTOR_IGNORE / 2, -VECTOR_IGNORE / 2)  # far from the ignore value
     if found.size and (found.min() < least or found.max() > greatest):
         raise ValueError(
             f"holds numbers from {found.min():g} to {found.max():g}, outside of [{least:g}, {greatest:g}]; "
-            "rescale them, and write nan where unlabelled"
+            "rescale them, and use nan for unlabelled pixels"
         )
     return np.where(known[..., None], vectors, np.nan)
 
@@ -108,7 +108,7 @@ def _prediction(channels: int, limits: Range | None, numbers: np.ndarray) -> np.
 
 
 def _limits(channels: int, limits: Range | None, vectors: np.ndarray) -> Range:
-    """The ends of the colours: those given, or nearly all of the numbers; of lengths from 0 on."""
+    """Ends of the colour map: the given limits, or percentiles of the values; lengths start at 0."""
     if channels in (1, 3):
         low, high = limits or (np.percentile(vectors, (0.5, 99.5)) if vectors.size else (0, 1))
     elif limits:
@@ -119,10 +119,10 @@ def _limits(channels: int, limits: Range | None, vectors: np.ndarray) -> Range:
 
 
 def wheel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Colours of vectors, x to the right and y down, as (..., 3) uint8: white at 0, full colour at length 1.
+    """Colours of vectors, x to the right and y down, as (..., 3) uint8: white at 0, saturated at length 1.
 
-    The colour wheel of optical flow (Baker et al., "A database and evaluation methodology for optical flow", 2011):
-    longer vectors are darker.
+    Longer vectors are darker. Middlebury's colour wheel of optical flow (Baker et al., "A database and evaluation
+    methodology for optical flow", 2011).
     """
     hues = []
     for steps, full, changing, sign in _WHEEL:
@@ -145,7 +145,7 @@ def _colour_wheel(drawn: Drawn) -> np.ndarray:
 
 
 def _key_wheel(unit: str, drawn: Drawn, width: int) -> Image.Image:
-    """The wheel, and the length at its rim."""
+    """Colour wheel, labelled with the length at its rim."""
     x, y = np.meshgrid(*[np.linspace(-1, 1, _DISC)] * 2)
     disc = np.where(np.hypot(x, y)[..., None] <= 1, wheel(x, y), np.array(canvas.PAPER, np.uint8))
     return canvas.beside(
@@ -154,7 +154,7 @@ def _key_wheel(unit: str, drawn: Drawn, width: int) -> Image.Image:
 
 
 def _numbers_shown(drawn: Drawn) -> np.ndarray:
-    """(H, W) or, as red, green and blue, (H, W, 3)."""
+    """Values drawn as grey (H, W) or as RGB (H, W, 3)."""
     values = drawn.values
     if values.ndim == 2:
         return np.where(drawn.valid, values, 0)
@@ -177,10 +177,10 @@ def _caption(channels: int, limits: Range | None, unit: str) -> str:
         reach = f"at {max(map(abs, limits)):g}{unit}" if limits else "at the end of the ground truth's range"
         return (
             f"Red points right, yellow down, light blue left, violet up; 0 is white, the colour is full {reach}; "
-            "black is not labelled."
+            "black is unlabelled."
         )
-    what = {1: "The number is", 3: "Red, green and blue are the three numbers,"}.get(channels, "The length is")
+    what = {1: "The value is", 3: "Red, green and blue are the three components,"}.get(channels, "The length is")
     reach = "over the range of the ground truth" if limits is None else f"from {limits[0]:g} to {limits[1]:g}{unit}"
     if limits is not None and channels not in (1, 3):
         reach = f"from 0 to {_limits(channels, limits, np.zeros(0))[1]:.3g}{unit}"
-    return f"{what} shown from dark to bright {reach}; dark blue is not labelled."
+    return f"{what} shown from dark to bright {reach}; dark blue is unlabelled."

@@ -1,14 +1,14 @@
-"""Metrics of the dense tasks: states that add up, exact for any split of the set into batches, devices and padding.
+"""Metrics of the dense tasks: additive states, exact for any split of the set into batches and devices.
 
 Every metric is a `clu.metrics.Metric`:
-    from_model_output(prediction=, label=, mask=)   the state of one batch; runs under jit
-        prediction  (B, H, W, c) raw model output; logits for the tasks with classes
+    from_model_output(prediction=, label=, mask=)   state of one batch; runs under jit
+        prediction  (B, H, W, c) raw model output; logits for classification tasks
         label       (B, H, W, c_label) of any dtype, with its ignore value where there is no ground truth
-        mask        (B,), 0 for padding examples, which count nowhere; None when every example counts
-    empty(), state.merge(other)                     states add up, in any order
+        mask        (B,), 0 for padding examples, which are ignored; None when there are none
+    empty(), state.merge(other)                     sum of states, in any order
     compute()                                       dict of floats, on the host, in float64
 
-Without a single valid pixel nothing was measured: means and shares are then nan, while IoU and F are 0 by definition.
+Without any valid pixel, means and shares are NaN, while IoU and F are 0 by definition.
 """
 
 from taskexpert_jax.tasks.metrics.depth import Depth

@@ -11,20 +11,20 @@ from taskexpert_jax.tasks.losses import DEPTH_IGNORE, valid_pixels
 from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, Sum, ratio
 
 MAX_DEPTH = 80.0  # metres
-SMALLEST_PREDICTION = 1e-9  # metres, in place of predictions that are not positive, in logarithms and quotients
+SMALLEST_PREDICTION = 1e-9  # metres; replaces non-positive predictions in logarithms and quotients
 DELTA = 1.25
 
 
 @flax.struct.dataclass
 class Depth(PooledMetric):
-    """Sums over the pixels with a label g, 0 < g < 80 m, and a prediction p, taken as 0 where it is negative.
+    """Sums over the pixels with a label g, 0 < g < 80 m; negative predictions p count as 0.
 
     squares: (p - g)^2
     log_squares: (ln p - ln g)^2, with p = 1e-9 where it is not positive
     relatives: |p - g| / g
     relative_squares: (p - g)^2 / g
-    within: (3,) pixels with max(p / g, g / p) < 1.25^k, k = 1, 2, 3
-    pixels: all of them
+    within: (3,) number of pixels with max(p / g, g / p) < 1.25^k, k = 1, 2, 3; p as in log_squares
+    pixels: number of pixels
     """
 
     squares: Sum
@@ -36,10 +36,10 @@ class Depth(PooledMetric):
 
     @classmethod
     def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
-        """The state of a batch; prediction and label (B, H, W, 1) in metres, -1 = ignored."""
+        """State of a batch; prediction and label (B, H, W, 1) in metres, -1 = ignored."""
         truth = label[..., 0].astype(jnp.float32)
         valid = valid_pixels(label, mask, DEPTH_IGNORE) & (truth > 0) & (truth < MAX_DEPTH)
-        truth = jnp.where(valid, truth, 1.0)  # a depth that can be divided by: the other pixels do not count
+        truth = jnp.where(valid, truth, 1.0)  # avoids division by 0 at ignored pixels
         depth = prediction[..., 0].astype(jnp.float32)
         error = jnp.maximum(depth, 0.0) - truth
         positive = jnp.where(depth <= 0, SMALLEST_PREDICTION, depth)
@@ -66,7 +66,7 @@ class Depth(PooledMetric):
         )
 
     def compute(self) -> dict[str, float]:
-        """`rmse` and `sq_rel` in metres, `log_rmse`, `abs_rel`; `delta1`, `delta2`, `delta3` as shares in [0, 1]."""
+        """`rmse`, `sq_rel` in metres; `log_rmse`, `abs_rel`; `delta1`, `delta2`, `delta3` as shares in [0, 1]."""
         pixels = int(self.pixels.value())
         return {
             "rmse": float(np.sqrt(ratio(self.squares.value(), pixels))),

@@ -1,4 +1,4 @@
-"""The boundary loss over a set. It is not odsF, which thins and matches whole boundary maps."""
+"""Boundary loss over a data set; odsF, which needs whole boundary maps, is in `metrics/boundary`."""
 
 import functools
 from typing import ClassVar, Self
@@ -14,11 +14,12 @@ from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, Sum, ratio
 
 @flax.struct.dataclass
 class EdgeLoss(PooledMetric):
-    """Sums over the valid pixels; `edge_loss` makes the metric for a weight of the positives.
+    """Sums over the valid pixels; `edge_loss` gives the metric for a weight of the positives.
 
     losses: losses.edge_cross_entropy_map of the logit.
-    squashed_losses: the same of sigmoid(logit), a quirk of the family: its evaluation passes the probability to the
-        loss, which takes a sigmoid once more.
+    squashed_losses: losses.edge_cross_entropy_map of sigmoid(logit). The family's evaluation passes the probability to
+        the loss, which applies a second sigmoid.
+    pixels: number of valid pixels.
     """
 
     pos_weight: ClassVar[float]
@@ -28,7 +29,7 @@ class EdgeLoss(PooledMetric):
 
     @classmethod
     def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
-        """The state of a batch; prediction (B, H, W, 1) logit, label (B, H, W, 1) 0 or 1, 255 = ignored."""
+        """State of a batch; prediction (B, H, W, 1) logit, label (B, H, W, 1) 0 or 1, 255 = ignored."""
         valid = valid_pixels(label, mask)
         probability = jax.nn.sigmoid(prediction.astype(jnp.float32))
         return cls(
@@ -42,9 +43,9 @@ class EdgeLoss(PooledMetric):
         return cls(losses=Sum.zeros(), squashed_losses=Sum.zeros(), pixels=Count.zeros())
 
     def compute(self) -> dict[str, float]:
-        """Means over the valid pixels of the set: `loss` as the family evaluates, `loss_plain` as the model is trained.
+        """`loss`, as the family's evaluation computes it, and `loss_plain`, the training loss, over the whole set.
 
-        The first is of sigmoid(logit), the second of the logit: they are different quantities.
+        `loss` is computed from sigmoid(logit), `loss_plain` from the logit; they are not comparable.
         """
         pixels = int(self.pixels.value())
         return {
@@ -55,6 +56,6 @@ class EdgeLoss(PooledMetric):
 
 @functools.cache
 def edge_loss(pos_weight: float) -> type[EdgeLoss]:
-    """The metric for a weight of the positives (the family's is 0.95); the same class for the same weight."""
+    """Metric for a weight of the positives (0.95 in the family); cached: equal weights give the same class."""
     members = {"__module__": __name__, "__doc__": EdgeLoss.__doc__, "pos_weight": pos_weight}
     return flax.struct.dataclass(type("EdgeLoss", (EdgeLoss,), members))

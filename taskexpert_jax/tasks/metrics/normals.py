@@ -13,12 +13,17 @@ from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, Sum, histogra
 
 BINS_PER_DEGREE = 20  # bins of 0.05 degrees
 BINS = 180 * BINS_PER_DEGREE
-LIMITS = (11.25, 22.5, 30.0)  # degrees; each lies between two bins
+LIMITS = (11.25, 22.5, 30.0)  # degrees; edges of bins
 
 
 @flax.struct.dataclass
 class Normals(PooledMetric):
-    """Over the valid pixels: the sum of the angles in degrees, that of their squares, and their histogram, (3600,)."""
+    """Sums over the valid pixels.
+
+    angles: angle between prediction and label in degrees.
+    squares: its square.
+    bins: (3600,) histogram of the angles, in bins of 0.05 degrees.
+    """
 
     angles: Sum
     squares: Sum
@@ -26,15 +31,15 @@ class Normals(PooledMetric):
 
     @classmethod
     def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
-        """The state of a batch; prediction and label (B, H, W, 3) of any length, a label with a component 255 ignored.
+        """State of a batch; prediction and label (B, H, W, 3) of any length, labels with a component 255 are ignored.
 
-        A prediction of length 0 points nowhere and counts as 90 degrees off. The family takes predictions through
-        (n + 1) * 255 / 2 and back; as nothing is rounded on the way, that changes no more than the last digits.
+        A prediction of length 0 counts as an error of 90 degrees. The family maps predictions to (n + 1) * 255 / 2 and
+        back without rounding, which changes only the last digits.
         """
         valid = valid_pixels(label, mask)
         truth = unit_length(label.astype(jnp.float32))
         predicted = unit_length(prediction.astype(jnp.float32))
-        # As accurate at 0 and 180 degrees as elsewhere, unlike the arc cosine of the dot product.
+        # Unlike the arc cosine of the dot product, accurate near 0 and 180 degrees too.
         apart = jnp.linalg.norm(predicted - truth, axis=-1)
         angle = jnp.rad2deg(2.0 * jnp.arctan2(apart, jnp.linalg.norm(predicted + truth, axis=-1)))
         index = jnp.minimum((angle * BINS_PER_DEGREE).astype(jnp.int32), BINS - 1)
@@ -51,7 +56,7 @@ class Normals(PooledMetric):
     def compute(self) -> dict[str, float]:
         """`mean`, `rmse`, `median` in degrees; `within_11.25`, `within_22.5`, `within_30`: percent of smaller angles.
 
-        The median is interpolated inside its bin of the histogram, so it is exact to 0.05 degrees.
+        The median is interpolated within its histogram bin, so its error is below 0.05 degrees.
         """
         bins = self.bins.value()
         pixels = int(bins.sum())
@@ -65,11 +70,11 @@ class Normals(PooledMetric):
 
 
 def _median(bins: np.ndarray) -> float:
-    """The angle in degrees below which half of the pixels of a histogram lie; nan without pixels."""
+    """Median of a histogram of angles, in degrees; NaN without pixels."""
     below = np.cumsum(bins, dtype=np.float64)
     half = below[-1] / 2
     if half == 0:
         return math.nan
-    index = int(np.searchsorted(below, half))  # the first bin at whose upper end half is reached
+    index = int(np.searchsorted(below, half))  # first bin whose cumulative count reaches half
     count = float(bins[index])
     return (index + 1 - (float(below[index]) - float(half)) / count) / BINS_PER_DEGREE

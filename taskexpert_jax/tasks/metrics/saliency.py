@@ -1,4 +1,4 @@
-"""F measure and mean error of saliency maps, pooled over the valid pixels of the set."""
+"""F-measure and mean absolute error of saliency maps, pooled over the valid pixels of the set."""
 
 from typing import Self
 
@@ -18,12 +18,12 @@ LEVELS = len(THRESHOLDS) + 1
 
 @flax.struct.dataclass
 class Saliency(PooledMetric):
-    """Valid pixels, (2, 20), by label (background, foreground) and by how many thresholds their score exceeds.
+    """Counts of valid pixels, (2, 20), by label (background, foreground) and number of thresholds the score exceeds.
 
     levels: the score is the foreground probability.
-    squashed_levels: the score is sigmoid(probability), a quirk of the family. It lies between 0.5 and 0.74, so that
-        only five maps are left: all foreground, and probability > 0.20, 0.41, 0.62, 0.85 (thresholds 0.55 .. 0.7).
-    errors: the sum of |probability - label|
+    squashed_levels: the score is sigmoid(probability), as in the family's evaluation. It lies in [0.5, 0.74], so only
+        five binary maps differ: all foreground, and probability > 0.20, 0.41, 0.62, 0.85 (thresholds 0.55 .. 0.7).
+    errors: sum of |probability - label|.
     """
 
     levels: Count
@@ -32,7 +32,7 @@ class Saliency(PooledMetric):
 
     @classmethod
     def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
-        """The state of a batch.
+        """State of a batch.
 
         prediction (B, H, W, 2) logits of background and foreground, label (B, H, W, 1) 0 or 1, 255 = ignored.
         """
@@ -60,8 +60,8 @@ class Saliency(PooledMetric):
     def compute(self) -> dict[str, float]:
         """`maxF` and `maxF_plain` in percent; `mae`, the mean absolute error of the probability, in [0, 1].
 
-        The two F differ only in the score that is compared with the thresholds: maxF's is sigmoid(probability), as in
-        the numbers that the family publishes; maxF_plain's is the probability.
+        The two differ only in the thresholded score: sigmoid(probability) for maxF, as in the family's published
+        numbers, and the probability for maxF_plain.
         """
         levels = self.levels.value()
         return {
@@ -72,7 +72,7 @@ class Saliency(PooledMetric):
 
 
 def _max_f(levels: np.ndarray) -> float:
-    """The best F in percent over the thresholds, of pixels by label and level, (2, 20); 0 without foreground."""
+    """Best F over the thresholds, in percent, from counts by label and level, (2, 20); 0 without foreground."""
     above = levels.astype(np.float64)[:, ::-1].cumsum(axis=1)[:, :-1]  # (2, 19), from the highest threshold down
     found = above[1]
     precision = found / np.maximum(above.sum(axis=0), 1)

@@ -1,4 +1,4 @@
-"""Mean intersection over union, of semantic segmentation and human parts."""
+"""Mean intersection over union (mIoU) for semantic segmentation and human parts."""
 
 import functools
 import math
@@ -16,9 +16,9 @@ from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, histogram, ra
 
 @flax.struct.dataclass
 class MeanIoU(PooledMetric):
-    """Mean IoU of a set whose pixels are pooled; `mean_iou` makes the metric for a number of classes.
+    """Mean IoU, pooled over the pixels of the set; `mean_iou` gives the metric for a number of classes.
 
-    confusion: pixels by class of the label (row) and of the prediction (column), (num_classes, num_classes).
+    confusion: (num_classes, num_classes) confusion matrix: pixels by label (row) and prediction (column).
     """
 
     num_classes: ClassVar[int]
@@ -26,12 +26,12 @@ class MeanIoU(PooledMetric):
 
     @classmethod
     def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
-        """The state of a batch. The largest of the logits decides, the first one on ties.
+        """State of a batch. The predicted class is the argmax of the logits, the first one on ties.
 
         prediction (B, H, W, num_classes) logits, label (B, H, W, 1) in 0..num_classes-1 or 255 = ignored.
         """
         if prediction.shape[-1] != cls.num_classes:
-            raise ValueError(f"a prediction of {prediction.shape[-1]} channels for {cls.num_classes} classes")
+            raise ValueError(f"prediction has {prediction.shape[-1]} channels, but there are {cls.num_classes} classes")
         predicted = largest_class(prediction)
         cell = label[..., 0].astype(jnp.int32) * cls.num_classes + predicted
         cells = cls.num_classes**2
@@ -50,13 +50,13 @@ class MeanIoU(PooledMetric):
         return 100 * intersection / np.maximum(union, 1)
 
     def compute(self) -> dict[str, float]:
-        """`mIoU`, the mean of per_class() over all classes, also those never seen; `pixel_accuracy`; in percent."""
+        """`mIoU`, the mean of per_class() over all classes, absent ones included, and `pixel_accuracy`; in percent."""
         confusion = self.confusion.value()
         accuracy = 100 * ratio(np.trace(confusion), confusion.sum())
         return {"mIoU": float(self.per_class().mean()), "pixel_accuracy": accuracy}
 
     def of_one_image(self, name: str) -> float:
-        """`mIoU` is of the classes labelled or predicted, for an image cannot help having few; nan for none."""
+        """Value for ranking an image; `mIoU` averages only the classes labelled or predicted in it, NaN if none."""
         if name != "mIoU":
             return super().of_one_image(name)
         confusion = self.confusion.value()
@@ -65,7 +65,7 @@ class MeanIoU(PooledMetric):
 
 
 def largest_class(logits: Array) -> Array:
-    """The class of the largest logit, the first one on ties; (..., classes) to (...) int32."""
+    """Argmax over the classes, the first one on ties; (..., classes) -> (...) int32."""
     return jax.lax.platform_dependent(logits, cpu=_largest_by_comparing, default=_largest)
 
 
@@ -74,7 +74,7 @@ def _largest(logits: Array) -> Array:
 
 
 def _largest_by_comparing(logits: Array) -> Array:
-    """Class after class: beyond some 30 classes XLA's own reduction takes eight times as long on CPUs."""
+    """Argmax by a loop over the classes: beyond about 30 classes, XLA's reduction takes eight times as long on CPUs."""
     largest, index = logits[..., 0], jnp.zeros(logits.shape[:-1], jnp.int32)
     for k in range(1, logits.shape[-1]):
         index = jnp.where(logits[..., k] > largest, k, index)
@@ -84,6 +84,6 @@ def _largest_by_comparing(logits: Array) -> Array:
 
 @functools.cache
 def mean_iou(num_classes: int) -> type[MeanIoU]:
-    """The metric over the classes 0..num_classes-1; the same class for the same number."""
+    """Metric over the classes 0..num_classes-1; cached: equal numbers give the same class."""
     members = {"__module__": __name__, "__doc__": MeanIoU.__doc__, "num_classes": num_classes}
     return flax.struct.dataclass(type(f"MeanIoU{num_classes}", (MeanIoU,), members))

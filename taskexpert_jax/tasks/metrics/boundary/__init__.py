@@ -1,1 +1,1 @@
-"""odsF, the boundary benchmark of the field, without MATLAB."""
+"""Boundary benchmark (odsF) without MATLAB; `counts` is its interface."""

@@ -1,17 +1,17 @@
-"""Steps 1 and 2 of the boundary benchmark: predictions to thin candidates, labels to boundary maps.
+"""Steps 1 and 2 of the boundary benchmark: non-maximum suppression of predictions, boundary maps of labels.
 
-The originals are P. Dollar's edge toolbox (triangle filter, orientation, non-maximum suppression) and the boundary map
-of the Berkeley benchmark. Everything is float32 and in the original's order of operations: a boundary of constant
-height is decided by the last bit.
+Source: P. Dollar's edge toolbox (triangle filter, orientation, non-maximum suppression) and the boundary map of the
+Berkeley benchmark. All computations are float32 in the original's order of operations, because on a boundary of
+constant strength the last bit decides.
 """
 
 import numba
 import numpy as np
 from scipy import ndimage
 
-RADIUS = 4  # pixels, of the triangle filter
-SLACK = np.float32(1.01)  # a pixel falls only to a neighbour that is more than 1 % stronger
-BORDER = 5  # pixels, over which candidates fade towards the image's border
+RADIUS = 4  # radius of the triangle filter in pixels
+SLACK = np.float32(1.01)  # a pixel is suppressed only by a neighbour that is more than 1 % stronger
+BORDER = 5  # width in pixels over which candidates fade out towards the image border
 
 _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 _SCALE = np.float32(1) / np.float32((RADIUS + 1) ** 4)
@@ -19,17 +19,17 @@ _PI = np.float32(np.pi)
 
 
 def candidates(prediction: np.ndarray) -> np.ndarray:
-    """The strength of boundary pixels after non-maximum suppression, (H, W) float32 in [0, 1].
+    """Boundary strength after non-maximum suppression, (H, W) float32 in [0, 1].
 
-    prediction: (H, W) uint8, 255 = surely a boundary; H and W at least 2.
+    prediction: (H, W) uint8, 255 times the boundary probability; H and W at least 2.
     """
     strength = prediction.astype(np.float32) / np.float32(255)
     return fade_border(suppress(strength, orientation(triangle_filter(strength))))
 
 
 def triangle_filter(image: np.ndarray) -> np.ndarray:
-    """The image smoothed with [1 2 3 4 5 4 3 2 1] / 25 in both directions, mirrored at its borders; (H, W) float32."""
-    if min(image.shape) <= 2 * RADIUS + 1:  # too small for the running sums, whose mirror reaches back only once
+    """Separable triangle filter, [1 2 3 4 5 4 3 2 1] / 25, with mirrored borders; (H, W) float32."""
+    if min(image.shape) <= 2 * RADIUS + 1:  # too small for the running sums, which mirror the border only once
         taps = np.bartlett(2 * RADIUS + 3)[1:-1] / (RADIUS + 1)
         for axis in (0, 1):
             image = ndimage.correlate1d(image, taps, axis=axis, mode="reflect")
@@ -40,7 +40,7 @@ def triangle_filter(image: np.ndarray) -> np.ndarray:
 
 @numba.njit(cache=True, nogil=True)
 def _running_triangle(image: np.ndarray, scale: np.float32) -> np.ndarray:
-    """The filter along the first axis by running sums in float32, whose drift (4e-5) is the original's."""
+    """Filter along the first axis by running float32 sums, with the drift (4e-5) of the original."""
     length, width = image.shape
     result = np.empty_like(image)
     for x in range(width):
@@ -62,29 +62,29 @@ def _running_triangle(image: np.ndarray, scale: np.float32) -> np.ndarray:
 
 
 def orientation(smooth: np.ndarray) -> np.ndarray:
-    """The angle across the boundary in radians, [0, pi), from second derivatives; (H, W) float32.
+    """Direction normal to the boundary, from second derivatives; (H, W) float32 in radians, [0, pi).
 
-    0 points along x, to the right; pi / 2 along y, downwards.
+    0 is along x, to the right; pi / 2 is along y, downwards.
     """
     dy, dx = np.gradient(smooth)
     dxx = np.gradient(dx, axis=1)
     dyy, dxy = np.gradient(dy)
-    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is taken as flat
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is set to 0 below
         ratio = dyy * np.sign(-dxy) / (dxx + np.float32(1e-5))
     angle = _rounded(np.arctan, np.nan_to_num(ratio, nan=0.0))
     return np.where(angle < 0, angle + _PI, angle)
 
 
 def suppress(strength: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """The strength, but 0 where it is more than 1 % below that of a point one pixel further across the boundary.
+    """Non-maximum suppression: 0 where a point one pixel further along `angle`, on either side, is over 1 % stronger.
 
-    Both (H, W) float32. Plateaus and ties survive; thinning takes care of them.
+    strength, angle: (H, W) float32. Plateaus and ties are kept; thinning reduces them.
     """
     return _suppress(np.ascontiguousarray(strength), _rounded(np.cos, angle), _rounded(np.sin, angle))
 
 
 def _rounded(function: np.ufunc, values: np.ndarray) -> np.ndarray:
-    """The function in float64, rounded to float32, because float32 versions differ between processors."""
+    """Evaluates in float64 and rounds to float32, because float32 implementations differ between processors."""
     return function(values, dtype=np.float64).astype(np.float32)
 
 
@@ -112,7 +112,7 @@ def _suppress(strength: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.
 
 @numba.njit(cache=True, nogil=True)
 def _interpolate(image: np.ndarray, x: np.float32, y: np.float32) -> np.float32:
-    """Bilinear, inside the image."""
+    """Bilinear interpolation at a point inside the image."""
     left, top = int(x), int(y)
     right_share, low_share = x - np.float32(left), y - np.float32(top)
     left_share, top_share = _ONE - right_share, _ONE - low_share
@@ -125,7 +125,7 @@ def _interpolate(image: np.ndarray, x: np.float32, y: np.float32) -> np.float32:
 
 
 def fade_border(strength: np.ndarray) -> np.ndarray:
-    """The strength times 0, 0.2, 0.4, 0.6, 0.8 on the five outermost rows and columns; (H, W) float32."""
+    """Strength multiplied by 0, 0.2, 0.4, 0.6, 0.8 on the five outermost rows and columns; (H, W) float32."""
     height, width = strength.shape
     reach = min(BORDER, height // 2, width // 2)
     result = strength.copy()
@@ -139,10 +139,10 @@ def fade_border(strength: np.ndarray) -> np.ndarray:
 
 
 def region_boundaries(labels: np.ndarray) -> np.ndarray:
-    """Where a label differs from the pixel to the right, below, or right below; (H, W) bool.
+    """Boundary pixels: those whose label differs from the pixel to the right, below, or below right; (H, W) bool.
 
-    labels: (H, W), any integers; no value is special, so that unlabelled pixels are one more region. The last row looks
-    only to the right, the last column only down. The boundary lies on the upper left side.
+    The last row is compared only to the right, the last column only downwards. Boundaries lie on the upper left side.
+    labels: (H, W) integers; no value is special, so unlabelled pixels are one more region.
     """
     boundary = np.zeros(labels.shape, bool)
     boundary[:, :-1] |= labels[:, :-1] != labels[:, 1:]

@@ -1,14 +1,15 @@
-"""odsF, the boundary benchmark of the field, without MATLAB.
+"""Boundary benchmark (odsF) without MATLAB: the counts of an image, from its prediction and label.
 
-A predicted map is suppressed to thin candidates and cut at 101 thresholds; what is left is thinned and paired with the
-pixels of the true boundary, one to one and within a distance. Pixels with a partner are correct: precision is their
-share of the predicted ones, recall of the true ones, over all images of the set. odsF is the best F of any threshold.
+Non-maximum suppression reduces a predicted map to candidates, which are thresholded at 101 values and thinned. The
+remaining pixels are matched one to one with pixels of the true boundary within a maximum distance. Matched pixels are
+correct: precision is their share of the predicted pixels, recall their share of the true pixels, over all images of the
+set. odsF is the best F over the thresholds.
 
-The original is the MATLAB evaluation of J. Pont-Tuset (SEISM) with P. Dollar's edge code and the matching of the
-Berkeley benchmark. The numbers of pixels are its own, and so are those of pairs, but that the original leaves up to
-0.5 % of them out at random: its odsF is up to 0.0008 lower. `most_pairs_outlier_graph` does as the original does.
+Source: the MATLAB evaluation of J. Pont-Tuset (SEISM) with P. Dollar's edge code and the matching of the Berkeley
+benchmark. Numbers of pixels are identical. The original's matching misses up to 0.5 % of the pairs at random, so its
+odsF is up to 0.0008 lower; `most_pairs_outlier_graph` reproduces that.
 
-SciPy and Numba, and this module, are needed for nothing else in this package.
+Only the boundary benchmark needs SciPy and Numba, so other modules import this one lazily.
 """
 
 from collections.abc import Sequence
@@ -48,19 +49,19 @@ __all__ = [
     "true_boundary",
 ]
 
-# regions: boundaries are where the label changes. So the field reads label maps, and NYUD's pictures of edges too: a
-#   line of one pixel becomes one that lies a pixel further up and left, a thicker one becomes its two sides.
-# lines: whatever is not 0 is a boundary, thinned to one pixel.
+# regions: boundaries are where the label changes. The standard protocol for label maps and for NYUD's edge images too:
+#   a one-pixel line moves one pixel up and left, and a thicker line becomes its two sides.
+# lines: all pixels that are not 0 are boundary, thinned to one pixel.
 LabelKind = Literal["regions", "lines"]
 
 
 def quantise(probability: np.ndarray) -> np.ndarray:
-    """The uint8 prediction of a boundary probability in [0, 1]: 255 times it, rounded to the nearest integer."""
+    """Boundary probability in [0, 1] as uint8: 255 times the probability, rounded to the nearest integer."""
     return np.rint(255 * np.asarray(probability)).astype(np.uint8)
 
 
 def true_boundary(label: np.ndarray, kind: LabelKind = "regions") -> np.ndarray:
-    """The thin boundary of a label, (H, W) integers to (H, W) bool; `LabelKind` says how it is read."""
+    """Thin boundary of a label, (H, W) integers to (H, W) bool; for `kind` see `LabelKind`."""
     return thin(region_boundaries(label) if kind == "regions" else label != 0)
 
 
@@ -72,25 +73,26 @@ def image_counts(
     kind: LabelKind = "regions",
     matcher: Matcher = most_pairs,
 ) -> BoundaryCounts:
-    """The counts of one image at all THRESHOLDS, (1, 101).
+    """Counts of one image at all THRESHOLDS, (1, 101).
 
     Args:
       prediction: (H, W) uint8, see `quantise`.
       label: (H, W) integers.
-      max_dist: the largest distance of a pair as a share of the diagonal: 0.011 on NYUD, 0.0075 on PASCAL-Context.
-      kind: how the label is read.
-      matcher: how pixels are paired.
+      max_dist: maximum matching distance as a fraction of the diagonal: 0.011 on NYUD, 0.0075 on PASCAL-Context.
+      kind: interpretation of the label, see `LabelKind`.
+      matcher: matching algorithm, see `matching`.
 
     Raises:
-      UserError: the sizes differ (the original rotates the prediction then, and goes on), or it is not uint8.
+      UserError: the prediction is not (H, W) uint8, its size differs from the label's (the original rotates it
+        instead), or the image is smaller than 2x2.
     """
     if prediction.ndim != 2 or prediction.dtype != np.uint8:
-        raise UserError(f"a boundary prediction is one channel of uint8, not {prediction.dtype} {prediction.shape}")
+        raise UserError(f"a boundary prediction must be uint8 (H, W), not {prediction.dtype} {prediction.shape}")
     if prediction.shape != label.shape:
-        raise UserError(f"a prediction of {prediction.shape} for a label of {label.shape} pixels: give it that size")
+        raise UserError(f"boundary prediction of shape {prediction.shape}, but label of {label.shape}: resize it")
     if min(label.shape) < 2:
-        raise UserError(f"a label of {label.shape} pixels: boundaries need at least 2x2")
-    # A strength that equals a threshold, both in float32, is not above it.
+        raise UserError(f"label of shape {label.shape}: the boundary benchmark needs at least 2x2 pixels")
+    # A strength equal to a threshold, both in float32, is not above it.
     levels = np.searchsorted(THRESHOLDS.astype(np.float32), candidates(prediction), side="left")
     distance = max_dist * float(np.hypot(*label.shape))
     return level_counts(levels, THRESHOLDS.size, [true_boundary(label, kind)], distance, matcher)
@@ -99,22 +101,22 @@ def image_counts(
 def level_counts(
     levels: np.ndarray, thresholds: int, truths: Sequence[np.ndarray], distance: float, matcher: Matcher = most_pairs
 ) -> BoundaryCounts:
-    """The counts of one image whose predicted maps are yet to be thinned, (1, thresholds).
+    """Counts of one image from its thresholded, not yet thinned prediction, (1, thresholds).
 
     Args:
-      levels: (H, W) integers, how many of the ascending thresholds a pixel passes.
-      thresholds: how many there are.
-      truths: a thin (H, W) bool boundary by each annotator. A predicted pixel is correct if it has a partner in any of
-        them; the true ones are added up.
-      distance: the largest distance of a pair in pixels, inclusive.
-      matcher: how pixels are paired.
+      levels: (H, W) integers, the number of the ascending thresholds that each pixel passes.
+      thresholds: number of thresholds.
+      truths: thin (H, W) bool boundary of each annotator. A predicted pixel is correct if it is matched in any of them;
+        counts of true pixels are summed over them.
+      distance: maximum matching distance in pixels, inclusive.
+      matcher: matching algorithm, see `matching`.
     """
     occurs = np.bincount(levels.ravel(), minlength=thresholds + 1) > 0
-    minima = np.flatnonzero(occurs[1:])[::-1] + 1  # of maps that differ: they need not be thinned and matched twice
+    minima = np.flatnonzero(occurs[1:])[::-1] + 1  # of distinct maps only, so that none is thinned and matched twice
     maps = thin_levels(levels, minima)
     matched = [matcher(maps, truth, distance) for truth in truths]
     correct = np.any(matched, axis=0)
-    # Threshold k has the last map whose minimum is k + 1 or more. Before the first one comes the empty map.
+    # Threshold k uses the last map whose minimum is at least k + 1; index 0 stands for the empty map.
     map_of = np.searchsorted(-minima, -np.arange(1, thresholds + 1), side="right")
 
     def by_threshold(flags: np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Step 4 of the boundary benchmark: predicted and true boundary pixels are paired one to one within a distance.
+"""Step 4 of the boundary benchmark: one-to-one matching of predicted and true boundary pixels within a distance.
 
-Three matchers, all with the same arguments:
-  most_pairs                the default: as many pairs as possible, and which ones does not matter
-  shortest_pairs            of the matchings with as many pairs as possible the one with the smallest total distance:
-                            what the original means to find. Where several annotators share a prediction, it matters
-  most_pairs_outlier_graph  what the original finds: it gives up some pairs at random
+Three matchers with the same arguments:
+  most_pairs                maximum cardinality, the default
+  shortest_pairs            maximum cardinality with the smallest total distance, the intention of the original; differs
+                            from most_pairs only where several annotators are matched with one prediction
+  most_pairs_outlier_graph  the original's approximation, which misses some pairs at random
 """
 
 from collections.abc import Callable, Iterator
@@ -15,24 +15,25 @@ from scipy import sparse
 
 from taskexpert_jax.tasks.metrics.boundary.thinning import ThinMaps
 
-# (maps, truth, distance) -> which pixels of the maps have a partner, (n,) bool. `truth` is (H, W) bool, and `distance`
-# the largest one of a pair in pixels, inclusive.
+# (maps, truth, distance) -> whether each pixel of the maps is matched, (n,) bool. `truth` is (H, W) bool, `distance`
+# the maximum distance of a pair in pixels, inclusive.
 Matcher = Callable[[ThinMaps, np.ndarray, float], np.ndarray]
 
 COST_SCALE = 100  # costs are integers: distances in hundredths of a pixel
-OUTLIER_COST = 100  # of a pixel without partner, in units of the largest distance of a pair
-OUTLIER_DEGREE = 6  # random arcs of a pixel to dummies, which stand for "no partner"
+OUTLIER_COST = 100  # cost of an unmatched pixel, in units of the maximum distance
+OUTLIER_DEGREE = 6  # random arcs of a pixel to dummy nodes; a pixel matched with a dummy is unmatched
 
 
 def most_pairs(maps: ThinMaps, truth: np.ndarray, distance: float) -> np.ndarray:
-    """A matching with as many pairs as possible; see `Matcher`.
+    """Maximum-cardinality matching; see `Matcher`.
 
-    Hopcroft and Karp (1973), starting from the pairs of the map before and from the nearest free partner for the rest.
+    Algorithm of Hopcroft and Karp (1973), warm-started with the previous map's pairs and with the nearest free pixel
+    for the others.
     """
     height, width = truth.shape
     dy, dx = _disc(distance)
     reach = int(dy.max())
-    stride = width + 2 * reach  # an empty frame, which spares the checks for the border
+    stride = width + 2 * reach  # padded, so that no bounds checks are needed
     rows, columns = np.nonzero(truth)
     inside = (rows + reach) * stride + columns + reach
     begin, neighbours = _neighbour_lists(inside, dy * stride + dx, (height + 2 * reach) * stride)
@@ -41,7 +42,7 @@ def most_pairs(maps: ThinMaps, truth: np.ndarray, distance: float) -> np.ndarray
 
 
 def _disc(distance: float) -> tuple[np.ndarray, np.ndarray]:
-    """dy and dx of all points with integer coordinates at most `distance` from 0, the nearest first."""
+    """Offsets dy, dx of all pixels within `distance` of the origin, nearest first."""
     reach = int(distance)
     dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
     squares = dy**2 + dx**2
@@ -52,7 +53,7 @@ def _disc(distance: float) -> tuple[np.ndarray, np.ndarray]:
 
 @numba.njit(cache=True, nogil=True)
 def _neighbour_lists(truth, offsets, size):
-    """The true pixels that each pixel may be paired with, the nearest first.
+    """Adjacency lists in CSR form: the true pixels within the distance of each pixel, nearest first.
 
     Returns begin (size + 1,) and neighbours: pixel p has neighbours[begin[p] : begin[p + 1]], indices into `truth`.
     """
@@ -74,8 +75,8 @@ def _neighbour_lists(truth, offsets, size):
 @numba.njit(cache=True, nogil=True)
 def _match_in_turn(pixels, starts, begin, neighbours, true_pixels):
     size = begin.size - 1
-    partner = np.full(size, -1, np.int32)  # of a predicted pixel: a true one
-    reverse = np.full(true_pixels, -1, np.int32)  # of a true pixel: a predicted one
+    partner = np.full(size, -1, np.int32)  # predicted pixel -> matched true pixel
+    reverse = np.full(true_pixels, -1, np.int32)  # true pixel -> matched predicted pixel
     in_map = np.zeros(size, np.bool_)
     level = np.empty(size, np.int32)
     cursor = np.empty(size, np.int32)
@@ -84,7 +85,7 @@ def _match_in_turn(pixels, starts, begin, neighbours, true_pixels):
         current = pixels[starts[m] : starts[m + 1]]
         in_map[current] = True
         for true, pixel in enumerate(reverse):
-            if pixel >= 0 and not in_map[pixel]:  # thinned away, now that more pixels are around
+            if pixel >= 0 and not in_map[pixel]:  # thinned away in this larger map
                 partner[pixel] = reverse[true] = -1
         in_map[current] = False
         _pair_nearest(current, begin, neighbours, partner, reverse)
@@ -108,10 +109,9 @@ def _pair_nearest(current, begin, neighbours, partner, reverse):
 
 @numba.njit(cache=True, nogil=True)
 def _find_levels(current, begin, neighbours, partner, reverse, level):
-    """Breadth-first search for augmenting paths; whether there is one.
+    """Breadth-first search for augmenting paths; returns whether there is one.
 
-    Sets `level`, how many pairs a shortest alternating path from a free predicted pixel to this one passes; -1 if none
-    is needed or found.
+    Sets `level`: the number of pairs on a shortest alternating path from a free predicted pixel, or -1 if not reached.
     """
     queue = np.empty(current.size, np.int32)
     tail = 0
@@ -139,7 +139,7 @@ def _find_levels(current, begin, neighbours, partner, reverse, level):
 
 @numba.njit(cache=True, nogil=True)
 def _augment(current, begin, neighbours, partner, reverse, level, cursor):
-    """Augments along disjoint shortest paths, as many as depth-first search finds."""
+    """Augments along a maximal set of disjoint shortest paths, found by depth-first search."""
     for pixel in current:
         cursor[pixel] = begin[pixel]
     path = np.empty(current.size, np.int32)
@@ -166,14 +166,14 @@ def _augment(current, begin, neighbours, partner, reverse, level, cursor):
 
 
 def shortest_pairs(maps: ThinMaps, truth: np.ndarray, distance: float) -> np.ndarray:
-    """Of the matchings with as many pairs as possible the one with the smallest total distance; see `Matcher`.
+    """Maximum-cardinality matching with the smallest total distance; see `Matcher`.
 
-    Exact, and some 70 times slower than `most_pairs`.
+    Exact, and about 70 times slower than `most_pairs`.
     """
     matched = np.zeros(maps.pixels.size, bool)
     for start, (ids, left, right, costs) in _graphs(maps, truth, distance):
         pixels, true_pixels = ids.size, int(right.max()) + 1
-        own = np.arange(pixels)  # each pixel may have a dummy of its own, at a price above that of any detour
+        own = np.arange(pixels)  # one dummy per pixel, more expensive than any alternating path
         price = np.full(pixels, (pixels + 1) * (costs.max() + 1))
         rows, columns = np.concatenate([left, own]), np.concatenate([right, true_pixels + own])
         shape = (pixels, true_pixels + pixels)
@@ -183,19 +183,19 @@ def shortest_pairs(maps: ThinMaps, truth: np.ndarray, distance: float) -> np.nda
 
 
 def most_pairs_outlier_graph(maps: ThinMaps, truth: np.ndarray, distance: float, *, seed: int = 0) -> np.ndarray:
-    """The original's random matching; see `Matcher`. For comparisons; some 130 times slower than `most_pairs`.
+    """The original's randomised matching, for comparisons; see `Matcher`. About 130 times slower than `most_pairs`.
 
-    The original asks for the cheapest assignment in which a pixel without partner takes one of six random dummies.
-    Because dummies run short it misses a few pairs: up to 0.5 %, the most where both maps have as many pixels.
+    The original solves a minimum-cost assignment in which an unmatched pixel takes one of six random dummies. Dummies
+    run short, so it misses up to 0.5 % of the pairs, most where both maps have equally many pixels.
 
-    seed: of the random arcs; the same seed gives the same result.
+    seed: seed of the random arcs.
     """
     random = np.random.default_rng(seed)
     outlier_cost = int(np.ceil(COST_SCALE * OUTLIER_COST * distance))
     matched = np.zeros(maps.pixels.size, bool)
     for start, (ids, left, right, costs) in _graphs(maps, truth, distance):
-        # Rows: the n1 predicted pixels, then a dummy of each true one. Columns: the n2 true ones, then a dummy of each
-        # predicted one. Each pixel has arcs to others' dummies, and one that costs more to its own.
+        # Rows: n1 predicted pixels, then a dummy per true pixel. Columns: n2 true pixels, then a dummy per predicted
+        # pixel. Each pixel has arcs to dummies of others, and a more expensive one to its own.
         n1, n2 = ids.size, int(right.max()) + 1
         few, many = min(n1, n2), max(n1, n2)
         of_left, of_right = _others(random, n1), _others(random, n2)
@@ -216,10 +216,10 @@ _Graph = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def _graphs(maps: ThinMaps, truth: np.ndarray, distance: float) -> Iterator[tuple[int, _Graph]]:
-    """For each map with an admissible pair: where its pixels start, and all pairs.
+    """Bipartite graph of each map that has admissible pairs: (index of its first pixel, graph).
 
-    These are ids, the pixels that may be paired, counted from the map's first; and of each pair its predicted pixel (an
-    index into ids), its true pixel (0, 1, ..) and its cost.
+    The graph is (ids, left, right, costs): ids are the pixels with an admissible partner, relative to the map's first;
+    left (index into ids), right (true pixel 0, 1, ..) and costs have one entry per pair.
     """
     dy, dx = _disc(distance)
     reach = int(dy.max())
@@ -239,14 +239,14 @@ def _graphs(maps: ThinMaps, truth: np.ndarray, distance: float) -> Iterator[tupl
 def _cheapest(
     shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, costs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The cheapest assignment of every row to a column of its own, by arcs (row, column) with a cost each."""
-    # A cost of 0 would mean no arc; one more on every arc does not change which assignment is the cheapest.
+    """Minimum-cost assignment of every row to a distinct column, given arcs (row, column) and their costs."""
+    # A sparse entry of 0 would be no arc; adding 1 to every arc does not change the optimal assignment.
     graph = sparse.csr_array((costs + 1, (rows, columns)), shape)
     return sparse.csgraph.min_weight_full_bipartite_matching(graph)
 
 
 def _others(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each of `count` nodes with six random others; both (arcs,)."""
+    """Arcs from each of `count` nodes to six random others: sources and targets, (arcs,) each."""
     chosen = _subsets(random, count, count - 1)
     own = np.arange(count)[:, None]
     chosen += chosen >= own
@@ -254,10 +254,7 @@ def _others(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.nda
 
 
 def _subsets(random: np.random.Generator, rows: int, size: int) -> np.ndarray:
-    """In each row six distinct numbers below `size`, or all if they are fewer; uniformly random, by Floyd's algorithm.
-
-    Returns (rows, min(6, size)).
-    """
+    """Random subsets of range(size) without repetition, (rows, min(6, size)); Floyd's algorithm, uniform."""
     count = min(OUTLIER_DEGREE, size)
     chosen = np.full((rows, count), -1)
     for i, last in enumerate(range(size - count, size)):

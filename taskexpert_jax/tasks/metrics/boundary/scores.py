@@ -1,4 +1,4 @@
-"""Step 5 of the boundary benchmark: from counts of boundary pixels to precision, recall and F."""
+"""Step 5 of the boundary benchmark: precision, recall and F from counts of boundary pixels."""
 
 from collections.abc import Iterable
 import dataclasses
@@ -11,10 +11,10 @@ THRESHOLDS = np.array([0.001, *(k / 100 for k in range(1, 100)), 0.999])  # (101
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BoundaryCounts:
-    """Boundary pixels of each image at each threshold; (images, thresholds) int64 each, under the field's names.
+    """Boundary pixels of each image at each threshold; (images, thresholds) int64 each, with the benchmark's names.
 
-    cntR, sumR: the true ones with a partner, and all of them.
-    cntP, sumP: the predicted ones with a partner, and all of them.
+    cntR, sumR: matched true pixels, all true pixels.
+    cntP, sumP: matched predicted pixels, all predicted pixels.
     """
 
     cntR: np.ndarray
@@ -24,20 +24,20 @@ class BoundaryCounts:
 
     @classmethod
     def empty(cls, thresholds: int = THRESHOLDS.size) -> Self:
-        """No image."""
+        """Counts of no image."""
         return cls(*np.zeros((4, 0, thresholds), np.int64))
 
     @classmethod
     def join(cls, parts: Iterable["BoundaryCounts"]) -> Self:
-        """The images of all parts in their order; at least one part."""
+        """Concatenates the images of all parts, at least one, in order."""
         return cls(*np.concatenate([part.table() for part in parts], axis=1))
 
     def merge(self, other: "BoundaryCounts") -> Self:
-        """The images of both."""
+        """Images of both."""
         return self.join([self, other])
 
     def pooled(self) -> "BoundaryCounts":
-        """The sums over the images, as those of one image."""
+        """Sums over the images, as counts of a single image."""
         return BoundaryCounts(*self.table().sum(axis=1, keepdims=True))
 
     def table(self) -> np.ndarray:
@@ -54,15 +54,15 @@ class Curve(NamedTuple):
 
 
 def f_measure(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    """The harmonic mean; 0 where both are 0."""
+    """F-measure, the harmonic mean of precision and recall; 0 where both are 0."""
     total = precision + recall
     return 2 * precision * recall / np.where(total > 0, total, 1)
 
 
 def image_curves(counts: BoundaryCounts) -> Curve:
-    """The curve of every image, (images, thresholds) each.
+    """Curve of every image, (images, thresholds) each.
 
-    Without a true pixel recall is 1 and precision 0; without a predicted pixel recall is 0 and precision 1: F is 0.
+    Without true pixels recall is 1 and precision 0; without predicted pixels recall is 0 and precision 1; F is then 0.
     """
     no_truth, no_prediction = counts.sumR == 0, counts.sumP == 0
     recall = np.where(no_truth, 1.0, counts.cntR / np.where(no_truth, 1, counts.sumR))
@@ -72,29 +72,25 @@ def image_curves(counts: BoundaryCounts) -> Curve:
 
 
 def curve(counts: BoundaryCounts) -> Curve:
-    """The curve of the set, its pixels pooled; (thresholds,) each."""
+    """Curve of the set, with pixels pooled over the images; (thresholds,) each."""
     return Curve(*(values[0] for values in image_curves(counts.pooled())))
 
 
 def odsf(counts: BoundaryCounts) -> float:
-    """Best F over one threshold for the whole set (ODS), in [0, 1]; 0 where either map has no boundary at all."""
+    """Best F with one threshold for the whole set (ODS), in [0, 1]; 0 without predicted or without true boundaries."""
     return float(curve(counts).f.max())
 
 
 def oisf(counts: BoundaryCounts) -> float:
-    """F of the pooled set where every image has the threshold that is best for it (OIS), in [0, 1].
-
-    Of equally good thresholds an image takes the lowest.
-    """
+    """F of the pooled set with the best threshold for each image (OIS), in [0, 1]; ties go to the lowest threshold."""
     best = image_curves(counts).f.argmax(axis=1)[:, None]
     return odsf(BoundaryCounts(*(np.take_along_axis(field, best, axis=1) for field in counts.table())))
 
 
 def average_precision(counts: BoundaryCounts) -> float:
-    """Mean precision over the recalls 0, 0.01 .. 1, in [0, 1]; 0 for recalls that the set's curve does not reach.
+    """Mean precision over the recalls 0, 0.01 .. 1, in [0, 1]; 0 at recalls outside of the set's curve.
 
-    Between two points of the curve the precision is interpolated. As in the original, the sum of the 101 values is
-    divided by 100.
+    Precision is interpolated linearly in recall. As in the original, the sum of the 101 values is divided by 100.
     """
     precision, recall, _ = curve(counts)
     reached, first = np.unique(recall, return_index=True)
@@ -106,7 +102,7 @@ def average_precision(counts: BoundaryCounts) -> float:
 def scores(counts: BoundaryCounts, thresholds: np.ndarray = THRESHOLDS) -> dict[str, float]:
     """`odsF`, `oisF`, `AP` in percent; `odsF_precision`, `odsF_recall` in percent at `odsF_threshold`, in [0, 1].
 
-    Of equally good thresholds the lowest.
+    Ties go to the lowest threshold.
     """
     precision, recall, f = curve(counts)
     best = int(f.argmax())

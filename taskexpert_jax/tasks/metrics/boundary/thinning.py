@@ -1,19 +1,19 @@
-"""Thinning of boundary maps to lines of one pixel, as MATLAB's bwmorph(map, "thin", Inf)."""
+"""Thinning of boundary maps to one-pixel lines, equal to MATLAB's bwmorph(map, "thin", Inf)."""
 
 from typing import NamedTuple
 
 import numba
 import numpy as np
 
-# The neighbours of a pixel as (dy, dx), counter-clockwise from the right one; bit k of a neighbourhood is the k-th.
+# Neighbours of a pixel as (dy, dx), counter-clockwise from the right; bit k of a neighbourhood code is neighbour k.
 _NEIGHBOURS = np.array([(0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1)])
-_FIRST, _SECOND = np.uint8(1), np.uint8(2)  # marks of a pixel that one of the two kinds of step has yet to look at
+_FIRST, _SECOND = np.uint8(1), np.uint8(2)  # marks of pixels pending in the first or second subiteration
 
 
 class ThinMaps(NamedTuple):
-    """Several thin boundary maps of one image, as lists of their pixels.
+    """Several thin boundary maps of one image, as concatenated lists of their pixels.
 
-    pixels: (n,) int32, y * W + x, map after map.
+    pixels: (n,) int32, y * W + x.
     starts: (maps + 1,) int64; map k has pixels[starts[k] : starts[k + 1]].
     """
 
@@ -22,9 +22,9 @@ class ThinMaps(NamedTuple):
 
 
 def thin(boundary: np.ndarray) -> np.ndarray:
-    """The map thinned until nothing changes; (H, W) bool to (H, W) bool. Pixels outside count as empty.
+    """Thins a map until it no longer changes; (H, W) bool to (H, W) bool. Pixels outside of the image are empty.
 
-    The two alternating parallel steps of Guo and Hall (CACM 1989), as MATLAB documents them.
+    Two alternating parallel subiterations (Guo and Hall, CACM 1989), as MATLAB documents them.
     """
     maps = thin_levels(boundary.astype(np.int64), np.ones(1, np.int64))
     result = np.zeros(boundary.shape, bool)
@@ -36,7 +36,7 @@ def thin_levels(levels: np.ndarray, minima: np.ndarray) -> ThinMaps:
     """Thins the nested maps levels >= minimum.
 
     levels: (H, W) non-negative integers.
-    minima: (maps,) of at least 1, descending: each map contains the one before it.
+    minima: (maps,) integers >= 1, descending, so that each map contains the previous one.
     """
     flat = levels.ravel()
     pixels = np.flatnonzero(flat >= minima[-1]) if minima.size else np.zeros(0, np.int64)
@@ -48,14 +48,14 @@ def thin_levels(levels: np.ndarray, minima: np.ndarray) -> ThinMaps:
 
 @numba.njit(cache=True, nogil=True)
 def _thin_nested(pixels, ends, height, width, first_table, second_table):
-    """Thins pixels[:end] for each end. Only pixels whose neighbourhood has changed are looked at again."""
-    stride = width + 2  # maps have an empty frame, which spares the checks for the border
+    """Thins pixels[:end] for each end. Only pixels whose neighbourhood has changed are examined again."""
+    stride = width + 2  # padded, so that no bounds checks are needed
     offsets = np.array([dy * stride + dx for dy, dx in _NEIGHBOURS])
     padded = np.empty(pixels.size, np.int64)
     for i, pixel in enumerate(pixels):
         padded[i] = (pixel // width + 1) * stride + pixel % width + 1
     full = np.zeros((height + 2) * stride, np.bool_)
-    full_around = np.zeros(full.size, np.uint8)  # the neighbourhoods
+    full_around = np.zeros(full.size, np.uint8)  # neighbourhood codes
     thinned = np.empty(ends.sum(), np.int32)
     starts = np.zeros(ends.size + 1, np.int64)
     todo = np.empty((2, pixels.size), np.int64)
@@ -64,7 +64,7 @@ def _thin_nested(pixels, ends, height, width, first_table, second_table):
     for m, end in enumerate(ends):
         for pixel in padded[begin:end]:
             full[pixel] = True
-            for k, offset in enumerate(offsets):  # seen from the neighbour, this pixel lies the opposite way
+            for k, offset in enumerate(offsets):  # in the neighbour's code this pixel has the opposite bit
                 full_around[pixel + offset] |= np.uint8(1 << ((k + 4) % 8))
         begin = end
         alive, around = full.copy(), full_around.copy()
@@ -85,7 +85,7 @@ def _thin_nested(pixels, ends, height, width, first_table, second_table):
 
 @numba.njit(cache=True, nogil=True)
 def _thin_step(alive, around, marks, todo, waiting, step, table, doomed, offsets):
-    """One parallel step: first decides about all waiting pixels, then removes those."""
+    """One parallel subiteration: decides on all pending pixels, then removes the doomed ones."""
     mark = np.uint8(1 << step)
     count = 0
     for pixel in todo[step, : waiting[step]]:
@@ -110,7 +110,7 @@ def _thin_step(alive, around, marks, todo, waiting, step, table, doomed, offsets
 
 
 def _thinning_tables() -> tuple[np.ndarray, np.ndarray]:
-    """Whether a pixel with a neighbourhood goes, (256,) bool, in the first and in the second kind of step."""
+    """Lookup tables by neighbourhood code, (256,) bool: pixels removed in the first and in the second subiteration."""
     bits = (np.arange(256)[:, None] >> np.arange(8)) & 1 == 1  # (256, 8)
     east, north_east, north, north_west, west, south_west, south, south_east = bits.T
     cyclic = np.concatenate([bits, bits[:, :1]], axis=1)
