@@ -35,7 +35,7 @@ from taskexpert_jax.training import state as train_state
 from taskexpert_jax.training.step import make_train_step
 
 BENCHMARKS = {"nyud": nyud, "pascal_context": pascal_context}
-# A multiply-add has two FLOPs. The backward pass has twice the FLOPs of the forward pass, for gradients of inputs and of
+# A multiply-add has two FLOPs. The backward pass has twice the FLOPs of the forward pass: gradients of inputs and of
 # weights. Recomputation by remat is not counted.
 TRAIN_FLOPS, EVAL_FLOPS = 6, 2
 NO_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
