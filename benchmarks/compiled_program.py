@@ -46,7 +46,7 @@ def move_lines(program: Program) -> list[str]:
     }
     return [
         *list_of(program, "copies and transpositions over 1 MiB", moved),
-        *list_of(program, "kernels over 1 MiB that transpose beside other work", turned),
+        *list_of(program, "kernels over 1 MiB that transpose and do other work", turned),
         *(f"{title}: {total(program, steps) / MIB:.0f} MiB" for title, steps in sums.items()),
     ]
 

@@ -89,21 +89,21 @@ class Program:
         self._reader.join()
         return status
 
-    def said(self, pattern: str) -> str:
+    def last_match(self, pattern: str) -> str:
         """The last line that matches, or empty."""
         return next((line for line in reversed(self.lines) if re.search(pattern, line)), "")
 
     @property
     def resumed(self) -> int:
         """The step that it resumed from; 0 for a fresh start, -1 if it has not reported it."""
-        if found := re.search(r"resumed .* at step (\d+)", self.said("^resumed")):
+        if found := re.search(r"resumed .* at step (\d+)", self.last_match("^resumed")):
             return int(found[1])
         return 0 if self.last else -1
 
     @property
     def last(self) -> int:
         """The last step reported, or 0."""
-        found = re.match(r"step (\d+)/", self.said(r"^step \d+/"))
+        found = re.match(r"step (\d+)/", self.last_match(r"^step \d+/"))
         return int(found[1]) if found else 0
 
 

@@ -89,19 +89,19 @@ def distances(config: Any) -> dict[str, Any]:
     for dtype in ("float32", "bfloat16"):
         config.dtype = dtype
         model = taskexpert.from_config(config, tasks)
-        picture = inputs.normalise(jnp.asarray(batch["image"]), jnp.asarray(batch["window"]), model.normalisation)
+        normalised = inputs.normalise(jnp.asarray(batch["image"]), jnp.asarray(batch["window"]), model.normalisation)
         if variables is None:
-            boxed = jax.jit(lambda m=model, x=picture: m.init(jax.random.key(0), x, train=False))()
+            boxed = jax.jit(lambda m=model, x=normalised: m.init(jax.random.key(0), x, train=False))()
             variables = sharding.unbox(boxed)
         with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
-            ours = jax.jit(lambda v, x, m=model: m.apply(v, x, train=False))(variables, picture)
+            ours = jax.jit(lambda v, x, m=model: m.apply(v, x, train=False))(variables, normalised)
         found[f"ours {dtype}"] = {name: np.asarray(maps) for name, maps in ours.items()}
     net = reference.TaskExpert(config, tasks)
     host = jax.device_get(variables)
     names = [task.name for task in tasks]
     net.load_state_dict(weights.state_dict(host["params"], host["batch_stats"], names))
     net = net.to(device, memory_format=torch.channels_last).eval()
-    image = torch.from_numpy(np.array(picture)).permute(0, 3, 1, 2).to(device)
+    image = torch.from_numpy(np.array(normalised)).permute(0, 3, 1, 2).to(device)
     for dtype in ("float32", "bfloat16"):
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
             maps = net(image)
