@@ -1,7 +1,7 @@
-# Everything runs in .venv, which the first target that needs it makes from requirements.lock.
-# An install that was interrupted goes on at the next call; a changed lock is installed at the next call.
+# Everything runs in .venv, which is created from requirements.lock by the first target that needs it.
+# The next call completes an interrupted installation and installs a changed lock.
 
-# The first interpreter on the PATH that is new enough. Another one: make venv PYTHON=/path/to/python3.12
+# The first interpreter on the PATH that is new enough. To use another: make venv PYTHON=/path/to/python3.12
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 	$$python -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$python; break; }; done)
@@ -9,8 +9,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 VENV_PYTHON = .venv/bin/python
 INSTALLED = .venv/installed.lock
 
-# TensorFlow's start-up lines are left out; programs that JAX compiled are kept for the next run. On the CPU a step
-# allocates and frees hundreds of MB: huge pages and a heap that is not given back save a quarter of its time.
+# Hides TensorFlow's start-up lines and caches the programs that JAX compiles. On the CPU a step allocates and frees
+# hundreds of MB: huge pages and keeping freed memory save a quarter of its time.
 MALLOC = glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=10000000000
 RUN = GLIBC_TUNABLES=$(MALLOC) TF_CPP_MIN_LOG_LEVEL=3 TF_ENABLE_ONEDNN_OPTS=0 JAX_PLATFORMS=cpu \
 	JAX_COMPILATION_CACHE_DIR=.cache/jax $(VENV_PYTHON)
@@ -19,7 +19,7 @@ DEMO_CONFIG ?= configs/demo.py
 DEMO_DIR ?= runs/demo
 DEMO_ARGS ?=
 TEST_ARGS ?=
-# Compiling keeps a test on one core: files run beside each other. A process takes about 3 GB.
+# Compilation uses one core, so test files run in parallel. A process takes about 3 GB.
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 
 .DEFAULT_GOAL := help
@@ -28,10 +28,10 @@ TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
-venv:  ## make .venv and install the pinned packages (PYTHON=... chooses the interpreter)
+venv:  ## create .venv and install the pinned packages (PYTHON=... chooses the interpreter)
 	@cmp -s requirements.lock $(INSTALLED) || $(MAKE) --no-print-directory $(INSTALLED)
 
-# Asked for by `venv` only when the lock differs from the copy that the last complete install left behind.
+# Run by `venv` only if the lock differs from the copy of the last complete installation.
 .PHONY: $(INSTALLED)
 $(INSTALLED):
 	@if ! $(VENV_PYTHON) -m pip --version >/dev/null 2>&1; then \
@@ -43,9 +43,9 @@ $(INSTALLED):
 			echo "error: PYTHON=$$python is not Python 3.11 or newer" >&2; exit 2; \
 		fi; \
 		if ! "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
-			echo "error: $$python cannot make a virtual environment: apt install python3-venv" >&2; exit 2; \
+			echo "error: $$python cannot create a virtual environment: apt install python3-venv" >&2; exit 2; \
 		fi; \
-		echo "Making .venv with $$("$$python" --version)"; \
+		echo "Creating .venv with $$("$$python" --version)"; \
 		"$$python" -m venv --clear .venv; \
 	fi
 	@echo "Installing requirements.lock into .venv (a few minutes, about 2 GB on disk)"
@@ -60,23 +60,23 @@ demo: venv  ## train, evaluate and predict on built-in scenes, on the CPU (DEMO_
 		--images=$(DEMO_DIR)/samples --output=$(DEMO_DIR)/predictions
 	@echo
 	@echo "Done. Look at:"
-	@echo "  pictures  $(DEMO_DIR)/predictions/*/montage.png"
+	@echo "  images    $(DEMO_DIR)/predictions/*/montage.png"
 	@echo "  report    $(DEMO_DIR)/evaluation/report.html (metrics.json: the table above)"
 	@echo "  curves    .venv/bin/tensorboard --logdir=$(DEMO_DIR)"
 
-demo-smoke:  ## the demo with a few steps: that it runs, not that it learns
+demo-smoke:  ## a few steps of the demo, to see that it runs
 	@rm -rf runs/demo-smoke
 	@$(MAKE) --no-print-directory demo DEMO_CONFIG=configs/demo.py:tiny DEMO_DIR=runs/demo-smoke
 
 test: venv  ## run the tests (TEST_ARGS=... goes to pytest)
 	@$(VENV_PYTHON) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile $(TEST_ARGS)
 
-# timm without its own needs: torchvision and the download of weights, which the tests do not use.
+# timm without its dependencies for torchvision and downloads, which the tests do not use.
 parity-needs: venv
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt -c requirements.lock
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31
 
-parity: parity-needs  ## install PyTorch and timm, and set the backbone beside timm's
+parity: parity-needs  ## install PyTorch and timm, and compare the backbone with timm's
 	@$(VENV_PYTHON) -m pytest tests/models/test_timm_parity.py
 
 lint: venv  ## style and types: ruff, pyright
@@ -84,7 +84,7 @@ lint: venv  ## style and types: ruff, pyright
 	@.venv/bin/ruff format --check .
 	@.venv/bin/pyright --warnings
 
-lock:  ## resolve requirements-dev.txt anew into requirements.lock (use the oldest Python that is supported)
+lock:  ## resolve requirements-dev.txt into requirements.lock (use the oldest supported Python)
 	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
 	@.cache/lock/bin/python -m pip install --quiet --upgrade setuptools --requirement requirements-dev.txt
 	@{ head -n 1 requirements.lock; .cache/lock/bin/python -m pip freeze --all --exclude pip; } > .cache/new.lock

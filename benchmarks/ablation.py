@@ -3,9 +3,9 @@
   python benchmarks/ablation.py static static_gates dynamic_gates full --seeds 0 1 2 --output=DIR -- \
       --config.dataset.data_dir=DATA
 
-What follows `--` goes to every run. A run that was interrupted goes on from its checkpoint, a finished one is only
-read, so the same command completes a table, and more rungs or seeds extend it. Given the rungs `single_TASK` too, the
-table has delta-m: the mean relative gain over the single-task models, whose own numbers are means over the seeds.
+Arguments after `--` go to every run. Interrupted runs resume and finished runs are only read, so the same command
+completes a table, and more rungs or seeds extend it. With the rungs `single_TASK` the table has delta-m: the mean
+relative gain over the single-task models, whose numbers are means over the seeds.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Run(NamedTuple):
 
 
 def finish(run: Run, base: str, output: pathlib.Path, extra: Sequence[str], cores: Sequence[int]) -> bool:
-    """Trains and evaluates a run on the given cores unless its evaluation is there; whether it is there now."""
+    """Trains and evaluates a run on the given cores, unless that is done; False if it failed."""
     workdir = run.workdir(output)
     if (workdir / "evaluation" / "metrics.json").exists():
         return True
@@ -74,12 +74,12 @@ def finish(run: Run, base: str, output: pathlib.Path, extra: Sequence[str], core
 
 
 def values(runs: Sequence[Run], output: pathlib.Path) -> dict[Run, dict[str, float]]:
-    """`task/metric` -> value of the published metrics of every run."""
+    """Published metrics of every run: `task/metric` -> value."""
     return {run: compare.published_values(compare.read_run(run.workdir(output))) for run in runs}
 
 
 def single_means(found: Mapping[Run, Mapping[str, float]]) -> dict[str, float]:
-    """`task/metric` -> mean over the seeds of the single-task models."""
+    """Means of the single-task models over the seeds: `task/metric` -> mean."""
     by_key: dict[str, list[float]] = {}
     for run, numbers in found.items():
         if run.rung.startswith(ablation.SINGLE):
@@ -89,7 +89,7 @@ def single_means(found: Mapping[Run, Mapping[str, float]]) -> dict[str, float]:
 
 
 def summarise(found: Mapping[Run, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Rung -> {"seeds": [...], "mean": {key: value}, "std": {key: value}}; std is the sample's, nan for one seed."""
+    """Rung -> {"seeds": [...], "mean": {key: value}, "std": {key: value}}; std: of the sample, nan for one seed."""
     single = single_means(found)
     of = compare.columns(sorted({key for numbers in found.values() for key in numbers}))
     summary = {}
@@ -136,7 +136,7 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main() -> int:
-    """The program; its exit status is 1 where a run failed."""
+    """Runs the program; returns the exit status, 1 if a run failed."""
     arguments, extra = sys.argv[1:], []
     if "--" in arguments:
         arguments, extra = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
@@ -144,9 +144,9 @@ def main() -> int:
     parser.add_argument("rungs", nargs="+", metavar="RUNG", help="of configs/ablation.py")
     parser.add_argument("--base", default="", help="BENCHMARK,VARIANT of configs/ablation.py; default nyud,small")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="a workdir for each run, and the table")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; the CPU's cores are divided among them")
-    parser.add_argument("--read", action="store_true", help="train nothing: table what is there")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for workdirs and table")
+    parser.add_argument("--jobs", type=int, default=1, help="runs in parallel, which share the CPU's cores")
+    parser.add_argument("--read", action="store_true", help="train nothing; tabulate finished runs")
     args = parser.parse_args(arguments)
     base = f",{args.base}" if args.base else ""
     for rung in args.rungs:

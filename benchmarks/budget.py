@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds by part, for every size on both benchmarks: the table of docs/model.md.
+"""Parameters and multiply-adds by part for every size on both benchmarks, the table of docs/model.md.
 
 python benchmarks/budget.py
 """

@@ -1,18 +1,18 @@
-"""Kernels of the training step as XLA compiles it for a TPU or GPU that need not be there: by part, bytes, cycles.
+"""Kernels of the training step, compiled by XLA for an absent TPU or GPU: number, bytes and cycles by part.
 
   python benchmarks/compiled_program.py --config=configs/pascal_context.py:vit_l16 --topology=v5e:2x2 --devices=1 \
       --config.batch_size=1
   python benchmarks/compiled_program.py --config=configs/pascal_context.py:vit_l16 --topology=h200:1
 
-Needs libtpu (requirements-tpu.txt), or JAX's CUDA plugin (requirements-cuda.txt). `--mode=compile` reports memory and
-collectives; this adds, loops counted as often as they run:
+Needs libtpu (requirements-tpu.txt) or JAX's CUDA plugin (requirements-cuda.txt). In addition to the memory and
+collectives of `--mode=compile` it reports, with every iteration of a loop counted:
 
-- copies and transpositions of more than 1 MiB, and what the loops keep for the backward pass;
-- of GPUs the number of kernels by part and kind, and what they read and write, each operand and result once;
-- of TPUs the compiler's own estimate of cycles by part, which leaves out what waits.
+- copies and transpositions of more than 1 MiB, and the residuals that loops keep for the backward pass;
+- for GPUs the number of kernels by part and kind, and the bytes that they read and write, each operand and result once;
+- for TPUs the compiler's estimate of cycles by part, without waits.
 
-XLA's GPU compiler cannot time kernels without a GPU: there the algorithms of cuBLAS and cuDNN are not chosen, and
-products that it might give to Triton are all given to cuBLAS.
+XLA's GPU compiler cannot time kernels without a GPU: it chooses no algorithms for cuBLAS and cuDNN, and gives every
+matmul to cuBLAS, none to Triton.
 """
 
 import collections
@@ -36,7 +36,7 @@ LONGEST = 20  # rows of a list
 
 
 def move_lines(program: Program) -> list[str]:
-    """Copies and transpositions over 1 MiB, what loops keep, and what is only written as zeros."""
+    """Copies and transpositions over 1 MiB, residuals of loops, and arrays filled with one value."""
     large = [step for step in program.steps if step.kind and program.bytes(step) >= MIB]
     moved = [step for step in large if step.moves]
     turned = [step for step in large if "transpose" in step.opcodes and not step.moves]
@@ -46,18 +46,18 @@ def move_lines(program: Program) -> list[str]:
     }
     return [
         *list_of(program, "copies and transpositions over 1 MiB", moved),
-        *list_of(program, "kernels over 1 MiB that transpose beside other work", turned),
+        *list_of(program, "kernels over 1 MiB that transpose and do other work", turned),
         *(f"{title}: {total(program, steps) / MIB:.0f} MiB" for title, steps in sums.items()),
     ]
 
 
 def total(program: Program, steps: list[Step]) -> int:
-    """Bytes that steps write in all their runs."""
+    """Bytes that steps write, over all their executions."""
     return sum(step.times * program.bytes(step) for step in steps)
 
 
 def list_of(program: Program, title: str, steps: list[Step]) -> list[str]:
-    """Steps by what they write, the largest first."""
+    """Lines for the steps that write most, the largest first."""
     lines = [f"{title}: {total(program, steps) / MIB:.0f} MiB in all"]
     for step in sorted(steps, key=lambda step: -total(program, [step]))[:LONGEST]:
         kind = step.instruction.type.split("{")[0]
@@ -67,7 +67,7 @@ def list_of(program: Program, title: str, steps: list[Step]) -> list[str]:
 
 
 def kernel_lines(program: Program) -> list[str]:
-    """Markdown: a GPU's kernels, by part and kind."""
+    """Markdown table of a GPU's kernels by part and kind."""
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     for step in program.steps:
         counts[step.part, step.kind] += step.times * bool(step.kind)
@@ -82,7 +82,7 @@ def kernel_lines(program: Program) -> list[str]:
 
 
 def byte_lines(program: Program) -> list[str]:
-    """Markdown: what a GPU's kernels read and write, by part."""
+    """Markdown table of the bytes that a GPU's kernels read and write, by part."""
     libraries: collections.Counter[str] = collections.Counter()
     others: collections.Counter[str] = collections.Counter()
     for step in program.steps:
@@ -96,7 +96,7 @@ def byte_lines(program: Program) -> list[str]:
 
 
 def cycle_lines(program: Program) -> list[str]:
-    """Markdown: the TPU compiler's estimate of cycles by part."""
+    """Markdown table of the TPU compiler's estimate of cycles by part."""
     by_part: collections.Counter[str] = collections.Counter()
     moving: collections.Counter[str] = collections.Counter()
     for step in program.steps:
@@ -108,7 +108,7 @@ def cycle_lines(program: Program) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the report of the command line's program."""
+    """Prints the report for the config and topology of the command line."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     topology = flags.FLAGS.topology
@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Config file and variant, as for main.py.")
-    flags.DEFINE_string("topology", "v5e:2x2", "Of taskexpert_jax/compile/topologies.py.")
-    flags.DEFINE_integer("devices", None, "How many of it; default: all.")
+    flags.DEFINE_string("topology", "v5e:2x2", "One of taskexpert_jax/compile/topologies.py.")
+    flags.DEFINE_integer("devices", None, "Number of its devices to use; default: all.")
     flags.mark_flag_as_required("config")
     app.run(main)

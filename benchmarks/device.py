@@ -1,11 +1,10 @@
-"""Training and evaluation steps on this machine's accelerator: time, model FLOP utilisation, memory, parts, PyTorch.
+"""Training and evaluation steps on this machine's accelerator: time, MFU, memory, parts, comparison with PyTorch.
 
   python benchmarks/device.py --output=device.json
 
-ViT-L and ViT-B on both benchmarks' sizes and random data, one accelerator, no TensorFlow; PyTorch is measured beside
-ours where it is installed. Each variant runs in a process of its own, the most important first, so that one that fails
-or does not fit loses nothing else; each result is written as soon as it is there, and what the time did not suffice for
-is listed. What is measured and how to read it: benchmarks/README.md.
+Measures ViT-L and ViT-B at both benchmarks' sizes on random data and one accelerator, without TensorFlow; PyTorch is
+measured if it is installed. Each variant runs in its own process, the most important first, so a failure affects no
+other. Each result is written at once; variants beyond the time limit are listed. benchmarks/README.md explains them.
 """
 
 import argparse
@@ -29,18 +28,18 @@ from benchmarks.accelerator.variants import WORKLOAD, Variant
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MIB = 2**20
-LONGEST = 150.0  # seconds of one variant, compiling included; a quarter of the whole time where that is more
-SHORTEST = 15.0  # less is not worth a start
-STEPS = ("training", "evaluation", "latency")  # of a record: what was timed
+LONGEST = 150.0  # seconds for one variant, compilation included; a quarter of the total time if that is more
+SHORTEST = 15.0  # seconds below which no variant is started
+STEPS = ("training", "evaluation", "latency")  # keys of a record that hold times
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("device.json"), help="JSON of all figures")
-    parser.add_argument("--minutes", type=float, default=8.5, help="in all; what is not reached is listed")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("device.json"), help="JSON file of results")
+    parser.add_argument("--minutes", type=float, default=8.5, help="time limit; variants beyond it are listed")
     parser.add_argument("--device", default="", help="JAX's platform: cpu, cuda or tpu; default: JAX's own choice")
-    parser.add_argument("--size", default="", help="one size of configs/defaults.py in place of ViT-L and ViT-B")
+    parser.add_argument("--size", default="", help="a variant of config/fields.py instead of ViT-L and ViT-B")
     parser.add_argument("--benchmark", choices=tuple(offered.IMAGES), default="pascal_context")
     parser.add_argument("--image", type=_image, help="HEIGHTxWIDTH with --size; default: the benchmark's")
     parser.add_argument("--batch", type=int, default=8, help="with --size")
@@ -48,12 +47,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--unroll", choices=("auto", "yes", "no"), default="auto", help="with --size: config.model.unroll"
     )
-    parser.add_argument("--only", default="", help="regular expression: variants whose names have it, and the ceilings")
-    parser.add_argument("--after", type=pathlib.Path, help="an earlier run's JSON: what it has is not measured again")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of measuring for each program, after compiling")
-    parser.add_argument("--quick", action="store_true", help="five steps of each program: that it runs, not how fast")
-    parser.add_argument("--commit", default="", help="where the folder is no git checkout")
-    parser.add_argument("--list", action="store_true", help="print the variants in their order, measure nothing")
+    parser.add_argument("--only", default="", help="regular expression: variants to measure, besides the ceilings")
+    parser.add_argument("--after", type=pathlib.Path, help="JSON of an earlier run whose variants are skipped")
+    parser.add_argument("--seconds", type=float, default=3.0, help="measuring time per program, after compilation")
+    parser.add_argument("--quick", action="store_true", help="a few calls of each program, to see that it runs")
+    parser.add_argument("--commit", default="", help="commit to record if the folder is not a git checkout")
+    parser.add_argument("--list", action="store_true", help="print the variants in order and measure nothing")
     return parser.parse_args(arguments)
 
 
@@ -79,7 +78,7 @@ def plan(args: argparse.Namespace) -> list[Variant]:
 
 
 def commit(given: str) -> str:
-    """The commit that is measured, with a + where files differ from it."""
+    """The measured commit, with a + if files differ from it."""
     if given:
         return given
     try:
@@ -90,13 +89,13 @@ def commit(given: str) -> str:
 
 
 def measure(variant: Variant, seconds: float, limit: float, device: str) -> dict[str, Any]:
-    """The variant's record, from a process that is stopped after `limit` seconds."""
+    """The variant's record, measured in a process that is killed after `limit` seconds."""
     record: dict[str, Any] = {"name": variant.name, **dataclasses.asdict(variant)}
     environment = dict(os.environ)
     if device:
         environment["JAX_PLATFORMS"] = device
     if variant.kind in ("torch", "equality"):
-        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or JAX would take what PyTorch needs
+        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # else JAX takes the memory that PyTorch needs
     else:
         environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     with tempfile.TemporaryDirectory() as name:
@@ -114,7 +113,7 @@ def measure(variant: Variant, seconds: float, limit: float, device: str) -> dict
             try:
                 process.wait(limit)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # with the compilers that PyTorch starts
+                os.killpg(process.pid, signal.SIGKILL)  # and the compilers that PyTorch starts
                 return {**record, "status": "stopped", "reason": f"not done after {limit:.0f} s"}
             except KeyboardInterrupt:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -129,7 +128,7 @@ def measure(variant: Variant, seconds: float, limit: float, device: str) -> dict
 def add_rates(record: dict[str, Any], ceilings: Mapping[str, float]) -> None:
     """Adds images/s and the model FLOP utilisation to every timed step of a record.
 
-    mfu: model FLOPs a second over those of this device's bfloat16 matrix product, for float32 too.
+    mfu: model FLOP/s over those of this device's bfloat16 matmul, also for float32.
     """
     steps = [record[key] for key in STEPS if key in record]
     steps += list(record.get("parts", {}).values())
@@ -144,7 +143,7 @@ def add_rates(record: dict[str, Any], ceilings: Mapping[str, float]) -> None:
 
 
 def compare_with_torch(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For everything of PyTorch: ours of the same work, as shipped, and the best of ours, over PyTorch's images/s."""
+    """Ratios of images/s for every PyTorch variant: ours with default settings, and our fastest, by workload."""
     rates = [(record, _images_per_s(record)) for record in results if _images_per_s(record)]
     workload = lambda record: [record[key] for key in WORKLOAD]  # noqa: E731
     found = []
@@ -158,12 +157,12 @@ def compare_with_torch(results: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 
 
 def _images_per_s(record: Mapping[str, Any]) -> float:
-    """Of what the record was made for; 0 where it has nothing of that."""
+    """Images/s of the record's latency or training; 0 if it was not measured."""
     return record.get("latency" if record["inference"] else "training", {}).get("images_per_s", 0.0)
 
 
 def line(record: Mapping[str, Any]) -> str:
-    """One line for people."""
+    """The record as one printed line."""
     if record["status"] != "measured":
         reason = record.get("reason", "").strip().splitlines()
         return f"{record['name']}: {record['status']} ({reason[-1][:160] if reason else ''})"
@@ -171,7 +170,7 @@ def line(record: Mapping[str, Any]) -> str:
     if "ceilings" in record:
         of = record["ceilings"]
         rates = f"{of['matmul_bfloat16'] / 1e12:.2f} / {of['matmul_float32'] / 1e12:.2f} TFLOP/s"
-        words.append(f"bfloat16 / float32 products {rates}, copy {of['copy'] / 1e9:.1f} GB/s")
+        words.append(f"bfloat16 / float32 matmuls {rates}, copy {of['copy'] / 1e9:.1f} GB/s")
     for key in STEPS:
         if key in record:
             step = record[key]
@@ -190,14 +189,14 @@ def line(record: Mapping[str, Any]) -> str:
 
 
 def write(path: pathlib.Path, report: Mapping[str, Any]) -> None:
-    """Replaces the file at once: whoever stops the program finds the last complete one."""
+    """Replaces the file atomically, so an interrupted program leaves the last complete one."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(report, indent=1) + "\n")
     partial.replace(path)
 
 
 def start(args: argparse.Namespace, variants: Sequence[Variant], seconds: float) -> dict[str, Any]:
-    """The report before anything is measured."""
+    """The report before the first measurement."""
     return {
         "commit": commit(args.commit),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -212,7 +211,7 @@ def start(args: argparse.Namespace, variants: Sequence[Variant], seconds: float)
 
 
 def add(report: dict[str, Any], record: dict[str, Any]) -> None:
-    """Puts a variant's record into the report, with what follows from it."""
+    """Adds a variant's record to the report, with rates and ratios."""
     environment = record.pop("environment", {})
     report["versions"] |= environment.get("versions", {})
     report |= {key: environment[key] for key in ("device", "platform", "platform_version") if environment}
@@ -224,7 +223,7 @@ def add(report: dict[str, Any], record: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures what the command line asks for; see the module's text."""
+    """Measures the variants that the command line selects."""
     args = parse(arguments)
     variants = plan(args)
     if args.list:
@@ -246,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         best = f"best {pair['best_ratio']:.2f}: {pair['best_of_ours']}"
         print(f"{pair['ours']}: {pair['ratio']:.2f} times {pair['torch']} ({best})")
     if report["not_measured"]:
-        print(f"not measured, for the time was over: {'; '.join(report['not_measured'])}")
+        print(f"not measured within the time limit: {'; '.join(report['not_measured'])}")
     print(f"written: {args.output}")
 
 

@@ -1,12 +1,12 @@
-"""How long metrics take.
+"""Times of the metrics.
 
   python benchmarks/evaluation.py boundary                                # built-in scenes, in both benchmarks' sizes
   python benchmarks/evaluation.py boundary --protocol=nyud --folder=DIR   # DIR/predictions/ID.png, DIR/labels/ID.png
-  python benchmarks/evaluation.py meters                                  # all others, beside loops in PyTorch
+  python benchmarks/evaluation.py meters                                  # all others, compared with loops in PyTorch
 
-boundary: all 101 thresholds of an image on one core, beside what the MATLAB original takes: 95 s an NYUD image and 14 s
-a PASCAL-Context image on one core of an AMD EPYC, nearly all of it in its compiled matching. Seconds are those of the
-processor, so that other programs on the machine disturb them little.
+boundary: all 101 thresholds of an image on one core, compared with the MATLAB original: 95 s per NYUD image and 14 s
+per PASCAL-Context image on one core of an AMD EPYC, nearly all of it in its compiled matching. Seconds are CPU time,
+so other programs on the machine have little influence.
 """
 
 import argparse
@@ -43,8 +43,8 @@ class Protocol(NamedTuple):
     height: int
     width: int
     max_dist: float
-    label: str  # of the scenes
-    original_seconds: float  # an image
+    label: str  # label of the scenes that is matched
+    original_seconds: float  # per image
 
 
 PROTOCOLS = {
@@ -54,7 +54,7 @@ PROTOCOLS = {
 
 
 def made_up_prediction(edge: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a network might predict for a boundary, (H, W) bool to uint8: bent, blurred, with gaps and false lines."""
+    """A plausible prediction for a boundary, (H, W) bool to uint8: bent, blurred, with gaps and false lines."""
 
     def field(scale: float) -> np.ndarray:
         smooth = ndimage.gaussian_filter(rng.standard_normal(edge.shape), scale)
@@ -62,13 +62,14 @@ def made_up_prediction(edge: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
     y, x = np.indices(edge.shape)
     bent = ndimage.map_coordinates(edge.astype(np.float32), [y + 3 * field(12), x + 3 * field(12)], order=1)
-    blurred = np.minimum(4 * ndimage.gaussian_filter(bent, 1.5), 1)  # the middle of a line of one pixel has 0.27
+    blurred = np.minimum(4 * ndimage.gaussian_filter(bent, 1.5), 1)  # the centre of a one-pixel line has 0.27
     false_lines = np.exp(-((field(8) / 0.2) ** 2))
     seen = np.clip(0.6 + 0.4 * field(15), 0, 1) * blurred + np.clip(0.3 * field(15), 0, 1) * false_lines
     return boundary.quantise(np.clip(seen + 0.02 * np.abs(field(1)), 0, 1))
 
 
 def scene_examples(protocol: Protocol, count: int) -> Iterator[Example]:
+    """Built-in scenes with made-up predictions."""
     for index in range(count):
         scene = scenes.render(index, height=protocol.height, width=protocol.width)
         prediction = made_up_prediction(scene["edge"][..., 0] > 0, np.random.default_rng(index))
@@ -76,18 +77,19 @@ def scene_examples(protocol: Protocol, count: int) -> Iterator[Example]:
 
 
 def folder_examples(folder: pathlib.Path, count: int) -> Iterator[Example]:
+    """Predictions and labels of a folder; a missing label raises UserError."""
     for path in images.list_images(folder / "predictions")[:count]:
         label = folder / "labels" / f"{path.stem}.png"
         if not label.exists():
-            raise UserError(f"{label}: no such label, but there is a prediction {path}")
+            raise UserError(f"{label}: label missing for the prediction {path}")
         yield path.stem, *(np.array(Image.open(file)) for file in (path, label))
 
 
 def time_boundary(name: str, protocol: Protocol, examples: Iterable[Example], matcher: Matcher) -> None:
-    """Prints a line for each image and one for the set."""
+    """Prints the time of each image and the mean."""
     seconds, parts = [], []
     for example_id, prediction, label in examples:
-        if not seconds:  # once for nothing: loops are compiled or loaded
+        if not seconds:  # warm-up: compiles or loads the loops
             boundary.image_counts(prediction[:40, :40], label[:40, :40], 0.1, matcher=matcher)
         start = time.thread_time()
         counts = boundary.image_counts(prediction, label, protocol.max_dist, matcher=matcher)
@@ -103,7 +105,7 @@ def time_boundary(name: str, protocol: Protocol, examples: Iterable[Example], ma
 
 def run_boundary(arguments: argparse.Namespace) -> None:
     if arguments.folder and not arguments.protocol:
-        raise UserError("--folder needs --protocol: nyud or pascal_context, whose distance is used")
+        raise UserError("--folder needs --protocol=nyud or pascal_context, which sets the matching distance")
     for name in [arguments.protocol] if arguments.protocol else PROTOCOLS:
         protocol = PROTOCOLS[name]
         if arguments.folder:
@@ -123,13 +125,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="METRIC")
     command = commands.add_parser("boundary", help="odsF, all thresholds of an image on one core")
-    command.add_argument("--images", type=int, default=8, help="how many (default 8)")
+    command.add_argument("--images", type=int, default=8, help="number of images (default 8)")
     command.add_argument("--protocol", choices=PROTOCOLS, help="one benchmark only")
-    command.add_argument("--folder", type=pathlib.Path, help="pictures of your own instead of the scenes")
-    command.add_argument("--matcher", choices=MATCHERS, default="most_pairs", help="how pixels are paired")
+    command.add_argument("--folder", type=pathlib.Path, help="your own images instead of the scenes")
+    command.add_argument("--matcher", choices=MATCHERS, default="most_pairs", help="matching of pixels")
     command.set_defaults(run=run_boundary)
     command = commands.add_parser("meters", help="the metrics of all tasks but odsF, a batch of full-size maps")
-    command.add_argument("--rounds", type=int, default=5, help="how many (default 5)")
+    command.add_argument("--rounds", type=int, default=5, help="number of rounds (default 5)")
     command.set_defaults(run=run_meters)
     arguments = parser.parse_args()
     try:

@@ -1,12 +1,12 @@
-"""Kills a training run again and again, and sets what is left in the end beside a run that nothing happened to.
+"""Fault injection: kills and damages a training run, and compares its end with an undisturbed run.
 
   python benchmarks/faults.py --output=benchmarks/results/faults.json
 
 The demo is trained with a checkpoint every few steps. At random moments it gets SIGKILL (20 times) or SIGTERM (5 times)
-and is started again with the same command; then checkpoints are damaged, the disk is filled (a small tmpfs, where this
-user may mount one) and a second run is started in the same directory. What the program said is printed, with a table;
-parameters, moments, statistics and random key of the last step must equal those of the undisturbed run bit for bit.
-It ends with status 1 where they do not, or where a start did not go on from where it should. About 20 minutes.
+and is restarted with the same command; then checkpoints are damaged, the disk is filled (a small tmpfs, if this user
+may mount one) and a second run is started in the same workdir. A table reports each fault and the program's messages.
+Parameters, moments, statistics and random key of the last step must equal those of the undisturbed run bit for bit.
+The exit status is 1 if they differ, or if a start did not resume from the expected step. Takes about 20 minutes.
 """
 
 import argparse
@@ -35,14 +35,14 @@ from taskexpert_jax.runs import sealing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))  # so that a start is not all compiling
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))  # starts need not compile again
 
 EVERY = 4  # steps between checkpoints
-PATIENCE = 600  # seconds without what is waited for
+PATIENCE = 600  # seconds before a wait fails
 
 
 class Program:
-    """One start of the training program, and what it has said so far."""
+    """One start of the training program, and the lines that it has printed so far."""
 
     def __init__(self, workdir: pathlib.Path, flags: list[str]):
         command = [sys.executable, "main.py", *flags, f"--workdir={workdir}"]
@@ -60,7 +60,7 @@ class Program:
         self.lines.extend(line.rstrip() for line in self._process.stdout)
 
     def wait_for(self, pattern: str, count: int = 1) -> bool:
-        """Waits until `count` lines match; False where the program ends before."""
+        """Waits until `count` lines match; False if the program ends before."""
         deadline = time.monotonic() + PATIENCE
         while sum(bool(re.search(pattern, line)) for line in tuple(self.lines)) < count:
             if self._process.poll() is not None:
@@ -84,57 +84,57 @@ class Program:
         self._process.send_signal(number)
 
     def status(self) -> int:
-        """Waits for the end: the exit status, negative for a signal."""
+        """Waits for the end and returns the exit status, negative for a signal."""
         status = self._process.wait(timeout=PATIENCE)
         self._reader.join()
         return status
 
-    def said(self, pattern: str) -> str:
+    def last_match(self, pattern: str) -> str:
         """The last line that matches, or empty."""
         return next((line for line in reversed(self.lines) if re.search(pattern, line)), "")
 
     @property
     def resumed(self) -> int:
-        """The step that it went on from; 0 for a fresh start, -1 where it has not said so."""
-        if found := re.search(r"resumed .* at step (\d+)", self.said("^resumed")):
+        """The step that it resumed from; 0 for a fresh start, -1 if it has not reported it."""
+        if found := re.search(r"resumed .* at step (\d+)", self.last_match("^resumed")):
             return int(found[1])
         return 0 if self.last else -1
 
     @property
     def last(self) -> int:
-        """The last step that it has reported, or 0."""
-        found = re.match(r"step (\d+)/", self.said(r"^step \d+/"))
+        """The last step reported, or 0."""
+        found = re.match(r"step (\d+)/", self.last_match(r"^step \d+/"))
         return int(found[1]) if found else 0
 
 
 @dataclasses.dataclass
 class Fault:
-    """What was done, what was there then, and how the next start went on."""
+    """One fault, the state that it left, and how the next start resumed."""
 
     what: str
-    step: int  # the last one reported before
+    step: int  # last step reported before
     status: int
-    newest: int  # the newest checkpoint left behind
-    resumed: int = -1  # where the next start went on
-    said: str = ""  # what that one said of checkpoints
+    newest: int  # newest checkpoint left
+    resumed: int = -1  # step from which the next start resumed
+    said: str = ""  # messages of that start about checkpoints
     ok: bool = False
 
 
 def newest(workdir: pathlib.Path) -> int:
-    """The newest step that lies in the directory as a complete checkpoint: one that is sealed."""
+    """Step of the newest complete, that is sealed, checkpoint in the workdir; 0 if there is none."""
     steps = [int(path.parent.name) for path in (workdir / "checkpoints").glob(f"[0-9]*/{sealing.MANIFEST}")]
     return max(steps, default=0)
 
 
 def remarks(program: Program) -> str:
-    """What a start said of checkpoints beside where it goes on, without what differs from machine to machine."""
+    """Warnings and errors of a start about checkpoints, without machine-specific paths and names."""
     said = "; ".join(line for line in program.lines if re.search(r"^(warning|error)|being written", line))
     said = said.replace(str(program.workdir), "WORKDIR").replace(f" on {socket.gethostname()} ", " on HOST ")
     return shortened(said)
 
 
 def shortened(text: str) -> str:
-    """The text with the long names of Orbax's data files cut."""
+    """The text with long names of Orbax's data files shortened."""
     return re.sub(r"\b([0-9a-f]{6})[0-9a-f]{26}\b", r"\1...", text)
 
 
@@ -144,7 +144,7 @@ def killing(rng: random.Random, workdir: pathlib.Path, flags: list[str], signals
     for number in signals:
         program = Program(workdir, flags)
         if number is signal.SIGKILL and rng.random() < 0.2:
-            time.sleep(rng.uniform(0.5, 12.0))  # somewhere in the start
+            time.sleep(rng.uniform(0.5, 12.0))  # during start-up
         else:
             program.wait_for(r"^step \d+/", rng.randint(1, 2 * EVERY))
             time.sleep(rng.uniform(0.0, 0.6))
@@ -155,7 +155,7 @@ def killing(rng: random.Random, workdir: pathlib.Path, flags: list[str], signals
         fault.step = max(step, program.last)
         faults.append(fault)
         print(f"{len(faults)}: {fault.what} after step {fault.step}, status {fault.status}", flush=True)
-    program = Program(workdir, flags)  # how it goes on after the last of them
+    program = Program(workdir, flags)  # resumes after the last fault
     program.wait_for(r"^step \d+/")
     program.send(signal.SIGKILL)
     program.status()
@@ -164,7 +164,7 @@ def killing(rng: random.Random, workdir: pathlib.Path, flags: list[str], signals
 
 
 def finish(faults: list[Fault], program: Program) -> None:
-    """Notes how a start went on after the fault before it; one that was ended before it could say so tells nothing."""
+    """Records how a start resumed after the fault before it, if it lived long enough to report that."""
     if program.resumed < 0 or not faults or faults[-1].resumed >= 0:
         return
     for fault in reversed(faults):
@@ -177,7 +177,7 @@ def finish(faults: list[Fault], program: Program) -> None:
 
 
 def damage(workdir: pathlib.Path, how: str) -> str:
-    """Damages the largest file of the newest checkpoint; which one."""
+    """Damages the largest file of the newest checkpoint; returns how and which."""
     folder = workdir / "checkpoints" / str(newest(workdir))
     victim = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     if how == "deleted":
@@ -192,7 +192,7 @@ def damage(workdir: pathlib.Path, how: str) -> str:
 
 
 def damaging(workdir: pathlib.Path, flags: list[str]) -> list[Fault]:
-    """Damages the newest checkpoint in three ways; each start must go on from the one before it, and say so."""
+    """Damages the newest checkpoint in three ways; each start must report it and resume from the one before."""
     faults = []
     for how in ("deleted", "truncated", "altered"):
         before = newest(workdir)
@@ -213,7 +213,7 @@ def damaging(workdir: pathlib.Path, flags: list[str]) -> list[Fault]:
 
 
 def second_run(workdir: pathlib.Path, flags: list[str]) -> Fault:
-    """A second run in the directory of one that is going on; it must be refused, and the first not disturbed."""
+    """Starts a second run in the workdir of a running one: it must be refused and the first must continue."""
     first = Program(workdir, flags)
     first.wait_for(r"^step \d+/")
     second = Program(workdir, flags)
@@ -229,7 +229,7 @@ def second_run(workdir: pathlib.Path, flags: list[str]) -> Fault:
 
 @contextlib.contextmanager
 def small_disk(mebibytes: int) -> Iterator[pathlib.Path | None]:
-    """A file system of its own; None where this user may not mount one."""
+    """A small tmpfs; None if this user may not mount one."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="faults_disk_"))
     mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
     mounted = shutil.which("mount") and subprocess.run(mount, capture_output=True, check=False).returncode == 0
@@ -242,12 +242,12 @@ def small_disk(mebibytes: int) -> Iterator[pathlib.Path | None]:
 
 
 def full_disk(workdir: pathlib.Path, flags: list[str]) -> Fault | None:
-    """Goes on with a copy of the run on a disk with room for half a checkpoint more, until it is full."""
+    """Resumes a copy of the run on a disk with room for half a checkpoint, until it is full."""
     size = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file()) / 2**20
     each = size / max(len(list((workdir / "checkpoints").glob("[0-9]*"))), 1)
     with small_disk(round(size + 1.5 * each)) as disk:
         if disk is None:
-            print("a full disk: not tried, for this user may not mount a tmpfs", flush=True)
+            print("a full disk: not tried, because this user may not mount a tmpfs", flush=True)
             return None
         copy = disk / "run"
         shutil.copytree(workdir, copy)
@@ -269,7 +269,7 @@ def full_disk(workdir: pathlib.Path, flags: list[str]) -> Fault | None:
 
 
 def digests(workdir: pathlib.Path, flags: list[str], step: int) -> dict[str, str]:
-    """Name of every array of a checkpoint -> digest of its bytes."""
+    """Digest of the bytes of every array of a checkpoint, by name."""
     command = [sys.executable, __file__, "--digests", json.dumps([str(workdir), step, flags])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -278,7 +278,7 @@ def digests(workdir: pathlib.Path, flags: list[str], step: int) -> dict[str, str
 
 
 def print_digests(workdir: pathlib.Path, step: int, flags: list[str]) -> None:
-    """What `digests` reads; in a process of its own, so that this one needs no device."""
+    """Prints the result of `digests` as JSON; runs in its own process, so the caller needs no device."""
     from absl import flags as absl_flags
     import jax
     import numpy as np
@@ -291,7 +291,7 @@ def print_digests(workdir: pathlib.Path, step: int, flags: list[str]) -> None:
     from taskexpert_jax.training import optimizer
     from taskexpert_jax.training import state as train_state
 
-    sys.argv = [program.__name__, *flags]  # where ml_collections looks for the fields that are changed
+    sys.argv = [program.__name__, *flags]  # ml_collections reads changed fields from here
     absl_flags.FLAGS(sys.argv)
     config: Any = absl_flags.FLAGS["config"].value
     tasks = from_config(config)
@@ -310,9 +310,9 @@ def print_digests(workdir: pathlib.Path, step: int, flags: list[str]) -> None:
 
 
 def table(faults: list[Fault]) -> str:
-    """The faults as Markdown."""
+    """The faults as a Markdown table."""
     lines = [
-        "| | what | after step | exit status | newest checkpoint | went on from | what it said of it | |",
+        "| | fault | after step | exit status | newest checkpoint | resumed from | messages | |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for i, fault in enumerate(faults, 1):
@@ -323,13 +323,13 @@ def table(faults: list[Fault]) -> str:
 
 
 def main() -> None:
-    """Runs everything and prints the table."""
+    """Runs all faults and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/demo.py")
-    parser.add_argument("--kills", type=int, default=20, help="how often SIGKILL is sent")
-    parser.add_argument("--terms", type=int, default=5, help="how often SIGTERM is sent")
-    parser.add_argument("--steps", type=int, default=160, help="of the run")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=20, help="number of SIGKILLs")
+    parser.add_argument("--terms", type=int, default=5, help="number of SIGTERMs")
+    parser.add_argument("--steps", type=int, default=160, help="steps of the run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
     parser.add_argument("--digests", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Training images a second of our input pipeline beside a PyTorch DataLoader's, on the same files, cores and protocol.
+"""Training images/s of our input pipeline and of a PyTorch DataLoader, on the same files, cores and protocol.
 
   python benchmarks/input_pipeline.py nyud --folder=NYUDv2 --data_dir=DIR
   python benchmarks/input_pipeline.py pascal_context --folder=PASCALContext --data_dir=DIR
   python benchmarks/input_pipeline.py nyud --folder=NYUDv2 --data_dir=DIR --profile     # milliseconds of each stage
 
-FOLDER is the extracted archive, or a part of it. The data set built from it is taken from DIR and is built there first
-where it is missing. Both sides deliver batches of 8 at the protocol's size, with all of its transforms; they take
-turns, a round each, on the same two cores. Needs requirements-benchmarks.txt, and Linux.
+--folder is the extracted archive or a part of it. The data set is read from --data_dir, and built there first if it is
+missing. Both sides deliver batches of 8 at the protocol's size with all of its transforms; they alternate by rounds on
+the same two cores. Needs requirements-benchmarks.txt and Linux.
 """
 
 import argparse
@@ -37,9 +37,9 @@ from taskexpert_jax import tasks as task_records
 from taskexpert_jax.errors import UserError
 
 BATCH_SIZE = 8
-CORES = 2  # both sides run on so many, the reference with as many workers
-WARM_UP = 6  # batches before each measurement: more than either side fetches ahead
-CHECKED = 4  # examples that are compared
+CORES = 2  # for both sides; also the reference's number of workers
+WARM_UP = 6  # batches before each measurement, more than either side prefetches
+CHECKED = 4  # examples compared between both sides
 REFERENCE = f"PyTorch DataLoader, {CORES} workers"
 DECODING = "ours, decoding every example"
 KEPT = "ours, decoded examples kept"
@@ -56,7 +56,7 @@ def reference_data(dataset: str, folder: pathlib.Path) -> torch_loader.MultiTask
 
 
 def configured(dataset: str, data_dir: pathlib.Path, *, cache: bool) -> Any:
-    """The shipped config with batches of 8, reading `data_dir`."""
+    """The shipped config with batches of 8 that reads `data_dir`."""
     config = importlib.import_module(f"configs.{dataset}").get_config("vit_l16")
     config.batch_size = BATCH_SIZE
     config.dataset.data_dir = str(data_dir)
@@ -68,32 +68,34 @@ def check_same(data: torch_loader.MultiTaskDataset, source: records.Source) -> N
     """Compares a few decoded examples of both sides.
 
     Raises:
-      UserError: they are not the same.
+      UserError: they differ.
     """
     if len(data) != len(source):
         raise UserError(
-            f"{len(data)} ids in {data.root / data.id_file}, but {len(source)} built examples; build them anew"
+            f"{len(data)} ids in {data.root / data.id_file}, but {len(source)} built examples; build them again"
         )
     for index in range(min(CHECKED, len(source))):
         ours = source.load(index)
         for part, theirs in data.load(ours["id"]).items():
-            # Decoders of JPEG differ in a last bit, and our normals are float16.
+            # JPEG decoders differ by a level, and our normals are float16.
             tolerance = {"image": 2.0, "normals": 1e-3}.get(part, 0.0)
             if not np.allclose(ours[part].astype(np.float32), theirs, rtol=0, atol=tolerance):
-                raise UserError(f"{part} of {ours['id']} differs between {data.root} and what was built; build it anew")
+                raise UserError(
+                    f"{part} of {ours['id']} differs between {data.root} and the built data; build them again"
+                )
 
 
 class Turn:
-    """What taking batches costs an image.
+    """Cost per image of fetching batches.
 
     Attributes:
-      seconds: by the clock.
-      core_seconds: of all cores, by this process and its workers; system_seconds: the kernel's share of it, which
-        mostly goes into fresh pages of memory.
+      seconds: wall-clock time.
+      core_seconds: CPU time of this process and its workers.
+      system_seconds: the kernel's share of it, mostly for fresh pages of memory.
     """
 
     def __init__(self, batches: Batches, count: int):
-        """Takes `count` batches after a few others, and rests until what is fetched ahead is ready."""
+        """Fetches `count` batches after a warm-up, then sleeps until the prefetched ones are ready."""
         for _ in range(WARM_UP):
             next(batches)
         begin = clocks()
@@ -104,7 +106,7 @@ class Turn:
 
 
 def clocks() -> np.ndarray:
-    """Seconds so far by the clock, of all cores by this process and its workers, and of these in the kernel."""
+    """Wall-clock, CPU and kernel seconds so far; CPU and kernel time of this process and its workers."""
     this = psutil.Process()
     used = [process.cpu_times() for process in (this, *this.children(recursive=True))]
     system = sum(times.system for times in used)
@@ -112,9 +114,9 @@ def clocks() -> np.ndarray:
 
 
 def measure(dataset: str, folder: pathlib.Path, data_dir: pathlib.Path, rounds: int, count: int) -> dict[str, Any]:
-    """What each side did in each round, and how large its batches are."""
+    """Results of each side in each round, and the size of its batches."""
     data = reference_data(dataset, folder)
-    # Its workers are forked before TensorFlow has threads.
+    # The workers must be forked before TensorFlow starts threads.
     loader = iter(torch_loader.batches(data, BATCH_SIZE, CORES, (rounds + 1) * (WARM_UP + count)))
     first = {REFERENCE: next(loader)}
     torch_loader.check(first[REFERENCE], data, BATCH_SIZE)
@@ -124,7 +126,7 @@ def measure(dataset: str, folder: pathlib.Path, data_dir: pathlib.Path, rounds: 
         tasks = task_records.from_config(config)
         source = pipeline.open_source(config.dataset, tasks, config.dataset.train_split)
         check_same(data, source)
-        if cache:  # the steady state: every example has been decoded once
+        if cache:  # steady state: every example has been decoded once
             for index in range(len(source)):
                 source.load(index)
         sides[name] = pipeline.train_batches(config, tasks)
@@ -148,25 +150,25 @@ def measure(dataset: str, folder: pathlib.Path, data_dir: pathlib.Path, rounds: 
 
 
 class Stages:
-    """Milliseconds of the calling thread by stage."""
+    """CPU milliseconds of the calling thread by stage."""
 
     def __init__(self):
         self.total: dict[str, float] = collections.defaultdict(float)
 
     def timed(self, name: str, function: Callable[..., Any], *args: Any, **strengths: Any) -> Any:
-        """The function's result; its time counts for the stage `name`."""
+        """Calls the function and adds its time to the stage `name`; returns its result."""
         begin = time.thread_time()
         result = function(*args, **strengths)
         self.total[name] += 1e3 * (time.thread_time() - begin)
         return result
 
     def means(self, images: int) -> dict[str, float]:
-        """By image."""
+        """Milliseconds per image by stage."""
         return {name: total / images for name, total in self.total.items()}
 
 
 def profile_ours(dataset: str, data_dir: pathlib.Path, count: int) -> dict[str, float]:
-    """Milliseconds an image of each stage of ours, one after the other in one thread; means of `count` batches."""
+    """Milliseconds per image of our stages, run in sequence in one thread; means over `count` batches."""
     config = configured(dataset, data_dir, cache=False)
     tasks = task_records.from_config(config)
     source = records.dataset_module(dataset).source(config.dataset, config.dataset.train_split)
@@ -195,7 +197,7 @@ def profile_ours(dataset: str, data_dir: pathlib.Path, count: int) -> dict[str, 
 
 
 def profile_reference(dataset: str, folder: pathlib.Path, count: int) -> dict[str, float]:
-    """Milliseconds an image of each stage of the reference, as above."""
+    """Milliseconds per image of the reference's stages, like `profile_ours`."""
     data = reference_data(dataset, folder)
     torch_loader.start_worker(0)
     stages = Stages()
@@ -204,7 +206,7 @@ def profile_reference(dataset: str, folder: pathlib.Path, count: int) -> dict[st
         for position in range(batch * BATCH_SIZE, (batch + 1) * BATCH_SIZE):
             sample = stages.timed("read and decode", data.load, data.ids[position % len(data)])
             for transform in data.transforms:
-                function = getattr(transform, "func", transform)  # below functools.partial
+                function = getattr(transform, "func", transform)  # unwraps functools.partial
                 sample = stages.timed(function.__name__.replace("_", " "), transform, sample)
             samples.append(stages.timed("to tensors", torch_loader.to_tensors, sample))
         stages.timed("batch copy", torch.utils.data.default_collate, samples)
@@ -219,7 +221,7 @@ def described() -> dict[str, Any]:
     return {
         "cpu": next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown"),
         "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg()[0],  # before the measurement: of other programs
+        "load": os.getloadavg()[0],  # of other programs, before the measurement
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES},
         "commit": subprocess.run(command, capture_output=True, text=True).stdout.strip(),
@@ -228,9 +230,9 @@ def described() -> dict[str, Any]:
 
 
 def table(dataset: str, measured: dict[str, Any]) -> str:
-    """The measurement in Markdown."""
+    """The results as a Markdown table."""
     lines = [
-        f"| {dataset} | images/s (range) | times the reference (range) | core ms an image (kernel) | MB a batch |",
+        f"| {dataset} | images/s (range) | speed-up (range) | core ms per image (kernel) | MB per batch |",
         "|---|---|---|---|---|",
     ]
     for name, side in measured.items():
@@ -243,20 +245,20 @@ def table(dataset: str, measured: dict[str, Any]) -> str:
 
 
 def stage_line(name: str, stages: dict[str, float]) -> str:
-    """Times of stages in words."""
+    """Times of the stages as one line."""
     parts = ", ".join(f"{stage} {time:.2f}" for stage, time in stages.items())
-    return f"{name}, ms an image in one thread: {parts}; in all {sum(stages.values()):.1f}"
+    return f"{name}, ms per image in one thread: {parts}; total {sum(stages.values()):.1f}"
 
 
 def main() -> None:
-    """The program."""
+    """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=["nyud", "pascal_context"])
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="the extracted archive")
-    parser.add_argument("--data_dir", type=pathlib.Path, required=True, help="where built data sets are kept")
+    parser.add_argument("--data_dir", type=pathlib.Path, required=True, help="directory of built data sets")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=25, help="a round")
-    parser.add_argument("--profile", action="store_true", help="measure the stages instead")
+    parser.add_argument("--batches", type=int, default=25, help="batches per round")
+    parser.add_argument("--profile", action="store_true", help="time the stages instead")
     parser.add_argument("--output", type=pathlib.Path, help="JSON file for the results")
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])

@@ -1,4 +1,4 @@
-"""Batches of random pictures and labels, in the form of docs/conventions.md: for timing without a data set."""
+"""Batches of random images and labels for timing without a data set; format: docs/conventions.md."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ def make(
 ) -> dict[str, np.ndarray]:
     """One batch at `config.dataset.image_size`; a tenth of the label pixels is ignored.
 
-    whole: every picture fills its frame and no example is padding; else pictures have a border, and the last example
-      is padding.
+    whole: every image fills its frame and no example is padding; else images have a border of padding, and the last
+      example is padding.
     """
     rng = np.random.default_rng(seed)
     height, width = config.dataset.image_size
@@ -36,7 +36,7 @@ def make(
 
 
 def _label(task: Task, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Classes for integer labels (two where the task names none), unit vectors or positive values for others."""
+    """Classes for integer labels (two if the task names none), else unit vectors or positive values."""
     dtype = np.dtype(task.label_dtype)
     if dtype.kind == "u":
         label = rng.integers(0, len(task.class_names) or 2, (*shape, task.label_channels), dtype)

@@ -1,8 +1,8 @@
-"""Measures one variant of benchmarks/device.py, in a process of its own.
+"""Measures one variant of benchmarks/device.py; runs in its own process.
 
 python benchmarks/accelerator/measure.py VARIANT.json RESULT.json
 
-The result is written whatever happens: what does not fit the device's memory, or is refused, is a result too.
+A result is always written; its status is an error if the variant does not fit, is refused or fails.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ from taskexpert_jax.training import state as train_state
 from taskexpert_jax.training.step import make_train_step
 
 BENCHMARKS = {"nyud": nyud, "pascal_context": pascal_context}
-# Multiply-adds are two operations; a backward pass multiplies twice as much as the forward pass, for the gradients of
-# inputs and of weights. What remat computes again is work of the machine, not of the model, and is not counted.
+# A multiply-add has two FLOPs. The backward pass has twice the FLOPs of the forward pass: gradients of inputs and of
+# weights. Recomputation by remat is not counted.
 TRAIN_FLOPS, EVAL_FLOPS = 6, 2
 NO_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 
@@ -53,7 +53,7 @@ def config_of(variant: Variant) -> Any:
 
 
 class Ours:
-    """Model, state and batches of a variant on the device; everything is as in a training run."""
+    """Model, state and batches of a variant on the device, set up like a training run."""
 
     def __init__(self, variant: Variant):
         self.config = config_of(variant)
@@ -72,7 +72,7 @@ class Ours:
 
 
 def compiled(jitted: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
-    """The program for these arguments, and what compiling said: seconds (tracing apart), bytes of memory."""
+    """The compiled program for these arguments, with seconds of tracing and compilation and planned bytes of memory."""
     started = time.perf_counter()
     lowered = jitted.lower(*arguments)
     traced = time.perf_counter()
@@ -87,7 +87,7 @@ def compiled(jitted: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def measure_ours(variant: Variant, seconds: float) -> dict[str, Any]:
-    """The training step and, where asked for, the evaluation step, of a variant."""
+    """Times a variant's latency, or its training step and, if `variant.evaluated`, its evaluation step."""
     ours = Ours(variant)
     result: dict[str, Any] = {"scanned": not ours.model.unroll, "attention_is": ours.model.backbone.attention}
     with sharding.use(ours.mesh):
@@ -100,7 +100,7 @@ def measure_ours(variant: Variant, seconds: float) -> dict[str, Any]:
 
 
 def training(ours: Ours, seconds: float) -> dict[str, Any]:
-    """Times the training step of `make_train_step`; the state goes from step to step."""
+    """Times the training step of `make_train_step`, carrying the state from step to step."""
     step = make_train_step(ours.model, ours.tx, ours.config, ours.mesh, ours.shardings)
     following = timing.in_turn(ours.batches)
     carried: tuple[Any, Any] = (ours.state, tally.empty(ours.tasks))
@@ -135,7 +135,7 @@ def evaluation(ours: Ours, seconds: float) -> dict[str, Any]:
 
 
 def latency(ours: Ours, seconds: float) -> dict[str, Any]:
-    """Times a picture's predictions, as `predict` makes them: each call is waited for, its result stays there."""
+    """Times the predictions of one image, each call synchronised; results stay on the device."""
     infer = inference.make_inference(ours.model, ours.config)
     following = timing.in_turn([(batch["image"], batch["window"]) for batch in ours.batches])
     variables = ours.state.variables()
@@ -149,7 +149,7 @@ def latency(ours: Ours, seconds: float) -> dict[str, Any]:
 
 
 def measure_parts(variant: Variant, seconds: float) -> dict[str, Any]:
-    """What each part adds to the training step, from programs that leave the later parts out."""
+    """Time that each part adds to the training step, from programs without the later parts."""
     ours = Ours(variant)
     with sharding.use(ours.mesh):
         rungs = {}
@@ -163,13 +163,13 @@ def measure_parts(variant: Variant, seconds: float) -> dict[str, Any]:
 
 
 def measure_ceilings(variant: Variant, seconds: float) -> dict[str, Any]:
-    """The device's ceilings."""
+    """Ceilings of the device; see `timing.ceilings`."""
     del variant
     return {"ceilings": timing.ceilings(seconds=min(seconds, 2.0), quick=seconds < 1.0)}
 
 
 def measure_torch(variant: Variant, seconds: float) -> dict[str, Any]:
-    """PyTorch's training step of the same model, losses and optimiser, or its predictions of a picture."""
+    """Times PyTorch's training step of the same model, losses and optimiser, or its predictions of one image."""
     from benchmarks.pytorch import measure as pytorch
 
     config = config_of(variant)
@@ -181,7 +181,7 @@ def measure_torch(variant: Variant, seconds: float) -> dict[str, Any]:
 
 
 def measure_equality(variant: Variant, seconds: float) -> dict[str, Any]:
-    """How far our predictions and PyTorch's differ on the same weights."""
+    """Relative differences of our predictions and PyTorch's on the same weights."""
     from benchmarks.pytorch import measure as pytorch
 
     del seconds
@@ -199,7 +199,7 @@ MEASURES = {
 
 
 def environment() -> dict[str, Any]:
-    """The device and the versions of what runs on it."""
+    """Device and package versions."""
     device = jax.devices()[0]
     versions = {module.__name__: module.__version__ for module in (jax, flax, optax, np)}
     if "torch" in sys.modules:
@@ -213,14 +213,14 @@ def environment() -> dict[str, Any]:
 
 
 def attempt(variant: Variant, seconds: float) -> dict[str, Any]:
-    """The result of a variant with its status: measured, does not fit, refused, PyTorch is not installed, or failed."""
+    """Result of a variant with its status: measured, does not fit, refused, not installed (PyTorch) or failed."""
     try:
         result = {"status": "measured", **MEASURES[variant.kind](variant, seconds)}
     except UserError as error:
         return {"status": "refused", "reason": str(error)}
     except ModuleNotFoundError as error:
         return {"status": "not installed", "reason": str(error)}
-    except Exception as error:  # whatever a device, its compiler or PyTorch may raise: the other variants go on
+    except Exception as error:  # anything a device, its compiler or PyTorch may raise
         text = f"{type(error).__name__}: {error}"
         status = "does not fit" if any(sign in text for sign in NO_MEMORY) else "failed"
         return {"status": status, "reason": text[:2000]}
@@ -231,11 +231,11 @@ def attempt(variant: Variant, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures the variant of the file given first and writes the result to the one given second."""
+    """Measures the variant in the first file and writes the result to the second."""
     asked = json.loads(pathlib.Path(sys.argv[1]).read_text())
     asked["variant"]["image"] = tuple(asked["variant"]["image"])
     variant = Variant(**asked["variant"])
-    if asked["seconds"]:  # what is kept from another run was not compiled in this one
+    if asked["seconds"]:  # a cached program would have no compile time
         jax.config.update("jax_enable_compilation_cache", False)
     result = attempt(variant, asked["seconds"])
     record = {"name": variant.name, **dataclasses.asdict(variant), **result, "environment": environment()}

@@ -1,8 +1,8 @@
-"""What each part of the model costs in a training step: gradient programs that leave the later parts out.
+"""Cost of each part of the model in a training step, from gradient programs without the later parts.
 
 Each program of `RUNGS` computes a loss and the gradient's norm with the parts up to its name; a part's time is the
-difference between its program and the one before. A part that is left out is replaced by a mean or a sum, which costs
-next to nothing and keeps everything before it alive.
+difference between its program and the one before. An omitted part is replaced by a mean or a sum, which costs almost
+nothing and keeps the compiler from removing the parts before it.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,17 @@ from taskexpert_jax.models.decoders import taskexpert
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.training import objective
 
-# Reading the memory belongs to "experts and gates": it is one expert more. After these comes the whole training step.
+# Reading the memory belongs to "experts and gates", because the memory is one more expert. The whole step comes last.
 RUNGS = ("backbone", "experts and gates", "memory writes", "heads", "upsampling and losses")
 
 
 def program(rung: str, model: TaskExpert) -> Any:
-    """A jitted (state, batch) -> (loss, norm of the gradient), with the parts up to `rung` of `RUNGS`."""
+    """Jitted (state, batch) -> (loss, gradient norm, batch statistics) with the parts up to `rung` of `RUNGS`."""
     index = RUNGS.index(rung)
 
     def loss_fn(params: Any, batch_stats: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
         kept: list[jax.Array] = []
-        with nn.intercept_methods(_left_out(index, kept)):
+        with nn.intercept_methods(_omit_after(index, kept)):
             logits, updates = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 inputs.normalise(batch["image"], batch["window"], model.normalisation),
@@ -52,8 +52,8 @@ def program(rung: str, model: TaskExpert) -> Any:
     return jax.jit(run)
 
 
-def _left_out(index: int, kept: list[jax.Array]) -> Callable[..., Any]:
-    """A Flax interceptor that leaves out the parts after `RUNGS[index]`; what the heads get or give goes to `kept`."""
+def _omit_after(index: int, kept: list[jax.Array]) -> Callable[..., Any]:
+    """A Flax interceptor that omits the parts after `RUNGS[index]`; inputs or outputs of the heads go to `kept`."""
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         module, method = context.module, context.method_name
@@ -67,7 +67,7 @@ def _left_out(index: int, kept: list[jax.Array]) -> Callable[..., Any]:
         if isinstance(module, heads.Head) and method == "__call__":
             if index < RUNGS.index("heads"):
                 kept.append(args[0].astype(jnp.float32))
-                return args[0].mean(axis=-1, keepdims=True).astype(jnp.float32)  # resized, and never used
+                return args[0].mean(axis=-1, keepdims=True).astype(jnp.float32)  # resized but unused
             kept.append(call(*args, **kwargs))
             return kept[-1]
         return call(*args, **kwargs)
@@ -76,9 +76,9 @@ def _left_out(index: int, kept: list[jax.Array]) -> Callable[..., Any]:
 
 
 def differences(programs: dict[str, Any], model: TaskExpert, batch: int) -> dict[str, Any]:
-    """Part -> median_s that it adds (it may be less than 0 where it is lost in the noise), and its model FLOPs.
+    """The time each part adds, median_s, which noise can make negative, and its model FLOPs.
 
-    programs: the times of `RUNGS` and of the whole step, the last, in this order.
+    programs: times of `RUNGS`, then of the whole step.
     """
     operations = _operations(model, batch)
     parts, before = {}, 0.0
@@ -89,7 +89,7 @@ def differences(programs: dict[str, Any], model: TaskExpert, batch: int) -> dict
 
 
 def _operations(model: TaskExpert, batch: int) -> dict[str, int]:
-    """Model FLOPs of a training step by part, as `budget` counts them."""
+    """Model FLOPs of a training step by part, counted by `budget`."""
     counts = budget.count_computed(model)
     tokens = math.prod(model.grid)
     writes = model.taps * len(model.tasks) * tokens * 9 * model.width**2

@@ -1,4 +1,4 @@
-"""Times of steady steps, and the ceilings of a device: its matrix products and its memory."""
+"""Times of repeated steps, and a device's ceilings: matmul throughput and memory bandwidth."""
 
 from collections.abc import Callable, Iterator
 import itertools
@@ -13,15 +13,15 @@ Times = dict[str, float]
 
 
 def steady(run: Callable[[], Any], wait: Callable[[Any], Any], *, seconds: float) -> Times:
-    """Times `run`, whose work on the device may go on after it returns; `wait` takes its result and returns when done.
+    """Times `run`, which may return before the device is done; `wait` blocks on its result.
 
-    Steps are timed in rounds of about a quarter of a second, within which nothing waits, as in training.
+    Calls are timed in rounds of about a quarter of a second without synchronisation inside a round, as in training.
 
     Args:
-      seconds: how long it measures, about, and at least five rounds; 0: three calls, to see that it runs.
+      seconds: approximate measuring time, at least five rounds; 0: three short rounds, to see that it runs.
 
     Returns:
-      median_s, min_s and max_s: seconds of one call, over the rounds; rounds, calls_a_round.
+      median_s, min_s, max_s (seconds per call, over the rounds), rounds, calls_a_round.
     """
     warm_up, rounds = (3, 5) if seconds else (1, 3)
     for _ in range(warm_up):
@@ -46,16 +46,16 @@ def steady(run: Callable[[], Any], wait: Callable[[Any], Any], *, seconds: float
 
 
 def in_turn(items: list[Any]) -> Callable[[], Any]:
-    """A function that returns one after the other, for ever: no step finds its inputs in a cache."""
+    """A function that cycles through the items, so no step finds its inputs in a cache."""
     endless: Iterator[Any] = itertools.cycle(items)
     return lambda: next(endless)
 
 
 def ceilings(*, seconds: float, quick: bool) -> dict[str, Any]:
-    """What the device does at best, on random data: a square matrix product in both dtypes, a copy.
+    """Throughput of a square matmul in both dtypes and of a copy, on random data.
 
-    matmul_bfloat16, matmul_float32: operations/s, 2 n^3 a product (float32 as JAX multiplies it by default: TF32 or
-    bfloat16 passes where the device has such). copy: bytes/s read and written.
+    matmul_bfloat16, matmul_float32: FLOP/s, 2 n^3 per matmul (float32 with JAX's default precision: TF32 or bfloat16
+    passes if the device has them). copy: bytes/s read and written.
     """
     side = 512 if quick or jax.default_backend() == "cpu" else 8192
     found: dict[str, Any] = {"side": side}

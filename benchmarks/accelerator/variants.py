@@ -1,4 +1,4 @@
-"""What benchmarks/device.py measures, the most important first."""
+"""Variants that benchmarks/device.py measures, the most important first."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -12,20 +12,20 @@ IMAGES = {"pascal_context": (512, 512), "nyud": (448, 576)}
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One thing to measure, in a process of its own.
+    """One measurement, run in its own process.
 
     Attributes:
-      kind: ceilings (matrix products and copies of the device), ours (training and evaluation step), torch (the same
-        in PyTorch), parts (what each part of our training step adds), equality (both on the same weights).
-      benchmark: whose tasks and classes.
-      size: of the backbone, a variant of configs/defaults.py.
+      kind: ceilings (matmuls and copies on the device), ours (training and evaluation step), torch (the same in
+        PyTorch), parts (time of each part of our training step), equality (predictions of both on the same weights).
+      benchmark: data set whose tasks, classes and config are used.
+      size: backbone variant of taskexpert_jax/config/fields.py.
       image: height and width in pixels.
-      batch: images a step.
+      batch: images per step.
       dtype: bfloat16 or float32.
       remat, unroll, attention: fields of `config.model`.
-      evaluated: whether the evaluation step is timed too.
-      inference: the time from a picture to its predictions, waited for, in place of the training step.
-      compiled: torch alone: through torch.compile.
+      evaluated: also time the evaluation step.
+      inference: time the predictions of one image, synchronised, instead of the training step.
+      compiled: for torch: use torch.compile.
     """
 
     kind: Kind
@@ -43,7 +43,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """For people; no two variants of a plan have the same."""
+        """Printed name, unique within a plan."""
         if self.kind == "ceilings":
             return "ceilings of the device"
         words = [self.kind, self.size, f"{self.image[0]}x{self.image[1]}", f"batch {self.batch}", self.dtype]
@@ -55,7 +55,7 @@ class Variant:
 
     @property
     def workload(self) -> tuple[Any, ...]:
-        """What two variants share whose speeds may be compared."""
+        """Fields that two variants must share for a comparison of speed."""
         return tuple(getattr(self, field) for field in WORKLOAD)
 
 
@@ -77,14 +77,14 @@ def full_plan() -> list[Variant]:
 
 
 def plan_of(ours: Variant) -> list[Variant]:
-    """A variant of ours, and what can be varied there."""
+    """A variant of ours with its comparisons and variations."""
     equality = Variant("equality", ours.benchmark, ours.size, ours.image, batch=2)
     first = [Variant("ceilings"), *_first(ours), _parts(ours), *_inference(ours)]
     return [*first, equality, *_others(ours, (2 * ours.batch,))]
 
 
 def _first(ours: Variant) -> Iterator[Variant]:
-    """The training step as shipped, PyTorch's, and the attention that is not fused."""
+    """The training step with default settings, PyTorch's, and ours without fused attention."""
     yield ours
     yield _torch(ours, compiled=True)
     yield _torch(ours, compiled=False)
@@ -93,7 +93,7 @@ def _first(ours: Variant) -> Iterator[Variant]:
 
 
 def _inference(ours: Variant) -> Iterator[Variant]:
-    """One picture's predictions, ours and PyTorch's."""
+    """Predictions of one image, ours and PyTorch's."""
     one = dataclasses.replace(ours, batch=1, evaluated=False, inference=True)
     yield one
     yield _torch(one, compiled=True)
@@ -105,13 +105,13 @@ def _parts(ours: Variant) -> Variant:
 
 
 def _others(ours: Variant, batches: tuple[int, ...]) -> Iterator[Variant]:
-    """One choice changed at a time: remat, the batch, the scans, the dtype."""
+    """Variations of one setting at a time: remat, batch, unrolling, dtype."""
     train = dataclasses.replace(ours, evaluated=False)
     yield dataclasses.replace(train, remat=True)
     for batch in batches:
         yield dataclasses.replace(train, batch=batch)
     yield dataclasses.replace(train, batch=batches[-1], remat=True)
-    for unroll in ("yes", "no"):  # what `auto` chose is measured twice: so far do two measurements of the same differ
+    for unroll in ("yes", "no"):  # one equals `auto`, which shows the spread of measurements
         if unroll != train.unroll:
             yield dataclasses.replace(train, unroll=unroll)
     other = "float32" if ours.dtype == "bfloat16" else "bfloat16"

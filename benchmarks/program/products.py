@@ -1,7 +1,7 @@
-"""The matrix products and convolutions of a traced training step, by part and dtype.
+"""Matmuls and convolutions of a traced training step, by part and dtype.
 
-Nothing is compiled or run. Loops are counted as often as they run, which XLA's own cost analysis does not; `budget`
-counts the same model by formulas.
+Nothing is compiled or run. Every iteration of a loop counts, unlike in XLA's cost analysis; `budget` counts the same
+model by formulas.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from taskexpert_jax.compile.steps import build, tracers
 from taskexpert_jax.parallel import sharding
 
 PRIMITIVES = ("dot_general", "conv_general_dilated")
-# The first that has one of its names among the modules of a product's path, in this order.
+# Part -> module names; the first part with one of its names in a product's path counts.
 PARTS = {
     "attention of tokens": ("attend",),
     "backbone, the rest": ("patches", "blocks"),
@@ -33,10 +33,11 @@ PARTS = {
 class Product:
     """One `dot_general` or `conv_general_dilated` of a program.
 
-    path: names of the modules it was written in. dtypes: of its two operands. precision: what is asked for float32
-      operands: "" is what an accelerator takes by itself, TF32 or one bfloat16 pass; "high" is TF32 or three passes,
-      "highest" float32 or six.
-    flops: two for each multiply-add, over all times that the loops around it run.
+    path: names of the modules that it is in.
+    dtypes: of its two operands.
+    precision: requested for float32 operands: "" is the device's default, TF32 or one bfloat16 pass; "high" is TF32 or
+      three passes, "highest" float32 or six.
+    flops: two per multiply-add, over all iterations of the loops around it.
     """
 
     path: str
@@ -52,22 +53,22 @@ class Product:
 
     @property
     def kind(self) -> str:
-        """The operands' dtypes, and the precision where it is asked for: for people."""
+        """The operands' dtypes and the requested precision, for printing."""
         words = " x ".join(dict.fromkeys(self.dtypes))
         return f"{words}, {self.precision} precision" if self.precision and "float32" in self.dtypes else words
 
 
 def part_of(path: str) -> str:
-    """The part of `PARTS` that an operation with this path belongs to."""
+    """The part of `PARTS` of an operation with this path."""
     words = path.split("/")
     names = {word.split("_")[0] if word.startswith(("head_", "write_", "read_")) else word for word in words}
     return next((part for part, known in PARTS.items() if names & set(known)), list(PARTS)[-1])
 
 
 def products(jaxpr: Any, path: str = "", times: int = 1) -> Iterator[Product]:
-    """All products of a jaxpr and of those inside it; of a conditional those of every branch.
+    """All products of a jaxpr and its inner jaxprs, with every branch of a conditional.
 
-    path: the modules that the jaxpr stands in. times: how often it runs.
+    path: the modules that the jaxpr is in. times: number of its executions.
     """
     for eqn in jaxpr.eqns:
         here = f"{path}/{eqn.source_info.name_stack}"
@@ -78,17 +79,17 @@ def products(jaxpr: Any, path: str = "", times: int = 1) -> Iterator[Product]:
             for part in value if isinstance(value, tuple | list) else (value,):
                 part = getattr(part, "jaxpr", part)
                 if hasattr(part, "eqns"):
-                    yield from products(part, here, times * _turns(eqn))
+                    yield from products(part, here, times * _iterations(eqn))
 
 
 def precision_of(eqn: Any) -> str:
-    """What a product asks for: "", "high" or "highest"."""
+    """The requested precision of a product: "", "high" or "highest"."""
     asked = str(eqn.params["precision"])
     return next((name for name in ("highest", "high") if name.upper() in asked), "")
 
 
-def _turns(eqn: Any) -> int:
-    """How often what is inside an operation runs."""
+def _iterations(eqn: Any) -> int:
+    """Number of executions of an operation's inner jaxpr."""
     if eqn.primitive.name == "pallas_call":
         return math.prod(eqn.params["grid_mapping"].grid)
     return eqn.params["length"] if eqn.primitive.name == "scan" else 1
@@ -105,7 +106,7 @@ def _flops(eqn: Any) -> int:
 
 
 def trace_train_step(config: ConfigDict, devices: Sequence[Any] | None = None) -> Any:
-    """The training step of `make_train_step` for a config, traced: on this process's first device, or on others."""
+    """Traces the training step of a config, on this process's first device or the given ones."""
     mesh, model = build(config, jax.devices()[:1] if devices is None else devices)
     trace = tracers(config, model, mesh)["train"]
     with sharding.use(mesh):

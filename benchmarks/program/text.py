@@ -1,6 +1,6 @@
 """Kernels of a compiled training step, read from its optimised HLO text: kind, part, bytes, estimated cycles.
 
-For XLA's TPU and GPU compilers, whose products are fusions, and calls of cuBLAS and cuDNN.
+Reads text of XLA's TPU and GPU compilers: their matmuls are fusions, or calls of cuBLAS and cuDNN.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ MOVES = {"copy", "transpose"}
 SLICES = {"dynamic-slice", "dynamic-update-slice"}
 FREE = {"parameter", "bitcast", "reshape", "tuple", "get-tuple-element"}
 CONTROL = {"constant", "while", "call", "conditional", "partition-id", "opt-barrier"}
-NAMES = {"AllocateBuffer", "ConcatBitcast"}  # of the TPU compiler for places in memory, as calls that do nothing
-# How the names end of what writes a turn's arrays to those of all turns, and takes them out again.
+NAMES = {"AllocateBuffer", "ConcatBitcast"}  # the TPU compiler's calls that only name memory
+# Endings of op names that write one iteration's arrays into those of all iterations, and read them back.
 SCANS = ("dynamic_update_slice", "dynamic_slice", "squeeze", "while")
-SCAN_STARTS = ("._taps/broadcast_in_dim", "._assemble/broadcast_in_dim")  # and of these arrays before the first turn
-# How the names begin of a GPU's calls, and what they are.
+SCAN_STARTS = ("._taps/broadcast_in_dim", "._assemble/broadcast_in_dim")  # initial values of these arrays
+# Prefixes of a GPU's custom calls, and their kinds.
 LIBRARIES = {
     "__cublas": "cuBLAS products",
     "__cudnn$conv": "cuDNN convolutions",
@@ -34,7 +34,7 @@ UNNAMED = "without a name"
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """An instruction that runs, how often, and the operations that it fuses, itself if none."""
+    """An executed instruction, its number of executions, and the operations that it fuses (itself if none)."""
 
     instruction: Instruction
     times: int
@@ -42,14 +42,14 @@ class Step:
 
     @property
     def path(self) -> str:
-        """Names of the modules it comes from."""
+        """Module names of the operation that it comes from."""
         return _found(r'op_name="([^"]*)"', self.instruction.rest)
 
     @property
     def part(self) -> str:
-        """One of `products.PARTS`, or what the scans keep, or losses, or the optimiser and the rest.
+        """One of `products.PARTS`, residuals of the scans, losses, or the optimiser and the rest.
 
-        What XLA adds on its own often has no name: first values of loops, copies into another layout.
+        Operations that XLA adds often have no name: initial values of loops, copies into another layout.
         """
         if not self.path:
             return UNNAMED
@@ -64,33 +64,33 @@ class Step:
 
     @property
     def cycles(self) -> int:
-        """By the TPU compiler's estimate, of all its runs; 0 where it gives none."""
+        """The TPU compiler's estimate over all executions; 0 without one."""
         return self.times * int(_found(r'"estimated_cycles":"(\d+)"', self.instruction.rest) or 0)
 
     @functools.cached_property
     def opcodes(self) -> set[str]:
-        """What it does to arrays; arithmetic of single numbers, such as a loop's counter, is left out."""
+        """Opcodes of its array operations, without scalar arithmetic such as a loop's counter."""
         return {of.opcode for of in self.inside if "[]" not in of.type} - FREE - {"constant", "broadcast"}
 
     @property
     def moves(self) -> bool:
-        """Whether it does nothing but to write an array again, in another order or not."""
+        """Whether it only copies or transposes an array."""
         return bool(self.opcodes) and self.opcodes <= MOVES and not self.fills
 
     @property
     def fills(self) -> bool:
-        """Whether it writes one value everywhere, and reads no array."""
+        """Whether it only fills an array with one value."""
         made = {of.opcode for of in self.inside}
         return "broadcast" in made and made <= {"broadcast", "constant", "copy", "tuple", "bitcast"}
 
     @property
     def slices(self) -> bool:
-        """Whether it does nothing but to write an array into a larger one, or take it out again."""
+        """Whether it only writes an array into a larger one, or reads it back."""
         return bool(self.opcodes & SLICES) and self.opcodes <= MOVES | SLICES
 
     @property
     def kind(self) -> str:
-        """What runs, for people; empty where nothing does."""
+        """Printed kind of the kernel; empty if nothing runs."""
         opcode = self.instruction.opcode
         if opcode in FREE | CONTROL or opcode.endswith(("-start", "-update", "-done")):
             return ""
@@ -111,7 +111,7 @@ class Step:
 
 
 def executed(hlo: str) -> Iterator[Step]:
-    """Every instruction that a program runs. Of a conditional those of all branches."""
+    """Every instruction that a program executes, with all branches of a conditional."""
     computations, entry = traffic.parse(hlo)
 
     def of(name: str, times: int) -> Iterator[Step]:
@@ -129,7 +129,7 @@ def executed(hlo: str) -> Iterator[Step]:
 
 
 class Program:
-    """The steps of a program in their order, and its instructions by name."""
+    """A program's steps in order, and its instructions by name."""
 
     def __init__(self, text: str) -> None:
         self.steps = list(executed(text))
@@ -139,7 +139,7 @@ class Program:
         return self.instructions[name].type if name in self.instructions else ""
 
     def bytes(self, step: Step) -> int:
-        """Bytes that a run of a step writes: its result; of an array that it changes in one place, only that."""
+        """Bytes that one execution of a step writes; only the updated slice of an array changed in place."""
         updates = [of for of in step.inside if of.opcode == "dynamic-update-slice"]
         types = [self._type(operands_of(of)[1]) for of in updates] or [step.instruction.type]
         if step.kind in PRODUCTS:
@@ -147,14 +147,14 @@ class Program:
         return sum(map(bytes_of, types))
 
     def moved(self, step: Step) -> int:
-        """Bytes that a run of a step writes and reads: its result once, and of each operand what it uses, once."""
+        """Bytes that one execution of a step writes and reads: its result and the used part of each operand, once."""
         if step.instruction.opcode in SLICES:
             return 2 * self.bytes(step)
         names = operands_of(step.instruction)
         return self.bytes(step) + sum(self._used(step, place, name) for place, name in enumerate(names))
 
     def _used(self, step: Step, place: int, name: str) -> int:
-        """Of an operand of a step: all of it, or the slices that it cuts out; nothing of what it writes into."""
+        """Bytes read of an operand: all, or the slices taken from it; none of an array that is updated in place."""
         whole = bytes_of(self._type(name))
         parameters = {of.name for of in step.inside if of.opcode == "parameter" and of.rest.startswith(f"{place})")}
         used = 0

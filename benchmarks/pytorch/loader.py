@@ -1,8 +1,8 @@
-"""Training samples as PyTorch code bases of the field make them: the loader that ours is compared with.
+"""The reference for our input pipeline: a PyTorch loader in the style of the field's code.
 
-The archives' files are read and decoded whenever a sample is asked for; everything in a sample is a float32 map, which
-NumPy and OpenCV transform; `torch.utils.data.DataLoader` gives worker processes and batches. Written in plain style
-from the same protocol as ours. Of two usual ways to write a step the faster one is taken; nothing is cached or fused.
+Every access reads and decodes the archive's files. A sample is float32 maps, transformed by NumPy and OpenCV;
+`torch.utils.data.DataLoader` provides worker processes and batches. The protocol is the same as ours. Of two usual
+ways to write a step the faster one is taken; nothing is cached or fused.
 """
 
 import abc
@@ -38,19 +38,19 @@ PERSON_PARTS = {
 Sample = dict[str, np.ndarray]  # (h,w,c) float32 each
 
 
-def read_picture(path: pathlib.Path) -> np.ndarray:
-    """A picture, (h,w,3) or (h,w,1) float32."""
-    picture = np.array(Image.open(path), dtype=np.float32)
-    return picture if picture.ndim == 3 else picture[..., None]
+def read_image(path: pathlib.Path) -> np.ndarray:
+    """Reads an image file as (h,w,3) or (h,w,1) float32."""
+    image = np.array(Image.open(path), dtype=np.float32)
+    return image if image.ndim == 3 else image[..., None]
 
 
 class MultiTaskDataset(Dataset, abc.ABC):
-    """Training samples of a benchmark; a subclass says where their files are and what is in them.
+    """Training samples of a benchmark; subclasses read its files.
 
     Attributes:
-      id_file: of the training split, relative to the root.
+      id_file: ids of the training split, relative to the root.
       size: height and width of the samples.
-      classes: of semantic segmentation.
+      classes: number of classes of semantic segmentation.
     """
 
     id_file: ClassVar[str]
@@ -81,7 +81,7 @@ class MultiTaskDataset(Dataset, abc.ABC):
 
     @abc.abstractmethod
     def load(self, example_id: str) -> Sample:
-        """The image and the labels of an example."""
+        """Image and labels of an example."""
 
 
 class Nyud(MultiTaskDataset):
@@ -93,14 +93,14 @@ class Nyud(MultiTaskDataset):
 
     def load(self, example_id: str) -> Sample:
         """See the base class."""
-        semseg = read_picture(self.root / "segmentation" / f"{example_id}.png") - 1
+        semseg = read_image(self.root / "segmentation" / f"{example_id}.png") - 1
         semseg[semseg == -1] = IGNORE
         return {
-            "image": read_picture(self.root / "images" / f"{example_id}.png"),
+            "image": read_image(self.root / "images" / f"{example_id}.png"),
             "semseg": semseg,
             "depth": np.load(self.root / "depth" / f"{example_id}.npy").astype(np.float32)[..., None],
-            "normals": 2 * read_picture(self.root / "normals" / f"{example_id}.png") / 255 - 1,
-            "edge": read_picture(self.root / "edge" / f"{example_id}.png") / 255,
+            "normals": 2 * read_image(self.root / "normals" / f"{example_id}.png") / 255 - 1,
+            "edge": read_image(self.root / "edge" / f"{example_id}.png") / 255,
         }
 
 
@@ -112,23 +112,23 @@ class PascalContext(MultiTaskDataset):
     classes = 21
 
     def __init__(self, root: pathlib.Path, normals_classes: list[int]):
-        """normals_classes: the context classes on which distilled normals are valid."""
+        """normals_classes: context classes with valid distilled normals."""
         super().__init__(root)
         self.normals_classes = normals_classes
 
     def load(self, example_id: str) -> Sample:
         """See the base class."""
-        image = read_picture(self.root / "JPEGImages" / f"{example_id}.jpg")
+        image = read_image(self.root / "JPEGImages" / f"{example_id}.jpg")
         semseg = self.root / "semseg" / "VOC12" / f"{example_id}.png"
         if not semseg.is_file():
             semseg = self.root / "semseg" / "pascal-context" / f"{example_id}.png"
         context = scipy.io.loadmat(self.root / "pascal-context" / "trainval" / f"{example_id}.mat")["LabelMap"]
         boundaries = np.abs(cv2.Laplacian(context.astype(np.float32), cv2.CV_32F)) > 0
         sample = {
-            "semseg": read_picture(semseg),
+            "semseg": read_image(semseg),
             "human_parts": self.load_human_parts(example_id, image.shape[:2]),
-            "sal": (read_picture(self.root / "sal_distill" / f"{example_id}.png") > 127.5).astype(np.float32),
-            "normals": 2 * read_picture(self.root / "normals_distill" / f"{example_id}.png") / 255 - 1,
+            "sal": (read_image(self.root / "sal_distill" / f"{example_id}.png") > 127.5).astype(np.float32),
+            "normals": 2 * read_image(self.root / "normals_distill" / f"{example_id}.png") / 255 - 1,
             "edge": thin(boundaries).astype(np.float32)[..., None],
         }
         valid = np.isin(context, self.normals_classes).astype(np.uint8)
@@ -139,7 +139,7 @@ class PascalContext(MultiTaskDataset):
         return {"image": image, **sample}
 
     def load_human_parts(self, example_id: str, size: tuple[int, int]) -> np.ndarray:
-        """The parts of all persons, (h,w,1) float32, 0 elsewhere."""
+        """Part ids of all persons, (h,w,1) float32, 0 elsewhere."""
         label = np.zeros((*size, 1), np.float32)
         annotation = scipy.io.loadmat(self.root / "human_parts" / f"{example_id}.mat")["anno"][0, 0]
         for thing in annotation["objects"].ravel():
@@ -150,12 +150,12 @@ class PascalContext(MultiTaskDataset):
 
 
 def resize(array: np.ndarray, size: tuple[int, int], method: int) -> np.ndarray:
-    """The array at the size (height, width); as it is if it has that size."""
+    """The array resized to (height, width); unchanged if it has that size."""
     return array if array.shape[:2] == size else cv2.resize(array, size[::-1], interpolation=method)
 
 
 def random_scale(sample: Sample) -> Sample:
-    """Image and labels scaled by one factor."""
+    """Scales image and labels by one random factor."""
     factor = random.uniform(*SCALES)
     height, width = sample["image"].shape[:2]
     size = (int(height * factor), int(width * factor))
@@ -168,7 +168,7 @@ def random_scale(sample: Sample) -> Sample:
 
 
 def random_crop(sample: Sample, size: tuple[int, int]) -> Sample:
-    """A window of at most `size`, redrawn while one class fills too much of it."""
+    """Crops to at most `size`; the crop is redrawn while one class fills too much of it."""
     height, width = sample["image"].shape[:2]
     spare = max(height - size[0], 0), max(width - size[1], 0)
     if spare == (0, 0):
@@ -189,7 +189,7 @@ def random_crop(sample: Sample, size: tuple[int, int]) -> Sample:
 
 
 def random_flip(sample: Sample) -> Sample:
-    """Everything mirrored, with probability one half."""
+    """Mirrors the sample with probability 0.5."""
     if random.random() < 0.5:
         sample = {key: cv2.flip(value, 1).reshape(value.shape) for key, value in sample.items()}
         sample["normals"][..., 0] *= -1
@@ -197,12 +197,12 @@ def random_flip(sample: Sample) -> Sample:
 
 
 def linear(values: np.ndarray, factor: float, amount: float) -> np.ndarray:
-    """factor * values + amount, as bytes."""
+    """factor * values + amount, as uint8."""
     return np.clip(values.astype(np.float32) * factor + amount, 0, 255).astype(np.uint8)
 
 
 def distort_colours(sample: Sample) -> Sample:
-    """Brightness, contrast, saturation and hue changed, each with probability one half."""
+    """Changes brightness, contrast, saturation and hue, each with probability 0.5."""
     image = sample["image"].astype(np.uint8)
     brightness, contrast, saturation, hue = (random.random() < 0.5 for _ in range(4))
     contrast_last = random.random() < 0.5
@@ -223,7 +223,7 @@ def distort_colours(sample: Sample) -> Sample:
 
 
 def normalise(sample: Sample) -> Sample:
-    """The image with ImageNet's mean and deviation taken out."""
+    """Normalises the image by ImageNet's mean and standard deviation."""
     image = sample["image"] / 255
     image -= MEAN
     image /= STD
@@ -231,7 +231,7 @@ def normalise(sample: Sample) -> Sample:
 
 
 def pad(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Everything in the middle of `size`."""
+    """Pads the sample to `size`, centred."""
     height, width = sample["image"].shape[:2]
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     borders = (top, size[0] - height - top, left, size[1] - width - left)
@@ -243,7 +243,7 @@ def pad(sample: Sample, size: tuple[int, int]) -> Sample:
 
 
 def mark_invalid(sample: Sample) -> Sample:
-    """Ignore values where labels are invalid."""
+    """Sets ignore values where labels are invalid."""
     normals = sample["normals"]
     normals[normals[..., 0] ** 2 + normals[..., 1] ** 2 + normals[..., 2] ** 2 == 0] = IGNORE
     if "depth" in sample:
@@ -256,18 +256,18 @@ def mark_invalid(sample: Sample) -> Sample:
 
 
 def to_tensors(sample: Sample) -> dict[str, torch.Tensor]:
-    """Tensors (c,h,w)."""
+    """The sample as (c,h,w) tensors."""
     return {key: torch.from_numpy(value.transpose(2, 0, 1)) for key, value in sample.items()}
 
 
 def start_worker(number: int) -> None:
-    """A worker uses one core: OpenCV's threads would get in the other workers' way."""
+    """Limits a worker to one core, because OpenCV's threads would compete with the other workers."""
     del number
     cv2.setNumThreads(0)
 
 
 def batches(dataset: MultiTaskDataset, batch_size: int, workers: int, count: int) -> DataLoader:
-    """`count` shuffled batches; one epoch passes into the next without a pause."""
+    """`count` shuffled batches, without a pause between epochs."""
     order = RandomSampler(dataset, num_samples=count * batch_size)
     return DataLoader(
         dataset, batch_size, sampler=order, num_workers=workers, drop_last=True, worker_init_fn=start_worker
@@ -275,7 +275,7 @@ def batches(dataset: MultiTaskDataset, batch_size: int, workers: int, count: int
 
 
 def check(batch: dict[str, torch.Tensor], dataset: MultiTaskDataset, batch_size: int) -> None:
-    """Asserts that a batch is what a training step takes: shapes, types, and the values that each label can have."""
+    """Asserts shapes, dtypes and label values of a batch."""
     for key, tensor in batch.items():
         channels = 3 if key in ("image", "normals") else 1
         assert tensor.shape == (batch_size, channels, *dataset.size), (key, tensor.shape)

@@ -1,4 +1,4 @@
-"""PyTorch's side of benchmarks/device.py: what `reference` does in which time, and its distance from ours."""
+"""PyTorch's side of benchmarks/device.py: times of `reference`, and its distance from ours."""
 
 from collections.abc import Callable, Mapping
 import time
@@ -20,14 +20,14 @@ from taskexpert_jax.tasks import from_config
 
 
 def place() -> str:
-    """Where PyTorch runs: on the GPU unless JAX was told to stay on the CPU."""
+    """PyTorch's device: the GPU, unless JAX runs on the CPU."""
     return "cuda" if torch.cuda.is_available() and jax.default_backend() != "cpu" else "cpu"
 
 
 def training(variant: Variant, config: Any, tasks: Any, seconds: float) -> dict[str, Any]:
-    """Times PyTorch's training step; compile_s is the first call's time, with whatever is compiled or tuned in it.
+    """Times PyTorch's training step; compile_s is the time of the first call, with its compilation and tuning.
 
-    float32 products use TF32 where the GPU has it, as ours do by default.
+    float32 matmuls use TF32 if the GPU has it, like ours by default.
     """
     net, following = _network(variant, config, tasks)
     step = reference.make_train_step(
@@ -37,7 +37,7 @@ def training(variant: Variant, config: Any, tasks: Any, seconds: float) -> dict[
 
 
 def latency(variant: Variant, config: Any, tasks: Any, seconds: float) -> dict[str, Any]:
-    """Times a picture's predictions by PyTorch, from bytes on the device to float32 maps there; each is waited for."""
+    """Times PyTorch's predictions of one image, from uint8 to float32 maps on the device, each synchronised."""
     net, following = _network(variant, config, tasks)
     predict = reference.make_inference(
         net.eval(), config, bfloat16=variant.dtype == "bfloat16", compiled=variant.compiled
@@ -52,7 +52,7 @@ def latency(variant: Variant, config: Any, tasks: Any, seconds: float) -> dict[s
 
 
 def _network(variant: Variant, config: Any, tasks: Any) -> tuple[torch.nn.Module, Callable[[], Any]]:
-    """The model with random weights, and what gives one of two batches in turn, both on the device."""
+    """The model with random weights and a function that alternates between two batches, all on the device."""
     device = place()
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -73,10 +73,10 @@ def _timed(run: Callable[[], Any], wait: Callable[[Any], Any], seconds: float) -
 
 
 def distances(config: Any) -> dict[str, Any]:
-    """How far predictions differ on the same weights: ||ours - reference|| / ||reference||, by task.
+    """Relative differences of predictions on the same initial weights: ||ours - reference|| / ||reference||, by task.
 
-    float32: both in full float32. bfloat16: both in bfloat16; beside it how far each is from its own float32, which is
-    what rounding does. The weights are those that a training starts with.
+    float32: both in full float32. bfloat16: both in bfloat16. The other entries are the distances of each side's
+    bfloat16 from its own float32, the effect of rounding.
     """
     device = place()
     torch.set_float32_matmul_precision("highest")
@@ -89,19 +89,19 @@ def distances(config: Any) -> dict[str, Any]:
     for dtype in ("float32", "bfloat16"):
         config.dtype = dtype
         model = taskexpert.from_config(config, tasks)
-        picture = inputs.normalise(jnp.asarray(batch["image"]), jnp.asarray(batch["window"]), model.normalisation)
+        normalised = inputs.normalise(jnp.asarray(batch["image"]), jnp.asarray(batch["window"]), model.normalisation)
         if variables is None:
-            boxed = jax.jit(lambda m=model, x=picture: m.init(jax.random.key(0), x, train=False))()
+            boxed = jax.jit(lambda m=model, x=normalised: m.init(jax.random.key(0), x, train=False))()
             variables = sharding.unbox(boxed)
         with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
-            ours = jax.jit(lambda v, x, m=model: m.apply(v, x, train=False))(variables, picture)
+            ours = jax.jit(lambda v, x, m=model: m.apply(v, x, train=False))(variables, normalised)
         found[f"ours {dtype}"] = {name: np.asarray(maps) for name, maps in ours.items()}
     net = reference.TaskExpert(config, tasks)
     host = jax.device_get(variables)
     names = [task.name for task in tasks]
     net.load_state_dict(weights.state_dict(host["params"], host["batch_stats"], names))
     net = net.to(device, memory_format=torch.channels_last).eval()
-    image = torch.from_numpy(np.array(picture)).permute(0, 3, 1, 2).to(device)
+    image = torch.from_numpy(np.array(normalised)).permute(0, 3, 1, 2).to(device)
     for dtype in ("float32", "bfloat16"):
         with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
             maps = net(image)
@@ -116,7 +116,7 @@ def distances(config: Any) -> dict[str, Any]:
 
 
 def are_equal(found: Mapping[str, Mapping[str, float]]) -> bool:
-    """Whether both compute the same: in float32, and in bfloat16 at most twice as far apart as rounding moves each."""
+    """Whether both agree: in float32, and in bfloat16 within twice the effect of rounding on each."""
     rounding = [found[f"{side}, bfloat16 from float32"] for side in ("ours", "torch")]
     half = all(distance <= 2 * max(of[task] for of in rounding) for task, distance in found["bfloat16"].items())
     return half and max(found["float32"].values()) < 1e-4

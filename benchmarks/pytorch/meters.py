@@ -1,8 +1,8 @@
-"""The meters of all tasks but odsF, beside a plain loop over classes and thresholds in PyTorch, on the same maps.
+"""Times of all metrics but odsF, compared with plain loops over classes and thresholds in PyTorch.
 
-Both begin with logits and labels of a full-size batch in memory and end with running sums. Ours is the jitted merge of
-mergeable states that evaluation uses; PyTorch's is what the field's code does: a mask for each class, each threshold.
-They take turns. Needs requirements-benchmarks.txt.
+Both take the logits and labels of the same full-size batch in memory and update running sums. Ours is the jitted merge
+of metric states that evaluation uses; PyTorch's follows the field's code, a mask for each class and each threshold.
+They alternate. Needs requirements-benchmarks.txt.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Sums = dict[str, Any]
 def made_up_batch(
     tasks: tuple[Task, ...], size: tuple[int, int]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Predictions (B,H,W,channels) float32 and labels (B,H,W,c), a tenth of them ignored."""
+    """Random predictions (B,H,W,channels) float32 and labels (B,H,W,c), a tenth of the pixels ignored."""
     random = np.random.default_rng(0)
     predictions, labels = {}, {}
     for task in tasks:
@@ -45,8 +45,8 @@ def made_up_batch(
 
 
 def loop_over_classes(sums: Sums, logits: torch.Tensor, label: torch.Tensor, task: Task) -> None:
-    """Intersection and union, a class at a time."""
-    prediction, label = logits.movedim(-1, 1).argmax(1), label[..., 0]  # PyTorch's own layout: a tenth of the time
+    """Adds intersection and union, class by class."""
+    prediction, label = logits.movedim(-1, 1).argmax(1), label[..., 0]  # channels first: a tenth of the time
     valid = label != task.ignore
     for index in range(task.channels):
         true, predicted = label == index, prediction == index
@@ -56,7 +56,7 @@ def loop_over_classes(sums: Sums, logits: torch.Tensor, label: torch.Tensor, tas
 
 
 def depth_errors(sums: Sums, prediction: torch.Tensor, label: torch.Tensor, task: Task) -> None:
-    """Sums of the usual errors."""
+    """Adds the usual depth errors."""
     valid = label != task.ignore
     prediction, label = prediction.clamp(min=1e-9)[valid], label[valid]
     ratio = torch.maximum(prediction / label, label / prediction)
@@ -73,7 +73,7 @@ def depth_errors(sums: Sums, prediction: torch.Tensor, label: torch.Tensor, task
 
 
 def angles(sums: Sums, prediction: torch.Tensor, label: torch.Tensor, task: Task) -> None:
-    """Sums over the angles between unit vectors, and all of them for the median."""
+    """Adds the angles between unit vectors, and keeps them for the median."""
     label = label.float()
     valid = (label != task.ignore).all(-1)
     prediction = torch.nn.functional.normalize(prediction, dim=-1)[valid]
@@ -82,11 +82,11 @@ def angles(sums: Sums, prediction: torch.Tensor, label: torch.Tensor, task: Task
     sums["angle"] = sums.get("angle", 0) + angle.sum()
     for limit in (11.25, 22.5, 30):
         sums["within", limit] = sums.get(("within", limit), 0) + (angle < limit).sum()
-    sums["angles"] = angle  # kept for the median: the last batch's here, or memory would grow
+    sums["angles"] = angle  # for the median; only the last batch's, to bound memory
 
 
 def loop_over_thresholds(sums: Sums, logits: torch.Tensor, label: torch.Tensor, task: Task) -> None:
-    """Counts at 19 thresholds, in both forms."""
+    """Adds counts at 19 thresholds, for both forms of maxF."""
     label = label[..., 0]
     valid = label != task.ignore
     probability = logits.softmax(-1)[..., 1]
@@ -99,7 +99,7 @@ def loop_over_thresholds(sums: Sums, logits: torch.Tensor, label: torch.Tensor, 
 
 
 def boundary_losses(sums: Sums, logits: torch.Tensor, label: torch.Tensor, task: Task) -> None:
-    """The weighted cross entropy, of the logits and, as the field evaluates it, of their sigmoid."""
+    """Adds the weighted cross entropy of the logits and, as in the field's evaluation, of their sigmoid."""
     valid = label != task.ignore
     target = (label == 1).float()
     for form, values in (("plain", logits), ("field", logits.sigmoid())):
@@ -121,14 +121,14 @@ METERS: Mapping[str, Callable[[Sums, torch.Tensor, torch.Tensor, Task], None]] =
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Time of one call."""
+    """Seconds of one call."""
     begin = time.perf_counter()
     function()
     return time.perf_counter() - begin
 
 
 def compare_meters(tasks: tuple[Task, ...], size: tuple[int, int], rounds: int) -> dict[str, tuple[float, float]]:
-    """By task: seconds a batch of PyTorch's loop and of ours, medians of rounds in which they take turns."""
+    """Seconds per batch of PyTorch's loop and of ours, by task; medians of alternating rounds."""
     predictions, labels = made_up_batch(tasks, size)
     mask = np.ones(BATCH_SIZE, np.float32)
     found = {}
@@ -159,7 +159,7 @@ def run(arguments: argparse.Namespace) -> None:
         config = module.get_config("vit_b16")
         size = tuple(config.dataset.image_size)
         found = compare_meters(from_config(config), size, arguments.rounds)
-        print(f"\n| {name}, {size[0]}x{size[1]} | PyTorch, ms a batch | ours | ratio |\n|---|---|---|---|")
+        print(f"\n| {name}, {size[0]}x{size[1]} | PyTorch, ms per batch | ours | ratio |\n|---|---|---|---|")
         total = tuple(sum(column) for column in zip(*found.values(), strict=True))
         for task, (theirs, ours) in {**found, "all": total}.items():
             print(f"| {task} | {1e3 * theirs:.0f} | {1e3 * ours:.0f} | {theirs / ours:.1f} |")

@@ -1,9 +1,9 @@
-"""The default model, its losses and its training step written plainly in PyTorch, to be timed beside ours.
+"""The reference for our training step: the default model, its losses and its training step in plain PyTorch.
 
 The architecture is that of docs/model.md with the default switches: a ViT with scaled-dot-product attention, experts,
-gates, a memory and a head a task; images and feature maps are (B, c, h, w) in channels_last memory. `weights`
-turns our parameters into this model's, so that both can be shown to compute the same. Precision is the caller's:
-float32, or bfloat16 under `torch.autocast`, which keeps the sum of the tokens in float32 where ours is bfloat16.
+gates, a memory and a head per task; images and feature maps are (B, c, h, w) in channels_last memory. `weights`
+converts our parameters to this model's, so that tests can compare both. The caller sets the precision: float32, or
+bfloat16 under `torch.autocast`, which keeps the residual stream in float32 where ours is bfloat16.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ Batch = Mapping[str, Tensor]
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training drops an example's whole branch with probability `rate`, else scales it up."""
+    """Stochastic depth: in training, drops an example's branch with probability `rate` and rescales the others."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -121,7 +121,7 @@ class Experts(nn.Module):
 
 
 class Tap(nn.Module):
-    """One tap: experts, and for each task gate, memory read, assembling and memory write."""
+    """One tap: the experts, and for each task its gate, memory read, gated sum and memory write."""
 
     def __init__(self, model: Any, names: Sequence[str]):
         super().__init__()
@@ -162,10 +162,10 @@ class Head(nn.Module):
 
 
 class TaskExpert(nn.Module):
-    """Images (B, 3, H, W), normalised -> {task: (B, channels, H, W) float32}, for the size of the config alone.
+    """Normalised images (B, 3, H, W) -> {task: (B, channels, H, W) float32}, at the config's size only.
 
     Raises:
-      UserError: a config whose switches are not the default ones.
+      UserError: a switch of the config does not have its default.
     """
 
     def __init__(self, config: Any, tasks: Sequence[Task]):
@@ -220,7 +220,7 @@ def _only_default(model: Any) -> None:
         part, _, last = field.rpartition(".")
         given = (model[part] if part else model)[last]
         if given != value:
-            raise UserError(f"config.model.{field}={given!r}: the PyTorch reference has only {value!r}")
+            raise UserError(f"config.model.{field}={given!r}: the PyTorch reference supports only {value!r}")
 
 
 # --- losses: see taskexpert_jax/tasks/losses.py; prediction (B, c, H, W) float32, label (B, H, W, c), mask (B,) ---
@@ -268,7 +268,7 @@ def depth_l1(prediction: Tensor, label: Tensor, mask: Tensor) -> Tensor:
 
 
 def loss_functions(config: Any, tasks: Sequence[Task]) -> dict[str, Callable[..., Tensor]]:
-    """The PyTorch loss of each task, chosen by the loss that its record names."""
+    """PyTorch's version of the loss in each task's record."""
     p = config.edge_pos_weight
     twins = {
         losses.cross_entropy: cross_entropy,
@@ -284,7 +284,7 @@ def loss_functions(config: Any, tasks: Sequence[Task]) -> dict[str, Callable[...
 
 
 def normalise(image: Tensor, window: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in channels_last memory, 0 outside of the windows (B, 4)."""
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in channels_last memory, 0 outside the windows (B, 4)."""
     scaled = (image.float() / 255.0 - image.new_tensor(mean, dtype=torch.float32)) / image.new_tensor(
         std, dtype=torch.float32
     )
@@ -295,7 +295,7 @@ def normalise(image: Tensor, window: Tensor, mean: Sequence[float], std: Sequenc
 
 
 def make_loss(net: nn.Module, config: Any, tasks: Sequence[Task]) -> Callable[[Batch], dict[str, Tensor]]:
-    """batch (as docs/conventions.md says, as tensors) -> {task: loss}, unweighted."""
+    """A function from a batch of tensors (docs/conventions.md) to {task: unweighted loss}."""
     functions = loss_functions(config, tasks)
     mean, std = tuple(config.model.image_mean), tuple(config.model.image_std)
 
@@ -307,7 +307,7 @@ def make_loss(net: nn.Module, config: Any, tasks: Sequence[Task]) -> Callable[[B
 
 
 def make_optimizer(net: nn.Module, config: Any) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
-    """Adam with its L2 term and the polynomial decay; the caller clips before it steps."""
+    """Adam with its L2 term and the polynomial decay; the caller clips gradients before a step."""
     settings = config.optimizer
     fused = next(net.parameters()).is_cuda
     adam = torch.optim.Adam(
@@ -322,9 +322,9 @@ def make_optimizer(net: nn.Module, config: Any) -> tuple[torch.optim.Adam, torch
 def make_train_step(
     net: nn.Module, config: Any, tasks: Sequence[Task], *, bfloat16: bool, compiled: bool
 ) -> Callable[[Batch], Tensor]:
-    """batch -> the total loss of this step, a scalar on the device; changes `net` in place.
+    """A function from a batch to the total loss, a scalar on the device, that updates `net` in place.
 
-    bfloat16: the forward pass runs under autocast. compiled: the model and the losses go through torch.compile.
+    bfloat16: run the forward pass under autocast. compiled: use torch.compile for model and losses.
     """
     compute = make_loss(net, config, tasks)
     compute = torch.compile(compute) if compiled else compute
@@ -350,7 +350,7 @@ def make_train_step(
 def make_inference(
     net: nn.Module, config: Any, *, bfloat16: bool, compiled: bool
 ) -> Callable[[Batch], dict[str, Tensor]]:
-    """batch -> {task: (B, channels, H, W) float32}, without gradients; compiled: through torch.compile."""
+    """A function from a batch to {task: (B, channels, H, W) float32}, without gradients. compiled: torch.compile."""
     mean, std = tuple(config.model.image_mean), tuple(config.model.image_std)
     kind = next(net.parameters()).device.type
 

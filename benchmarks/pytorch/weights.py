@@ -1,4 +1,4 @@
-"""Our parameters, gradients and batch statistics under the names and in the layouts of `reference`."""
+"""Conversion of our parameters, gradients and batch statistics to the names and layouts of `reference`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def state_dict(params: Any, batch_stats: Any, names: Sequence[str]) -> dict[str, Tensor]:
-    """Our parameters, or gradients of the same form, and batch statistics under the PyTorch model's names.
+    """Converts parameters (or gradients) and batch statistics to the PyTorch model's names.
 
     Args:
       params: the tree of `TrainState.params`: blocks stacked as (depth, ...), taps as (S, ...).
       batch_stats: the tree of `TrainState.batch_stats`; {} for none.
-      names: of the tasks, in the config's order.
+      names: task names in the config's order.
 
     Returns:
       float32 tensors on the CPU, for `load_state_dict` (strict where batch_stats are given).
@@ -37,7 +37,7 @@ def _leaves(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...]
 
 
 def _unstacked(path: tuple[str, ...], leaf: np.ndarray, names: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
-    """The leaf's parts, one for each block, tap or task that it is stacked over, each with its path here."""
+    """Splits a leaf stacked over blocks, taps or tasks; returns each part with its PyTorch path."""
     if path[0] == "blocks":
         return [(("blocks", str(index), *path[1:]), block) for index, block in enumerate(leaf)]
     if path[0] == "mixture":
@@ -62,7 +62,7 @@ def _of_tasks(path: tuple[str, ...], leaf: np.ndarray, names: Sequence[str]) -> 
 
 
 def _renamed(path: tuple[str, ...], leaf: np.ndarray) -> tuple[str, np.ndarray]:
-    """PyTorch's name and layout of a parameter."""
+    """PyTorch name and layout of a parameter."""
     *modules, last = path
     if len(modules) > 1 and modules[-1] in ("norm", "batch") and modules[-2].startswith("norm"):
         modules.pop()  # the wrapper of a normalisation

@@ -124,7 +124,7 @@ def test_moves_are_those_alone_and_those_beside_other_work(gpu):
     lines = compiled_program.move_lines(gpu)
     assert [line for line in lines if not line.startswith(" ")] == [
         "copies and transpositions over 1 MiB: 4 MiB in all",
-        "kernels over 1 MiB that transpose beside other work: 8 MiB in all",
+        "kernels over 1 MiB that transpose and do other work: 8 MiB in all",
         "slices written to the arrays of a loop's turns, or taken out of them: 4 MiB",
         "arrays filled with one value: 4 MiB",
     ]

@@ -188,7 +188,5 @@ def test_whole_training_step_lowers_the_loss(pair):
 def test_other_switches_are_refused():
     config = nyud.get_config("tiny")
     config.model.memory.write = "gated"
-    with pytest.raises(
-        UserError, match=r"config.model.memory.write='gated': the PyTorch reference has only 'residual'"
-    ):
+    with pytest.raises(UserError, match=r"config\.model\.memory\.write='gated': .*'residual'"):
         torch_reference.TaskExpert(config, from_config(config))
