@@ -1,4 +1,4 @@
-"""HTML and SVG as trees of elements: texts are escaped and tags closed by the library, not by care."""
+"""HTML and SVG as element trees, so that the library escapes text and closes tags."""
 
 from xml.etree import ElementTree
 
@@ -6,9 +6,9 @@ Element = ElementTree.Element
 
 
 def element(tag: str, *content: Element | str | None, **attributes: str | float | None) -> Element:
-    """An element with its content in order; what is None is left out.
+    """An element with its content in order; content and attributes that are None are omitted.
 
-    attributes: `class_` and `for_` lose their underscore, inside of a name it becomes a hyphen (`stroke_width`).
+    attributes: a trailing underscore is removed (`class_`, `for_`), others become hyphens (`stroke_width`).
     """
     made = Element(tag)
     for name, value in attributes.items():
@@ -31,5 +31,5 @@ def sentence(text: str) -> str:
 
 
 def to_html(root: Element) -> str:
-    """The text of an element, as HTML."""
+    """Serialises an element as HTML."""
     return ElementTree.tostring(root, encoding="unicode", method="html") + "\n"
