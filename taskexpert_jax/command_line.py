@@ -1,4 +1,4 @@
-"""What the programs that take a config share on the command line: wrong input ends in one line, not in a trace."""
+"""Command line of the programs that take a config: wrong input ends in one line, without a traceback."""
 
 from collections.abc import Sequence
 import sys
@@ -8,30 +8,30 @@ from absl import flags, logging
 
 
 def fail(text: str, status: int = 2) -> NoReturn:
-    """Ends the program with `error: <text>` on stderr and a status, that of wrong input."""
+    """Exits with `error: <text>` on stderr and a status; default: the status of wrong input."""
     print(f"error: {text}", file=sys.stderr)
     sys.exit(status)
 
 
 def quieten() -> None:
-    """Leaves out what libraries tell of every file that they open or rename, unless the user gave a --verbosity."""
+    """Hides libraries' log lines about every file that they open or rename, unless --verbosity is given."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line, for `app.run(flags_parser=...)`; wrong flags, fields or config files end in one line.
+    """Parses the command line, for `app.run(flags_parser=...)`; exits with one line on wrong flags, fields or configs.
 
     The program must have a flag `config`.
     """
     try:
         rest = flags.FLAGS(argv)
         config: Any = flags.FLAGS["config"].value
-        _ = config.to_dict  # a file that is not there is said when its config is used
+        _ = config.to_dict  # a missing config file raises only when the config is used
         return rest
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
         text = str(error).strip()
-        if "Traceback" in text:  # of a config file that raised
+        if "Traceback" in text:  # a config file raised an error
             text = text.splitlines()[-1]
         elif isinstance(error, OSError):
             text = f"no readable config file: {text.splitlines()[-1].strip()}"

@@ -232,9 +232,7 @@ def test_the_program_needs_no_tensorflow_and_ends_in_a_line(tmp_path):
     flags = [f"--workdir={tmp_path}", "--images=x"]
     done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
-    assert (
-        done.stderr == f"error: {tmp_path}/config.json is missing; give the --workdir of a run, as main.py makes it\n"
-    )
+    assert done.stderr.startswith(f"error: {tmp_path}/config.json is missing; ") and done.stderr.count("\n") == 1
 
 
 CHOICES = ("expert 1", "expert 2", "expert 3", "memory")

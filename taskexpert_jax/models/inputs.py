@@ -1,4 +1,4 @@
-"""From a batch's uint8 picture to what the backbone sees; runs inside the jitted step."""
+"""Preprocessing of a batch inside the jitted step: normalisation and padding masks."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,12 @@ from taskexpert_jax.config import Normalisation
 
 
 def normalise(image: jax.Array, window: jax.Array, by: Normalisation) -> jax.Array:
-    """Normalised picture, exactly 0 in the padding.
+    """Normalises images; exactly 0 in the padding.
 
     Args:
       image: (B, H, W, 3) uint8.
-      window: (B, 4) int32: top, left, height, width of the real picture.
-      by: the model's own normalisation, `TaskExpert.normalisation`.
+      window: (B, 4) int32: top, left, height, width of the image inside its padding.
+      by: the model's normalisation, `TaskExpert.normalisation`.
 
     Returns:
       (B, H, W, 3) float32.
@@ -22,7 +22,7 @@ def normalise(image: jax.Array, window: jax.Array, by: Normalisation) -> jax.Arr
 
 
 def inside(window: jax.Array, height: int, width: int) -> jax.Array:
-    """(B, height, width) bool: where the real picture is."""
+    """Mask (B, height, width) bool of the image; False in the padding."""
     top, left, rows, columns = (window[:, i, None] for i in range(4))
     row, column = jnp.arange(height)[None], jnp.arange(width)[None]
     in_rows = (row >= top) & (row < top + rows)  # (B, height)
@@ -31,13 +31,13 @@ def inside(window: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def token_pixels(window: jax.Array, mask: jax.Array, image_size: tuple[int, int], patch: int) -> jax.Array:
-    """(B, N) float32: how many pixels of each token's square are of the picture; 0 in padding and padding examples.
+    """Number of image pixels in each token's patch, (B, N) float32; 0 in the padding and for padding examples.
 
     Args:
-      window: (B, 4) int32, top, left, height and width of the picture inside its padding.
+      window: (B, 4) int32, top, left, height and width of the image inside its padding.
       mask: (B,), 0 for padding examples.
-      image_size: H, W; multiples of `patch`, the side of a token's square in pixels.
-      patch: that side.
+      image_size: H, W; multiples of `patch`.
+      patch: side of a token's patch in pixels.
     """
     height, width = image_size
     real = inside(window, height, width) & (mask > 0)[:, None, None]

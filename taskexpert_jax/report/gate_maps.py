@@ -26,7 +26,7 @@ _DPI = 200
 class Cell(NamedTuple):
     """One image of a sheet: (h, w, 3) uint8, and its title."""
 
-    picture: np.ndarray
+    image: np.ndarray
     title: str
 
 
@@ -133,7 +133,7 @@ def winners_sheet(
 
 def _sheet(rows: Sequence[Sequence[Cell | None]], names: Sequence[str], title: str) -> Figure:
     """A grid of titled images with row names on the left, and space for a legend below."""
-    shape = next(cell.picture.shape for row in rows for cell in row if cell is not None)
+    shape = next(cell.image.shape for row in rows for cell in row if cell is not None)
     ratio = shape[0] / shape[1]
     gap, line = 0.06, 0.17  # in image widths, like all lengths on the axes
     columns, height = max(len(row) for row in rows), ratio + line + gap
@@ -150,7 +150,7 @@ def _sheet(rows: Sequence[Sequence[Cell | None]], names: Sequence[str], title: s
             if cell is not None:
                 x = c * (1 + gap)
                 axes.text(x, top - 0.02, cell.title, ha="left", va="bottom", fontsize=7)
-                axes.imshow(cell.picture, extent=(x, x + 1, top + ratio, top))
+                axes.imshow(cell.image, extent=(x, x + 1, top + ratio, top))
     axes.text(0, 0.02 - above / 2, title, ha="left", va="center", fontsize=9, weight="bold")
     axes.set_xlim(-left, columns * (1 + gap) + right)
     axes.set_ylim(len(rows) * height + below, -above)

@@ -116,7 +116,7 @@ def _reading() -> Element:
 def image_section(
     number: int,
     name: str,
-    picture: np.ndarray,
+    image: np.ndarray,
     predictions: dict[str, np.ndarray],
     weights: np.ndarray,
     gates: GateSummary,
@@ -127,7 +127,7 @@ def image_section(
     Args:
       number: index of the image, from 1.
       name: name of the image's folder.
-      picture: the model's input without padding, (h, w, 3) uint8.
+      image: the model's input without padding, (h, w, 3) uint8.
       predictions: coloured predictions by task, (h, w, 3) uint8.
       weights: (S, T, h, w, slots) float32, at the image's pixels.
       gates: mean weights over the image.
@@ -138,11 +138,11 @@ def image_section(
     if MEMORY in gates.choices:
         details.insert(0, _memory_details(tasks, maps, gates, name))
     text = "Below: the expert slot with the largest weight at each token. Caption: the slot that wins most pixels."
-    shown = element("img", src=_photo_uri(picture), alt=f"the image {name}", class_="picture")
+    shown = element("img", src=_photo_uri(image), alt=f"the image {name}", class_="picture")
     intro = element("div", shown, element("div", element("p", text), _key(gates.choices)), class_="intro")
     winners = _winners(tasks, predictions, weights, gates.choices, name)
     section = page.section(f"image-{number}", name, intro, winners, *details)
-    section.set("style", f"--ratio: {picture.shape[1] / picture.shape[0]:.3f}")
+    section.set("style", f"--ratio: {image.shape[1] / image.shape[0]:.3f}")
     return section
 
 
@@ -169,7 +169,7 @@ def _winners(
     bodies = []
     for t, task in enumerate(tasks):
         sharp = None if task.kind.jpeg else "pixelated"
-        cells = [_picture_cell(_prediction_uri(task, predictions[task.name]), f"{task.title} of {name}", "", sharp)]
+        cells = [_image_cell(_prediction_uri(task, predictions[task.name]), f"{task.title} of {name}", "", sharp)]
         for tap in range(len(weights)):
             winners = weights[tap, t].argmax(axis=-1)
             shares = np.bincount(winners.ravel(), minlength=len(slots)) / winners.size
@@ -177,7 +177,7 @@ def _winners(
             parts = (f"{of} {share:.0%}" for of, share in zip(slots, shares.tolist(), strict=True) if share >= 0.005)
             tooltip = f"{task.title}, tap {tap + 1}, largest weight: {', '.join(parts)} of the pixels"
             uri = _png_uri(winners.astype(np.uint8), colours)
-            cells.append(_picture_cell(uri, tooltip, f"{slots[first]} {shares[first]:.0%}"))
+            cells.append(_image_cell(uri, tooltip, f"{slots[first]} {shares[first]:.0%}"))
         bodies.append(_task_rows(task, cells))
     return _table(heads, bodies)
 
@@ -226,10 +226,10 @@ def _table(heads: Sequence[str], bodies: Sequence[Element]) -> Element:
 
 def _map_cell(uri: str, task: Task, tap: int, slot: str, mean: float, name: str) -> Element:
     text = f"{task.title}, tap {tap + 1}, {slot}: mean weight {mean:.4f} over {name}"
-    return _picture_cell(uri, text, f"{mean:.2f}")
+    return _image_cell(uri, text, f"{mean:.2f}")
 
 
-def _picture_cell(uri: str, text: str, caption: str, kind: str | None = "map") -> Element:
+def _image_cell(uri: str, text: str, caption: str, kind: str | None = "map") -> Element:
     image = element("img", src=uri, alt=text, title=text, class_=kind)
     return element("td", image, element("span", caption, class_="faint") if caption else None)
 
@@ -240,9 +240,9 @@ def _map_uri(weights: np.ndarray) -> str:
 
 def _png_uri(indices: np.ndarray, colours: np.ndarray) -> str:
     """A palette PNG: indices (h, w) uint8 into the colours."""
-    picture = Image.fromarray(indices)
-    picture.putpalette(colours.tobytes())
-    return data_uri(picture, lossless=True)
+    image = Image.fromarray(indices)
+    image.putpalette(colours.tobytes())
+    return data_uri(image, lossless=True)
 
 
 def _photo_uri(rgb: np.ndarray) -> str:

@@ -10,19 +10,19 @@ def element(tag: str, *content: Element | str | None, **attributes: str | float 
 
     attributes: a trailing underscore is removed (`class_`, `for_`), others become hyphens (`stroke_width`).
     """
-    made = Element(tag)
+    built = Element(tag)
     for name, value in attributes.items():
         if value is not None:
-            made.set(name.rstrip("_").replace("_", "-"), value if isinstance(value, str) else f"{value:g}")
+            built.set(name.rstrip("_").replace("_", "-"), value if isinstance(value, str) else f"{value:g}")
     for part in content:
         if isinstance(part, str):
-            if len(made):
-                made[-1].tail = (made[-1].tail or "") + part
+            if len(built):
+                built[-1].tail = (built[-1].tail or "") + part
             else:
-                made.text = (made.text or "") + part
+                built.text = (built.text or "") + part
         elif part is not None:
-            made.append(part)
-    return made
+            built.append(part)
+    return built
 
 
 def sentence(text: str) -> str:
