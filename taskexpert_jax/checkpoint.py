@@ -1,4 +1,4 @@
-"""Lists a run's checkpoints; needs neither its config nor an accelerator.
+"""Lists a run's checkpoints, without its config and without an accelerator.
 
 python -m taskexpert_jax.checkpoint WORKDIR             # steps, metrics, sizes
 python -m taskexpert_jax.checkpoint WORKDIR --verify    # every file compared with its checksum
@@ -97,7 +97,7 @@ def tree(workdir: pathlib.Path) -> str:
 
 
 def _best(opened: Manager, metrics: Mapping[int, Mapping[str, float]]) -> int | None:
-    """The step with the best metric, of those that have it, by the task that the newest one's config names."""
+    """The step with the best value of the best task's metric; the newest evaluated checkpoint names the task."""
     evaluated = {step: found for step, found in metrics.items() if found}
     if not evaluated:
         return None
@@ -106,15 +106,15 @@ def _best(opened: Manager, metrics: Mapping[int, Mapping[str, float]]) -> int | 
         config, _ = restored(saved)
         task = best_task(from_config(config), config.checkpoint.best_task)
     except (UserError, KeyError, ValueError, OSError):
-        return None  # it is damaged
+        return None  # the checkpoint is damaged
     key = f"{task.name}/{task.main_metric}"
     choose = max if task.higher_is_better else min
-    comparable = [step for step in evaluated if key in evaluated[step]]  # all, unless the best task was changed
+    comparable = [step for step in evaluated if key in evaluated[step]]  # all, unless the best task has changed
     return choose(comparable, key=lambda step: evaluated[step][key], default=None)
 
 
 def _unlisted(folder: pathlib.Path, step: int) -> UserError:
-    return UserError(f"the arrays of {folder}/{step} cannot be listed: it is damaged; --verify says which file")
+    return UserError(f"the arrays of {folder}/{step} cannot be listed: it is damaged; --verify names the file")
 
 
 def _folder(workdir: pathlib.Path) -> pathlib.Path:
@@ -127,7 +127,7 @@ def _folder(workdir: pathlib.Path) -> pathlib.Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy with this very run
-    logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
+    logging.set_verbosity(logging.ERROR)  # hides Orbax's warning about read-only mode
     parser = argparse.ArgumentParser(
         "python -m taskexpert_jax.checkpoint",
         description=__doc__,

@@ -13,7 +13,7 @@ _OURS = tuple(str(_ROOT / package) for package in ("taskexpert_jax", "input_pipe
 
 
 def fail(text: str, status: int = 2) -> NoReturn:
-    """Ends the program with `error: <text>` on stderr and a status, by default that of wrong input."""
+    """Exits with `error: <text>` on stderr and a status; default: the status of wrong input."""
     print(f"error: {text}", file=sys.stderr)
     sys.exit(status)
 
@@ -44,18 +44,18 @@ def configure_logging() -> None:
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line, for `app.run(flags_parser=...)`; wrong flags, fields or config files end in one line.
+    """Parses the command line, for `app.run(flags_parser=...)`; exits with one line on wrong flags, fields or configs.
 
     The program must have a flag `config`.
     """
     try:
         rest = flags.FLAGS(argv)
         config: Any = flags.FLAGS["config"].value
-        _ = config.to_dict  # ml_collections reports a missing file only when its config is used
+        _ = config.to_dict  # a missing config file raises only when the config is used
         return rest
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
         text = str(error).strip()
-        if "Traceback" in text:  # of a config file that raised
+        if "Traceback" in text:  # a config file raised an error
             text = text.splitlines()[-1]
         elif isinstance(error, OSError):
             text = f"no readable config file: {text.splitlines()[-1].strip()}"

@@ -1,7 +1,7 @@
-"""Runs beside each other and beside published numbers: python -m taskexpert_jax.compare RUN... [--paper=BENCHMARK].
+"""Compares runs, also with published results: python -m taskexpert_jax.compare RUN... [--paper=BENCHMARK].
 
-RUN is a workdir that was evaluated, or the metrics.json of an evaluation. The best number of each column is bold.
-With `--single`, the evaluations of single-task models, delta-m is given: the mean relative gain over them.
+RUN is an evaluated workdir, or the metrics.json of an evaluation. The best number of each column is bold.
+With `--single`, evaluations of single-task models, the table has delta-m, the mean relative gain over them.
 """
 
 import argparse
@@ -21,7 +21,7 @@ DELTA = "delta-m"
 
 
 class Column(NamedTuple):
-    """A number that rows are compared by: `task/metric`, or DELTA."""
+    """A column of the table; key: `task/metric`, or DELTA."""
 
     key: str
     title: str
@@ -29,17 +29,17 @@ class Column(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A model and its numbers by `Column.key`."""
+    """A model and its results by `Column.key`."""
 
     name: str
     values: dict[str, float]
 
 
 def read_run(path: pathlib.Path) -> dict[str, Any]:
-    """The metrics.json of a workdir or of a path of its own.
+    """Reads the metrics.json of a workdir, or at the path itself.
 
     Raises:
-      UserError: there is none, or it is not what `--mode=evaluate` writes.
+      UserError: the file is missing, or was not written by `--mode=evaluate`.
     """
     file = path / "evaluation" / "metrics.json" if path.is_dir() else path
     try:
@@ -58,33 +58,37 @@ def read_run(path: pathlib.Path) -> dict[str, Any]:
 
 
 def published_values(run: Mapping[str, Any]) -> dict[str, float]:
-    """`task/metric` -> value of the published metrics of an evaluation; nan where it measured nothing."""
+    """Published metrics of an evaluation, `task/metric` -> value; NaN if nothing was measured."""
     values = {f"{task}/{found['metric']}": found["value"] for task, found in run["published"].items()}
     return {key: math.nan if value is None else float(value) for key, value in values.items()}
 
 
 def columns(keys: Sequence[str]) -> list[Column]:
-    """The columns for some `task/metric`, in the order of the tasks; titles and directions are the tasks' own."""
+    """The columns of `task/metric` keys, in the order of the tasks, with the tasks' titles and directions.
+
+    Raises:
+      UserError: an unknown task, or a metric that is not the task's published one.
+    """
     found = []
     names = [name for name in task_records.NAMES if any(key.startswith(f"{name}/") for key in keys)]
     unknown = [key for key in keys if key.split("/")[0] not in names]
     if unknown:
-        raise UserError(f"{unknown[0]}: no such task here; known: {', '.join(task_records.NAMES)}")
-    # A model's own classes do not matter for the direction of its metric.
+        raise UserError(f"{unknown[0]}: unknown task; known: {', '.join(task_records.NAMES)}")
+    # Class names do not affect titles and directions.
     tasks = task_records.build(names, loss_weights=dict.fromkeys(names, 1.0), semseg_classes=("a", "b"))
     for task in tasks:
         for key in dict.fromkeys(key for key in keys if key.startswith(f"{task.name}/")):
             published = task.published([key])
             if key != f"{task.name}/{published.metric}":
-                raise UserError(f"{key}: not a published metric of {task.title}, which is {published.metric}")
+                raise UserError(f"{key}: the published metric of {task.title} is {published.metric}")
             found.append(Column(key, f"{task.name} {published.title}", published.higher_is_better))
     return found
 
 
 def delta_m(values: Mapping[str, float], single: Mapping[str, float], of: Sequence[Column]) -> float:
-    """The mean over tasks of the relative gain over single-task models, in percent; positive is better.
+    """Mean over tasks of the relative gain over single-task models, in percent; positive is better.
 
-    mean of (-1)^(lower is better) * (M - B) / B. `values` are M and `single` B, by `Column.key`.
+    Mean of (-1)^(lower is better) * (M - B) / B. `values` are M and `single` B, by `Column.key`.
 
     Raises:
       UserError: a single-task result is missing or 0.
@@ -95,7 +99,7 @@ def delta_m(values: Mapping[str, float], single: Mapping[str, float], of: Sequen
             base = single.get(column.key)
             if not base:
                 raise UserError(
-                    f"--single: no single-task result for {column.key}; give its evaluation, or leave it out"
+                    f"--single: no single-task result for {column.key}; add its evaluation, or omit --single"
                 )
             gain = (values[column.key] - base) / base
             gains.append(gain if column.higher_is_better else -gain)
@@ -103,7 +107,7 @@ def delta_m(values: Mapping[str, float], single: Mapping[str, float], of: Sequen
 
 
 def single_results(paths: Sequence[pathlib.Path]) -> dict[str, float]:
-    """`task/metric` -> value over all the evaluations of single-task models.
+    """Results of all evaluations of single-task models, `task/metric` -> value.
 
     Raises:
       UserError: two of them have the same task.
@@ -112,13 +116,13 @@ def single_results(paths: Sequence[pathlib.Path]) -> dict[str, float]:
     for path in paths:
         for key, value in published_values(read_run(path)).items():
             if key in single:
-                raise UserError(f"--single: {path} has {key}, which another one has too; give each task once")
+                raise UserError(f"--single: {path} has {key}, which an earlier one has too; give each task once")
             single[key] = value
     return single
 
 
 def _check_data(runs: Mapping[str, Mapping[str, Any]], paper: str | None) -> None:
-    """Raises UserError where numbers come from different data, and so cannot be compared."""
+    """Raises UserError if results come from different data and cannot be compared."""
     seen = [(name, run["dataset"]) for name, run in runs.items()]
     first, expected = seen[0]
     for name, data in seen:
@@ -126,14 +130,17 @@ def _check_data(runs: Mapping[str, Mapping[str, Any]], paper: str | None) -> Non
             if data[field] != expected[field]:
                 raise UserError(
                     f"{name} was evaluated on other data than {first} (dataset.{field} {data[field]!r} and "
-                    f"{expected[field]!r}): their numbers cannot be compared"
+                    f"{expected[field]!r}); their results cannot be compared"
                 )
         if paper and data["name"] != paper:
             raise UserError(f"--paper={paper}, but {name} was evaluated on {data['name']!r}")
 
 
 def table(rows: Sequence[Row], of: Sequence[Column], *, bold: tuple[str, str]) -> str:
-    """The rows as a Markdown table; the best of each column stands between the two marks of `bold`, a gap is `-`."""
+    """The rows as a Markdown table; missing results are `-`.
+
+    bold: marks before and after the best result of each column.
+    """
 
     def digits(column: Column) -> str:
         if column.key == DELTA:
@@ -168,10 +175,10 @@ def compare(
     single: Sequence[pathlib.Path] = (),
     bold: tuple[str, str] = ("**", "**"),
 ) -> str:
-    """The table of the runs at `paths`, after the published rows of the benchmark `paper`.
+    """The table of the runs at `paths`, below the published rows of the benchmark `paper`.
 
     Raises:
-      UserError: a run without evaluation, runs on different data, or a task that `single` lacks.
+      UserError: a run without evaluation, runs on different data, or a task without a result in `single`.
     """
     runs = {str(path): read_run(path) for path in paths}
     _check_data(runs, paper)
@@ -184,7 +191,7 @@ def compare(
         base = single_results(single)
         ours = len(rows) - len(runs)
         for index, row in enumerate(rows):
-            # Papers that have a task more than the single-task models have no delta-m here; a run should.
+            # A paper with tasks that `single` does not cover gets no delta-m; for a run this is an error.
             if index >= ours or row.values.keys() <= base.keys():
                 rows[index] = Row(row.name, {**row.values, DELTA: delta_m(row.values, base, of)})
         of.append(Column(DELTA, "Δm (%)", higher_is_better=True))
@@ -197,11 +204,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "python -m taskexpert_jax.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN", help="a workdir or a metrics.json")
-    parser.add_argument("--paper", choices=sorted(PUBLISHED), help="put the published numbers of a benchmark above")
+    parser.add_argument("--paper", choices=sorted(PUBLISHED), help="add the published results of a benchmark")
     parser.add_argument(
-        "--single", nargs="+", type=pathlib.Path, default=[], metavar="RUN", help="of single-task models, for delta-m"
+        "--single", nargs="+", type=pathlib.Path, default=[], metavar="RUN", help="single-task runs, for delta-m"
     )
-    parser.add_argument("--markdown", action="store_true", help="mark the best with ** also on a terminal")
+    parser.add_argument("--markdown", action="store_true", help="mark the best with ** even on a terminal")
     args = parser.parse_args(arguments)
     bold = ("\033[1m", "\033[0m") if sys.stdout.isatty() and not args.markdown else ("**", "**")
     try:

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can fix this; and errors of libraries that are of that kind."""
+"""The exception for errors that the user can fix, and detection of such errors in those of libraries."""
 
 import errno
 import os
@@ -11,14 +11,14 @@ class UserError(Exception):
     """
 
 
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def disk_refusal(error: object) -> str | None:
-    """What the disk said, such as `No space left on device`, where that is what an error comes from.
+    """The disk's reason for an error, such as `No space left on device`; None for other errors.
 
-    Libraries wrap it into errors of their own; TensorFlow also breaks its text off.
+    Searched in the error's text, because libraries wrap it in their own errors; TensorFlow also truncates it.
     """
     text = " ".join(str(error).split())
-    reasons = (os.strerror(code) for code in _OF_DISKS)
+    reasons = (os.strerror(code) for code in _DISK_ERRORS)
     return next((reason for reason in reasons if " ".join(reason.split()[:3]) in text), None)

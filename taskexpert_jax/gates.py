@@ -1,7 +1,7 @@
-"""Looks inside a run: python -m taskexpert_jax.gates --workdir=RUN --images=FILE_OR_FOLDER.
+"""Inspects a run's gates: python -m taskexpert_jax.gates --workdir=RUN --images=FILE_OR_FOLDER.
 
-Writes to RUN/inspection/ what the gates of every tap and task weigh where in each image, and a page that shows it.
-docs/evaluation.md says what the files hold.
+Writes the gate weights of every tap and task at each token of each image to RUN/inspection/, with figures and an HTML
+page. docs/evaluation.md describes the files.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,19 +28,20 @@ from taskexpert_jax.report.markup import Element
 from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import Task
 
-IMAGES = "images"  # folder of the images' own folders
+IMAGES = "images"  # has one folder per image
 
 
 class Inside(NamedTuple):
-    """What the model gives for one image.
+    """Predictions and gate weights for one image.
 
-    name: of its folder.
-    picture: (rows, columns, 3) uint8, what the model saw, without padding.
-    values: by task, (rows, columns) or (rows, columns, 3), see `Task.values`.
-    gates: (S, T, h, w, choices) float32, of the token grid of the whole frame, padding included.
-    window: (4,) int32: top, left, rows and columns of the picture in the frame.
-    patch: pixels of a token's side.
-    summary: the gates' means over the picture.
+    Attributes:
+      name: name of its folder.
+      picture: the model's input without padding, (rows, columns, 3) uint8.
+      values: by task, (rows, columns) or (rows, columns, 3), see `Task.values`.
+      gates: (S, T, h, w, slots) float32, over the token grid of the whole frame, padding included.
+      window: (4,) int32: top, left, rows and columns of the image in the frame.
+      patch: side of a token in pixels.
+      summary: mean gate weights over the image.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Inside(NamedTuple):
 
 
 def make_step(model: TaskExpert) -> Callable[[Any, Mapping[str, Any]], tuple[dict[str, jax.Array], jax.Array, Any]]:
-    """(variables, {image, window}) -> values by task, gates (S, T, B, N, choices), their statistics; jitted."""
+    """Jitted (variables, {image, window}) -> values by task, gates (S, T, B, N, slots), statistics of the gates."""
 
     def step(variables: Any, batch: Mapping[str, Any]) -> tuple[dict[str, jax.Array], jax.Array, GateStatistics]:
         mask = jax.numpy.ones(len(batch["image"]), jax.numpy.float32)
@@ -65,22 +66,22 @@ def make_step(model: TaskExpert) -> Callable[[Any, Mapping[str, Any]], tuple[dic
 
 
 def inspect(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path, output: pathlib.Path) -> Inspection:
-    """Inspects a checkpoint on an image or the images of a folder, prints a table and writes the pictures and a page.
+    """Inspects the gates on an image or a folder of images: prints a table and writes figures and a page.
 
-    An image larger than `config.dataset.image_size` is reduced to fit: the gates are those of one pass over all of it.
-    `config.eval.flip` and `config.eval.scales` have no effect: the gates of several views cannot be averaged.
+    Images larger than `config.dataset.image_size` are reduced to fit, so that the gates are those of one forward pass.
+    `config.eval.flip` and `config.eval.scales` have no effect, because gates of several views cannot be averaged.
 
     Args:
       config: the run's config.
       workdir: the run's directory.
       which: "best", "latest" or a step.
-      source: an image file or a folder of them.
-      output: where to write; existing files of the same name are replaced.
+      source: an image file or a folder of images.
+      output: output folder; existing files of the same name are replaced.
 
     Raises:
-      UserError: no image there, one that cannot be read (the others are still inspected), or no fitting checkpoint.
+      UserError: no image at `source`, an unreadable image (the others are still inspected), or no fitting checkpoint.
     """
-    from taskexpert_jax.report import gates_page  # matplotlib is slow to import: wrong input is said first
+    from taskexpert_jax.report import gates_page  # matplotlib is slow to import; errors of the flags come first
 
     check(config)
     paths = images.list_images(source)
@@ -107,7 +108,7 @@ def inspect(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path
         raise UserError(f"{failures[0]} ({len(failures)} of {len(paths)} images not inspected)")
     seconds = time.monotonic() - started
     facts = results.facts(config, workdir=workdir, which=which, step=at, examples=len(summaries), seconds=seconds)
-    del facts["eval"]  # has no part in this
+    del facts["eval"]  # not used here
     facts["images_from"] = str(source)
     summary = jax.device_get(total).summary(model.expert_slots)
     found = Inspection(model.tasks, facts, summary, summaries)
@@ -121,7 +122,7 @@ def _make_folder(output: pathlib.Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{output}: cannot be made a folder ({error.strerror}); give another --output") from error
+        raise UserError(f"{output}: cannot create this folder ({error.strerror}); use another --output") from error
 
 
 def _on_host(
@@ -133,11 +134,11 @@ def _on_host(
     gates: jax.Array,
     statistics: GateStatistics,
 ) -> Inside:
-    """What the step gave for its one image, without padding but for the gates."""
+    """Copies the step's results for its one image to the host, without padding except for the gates."""
     patch = model.backbone.patch_size
     top, left, rows, columns = window.tolist()
     part = (slice(top, top + rows), slice(left, left + columns))
-    of_tokens = np.asarray(gates)[:, :, 0]  # (S, T, N, choices)
+    of_tokens = np.asarray(gates)[:, :, 0]  # (S, T, N, slots)
     grid = (frame.shape[0] // patch, frame.shape[1] // patch)
     return Inside(
         name=name,
@@ -151,42 +152,42 @@ def _on_host(
 
 
 def write_image(folder: pathlib.Path, inside: Inside, tasks: tuple[Task, ...], *, number: int) -> Element:
-    """Writes one image's pictures and arrays; returns its part of the page, as the image of that number."""
+    """Writes the figures and arrays of one image; returns its section of the page, the image's index being `number`."""
     from taskexpert_jax.report import gate_maps, gates_page
     from taskexpert_jax.tasks import drawing
 
     folder.mkdir(parents=True, exist_ok=True)
-    choices = inside.summary.slots
-    grid = np.moveaxis(inside.gates, (2, 3), (0, 1))  # (h, w, S, T, choices)
+    slots = inside.summary.slots
+    grid = np.moveaxis(inside.gates, (2, 3), (0, 1))  # (h, w, S, T, slots)
     pixels = gate_maps.over_image(grid, inside.window, inside.patch)
-    weights = np.moveaxis(pixels, (0, 1), (2, 3))  # (S, T, rows, columns, choices)
+    weights = np.moveaxis(pixels, (0, 1), (2, 3))  # (S, T, rows, columns, slots)
     predictions = {task.name: drawing.colour(task, inside.values[task.name]) for task in tasks}
     Image.fromarray(inside.picture).save(folder / "picture.png")
     np.savez_compressed(
         folder / "gates.npz",
         gates=inside.gates,
         tasks=np.array([task.name for task in tasks]),
-        choices=np.array(choices),
+        choices=np.array(slots),
         window=inside.window,
         patch_size=inside.patch,
     )
-    seen = gate_maps.Cell(inside.picture, inside.name)
+    image = gate_maps.Cell(inside.picture, inside.name)
     for t, task in enumerate(tasks):
-        beside = (seen, gate_maps.Cell(predictions[task.name], "prediction"))
+        previews = (image, gate_maps.Cell(predictions[task.name], "prediction"))
         means = inside.summary.weights[t]
-        sheet = gate_maps.weights_sheet(beside, weights[:, t], means, choices, title=f"{task.title}: weights")
+        sheet = gate_maps.weights_sheet(previews, weights[:, t], means, slots, title=f"{task.title}: weights")
         sheet.savefig(folder / f"{task.name}.png")
     first = [gate_maps.Cell(predictions[task.name], "prediction") for task in tasks]
     winners = weights.argmax(axis=-1).swapaxes(0, 1)  # (T, S, rows, columns)
-    title = f"{inside.name}: the choice that weighs most"
-    sheet = gate_maps.winners_sheet(first, winners, [task.title for task in tasks], choices, title=title)
+    title = f"{inside.name}: expert slot with the largest weight"
+    sheet = gate_maps.winners_sheet(first, winners, [task.title for task in tasks], slots, title=title)
     sheet.savefig(folder / "winners.png")
     print(f"written: {folder}", flush=True)
     return gates_page.image_section(number, inside.name, inside.picture, predictions, weights, inside.summary, tasks)
 
 
 def _report(found: Inspection, sections: Sequence[Element], output: pathlib.Path) -> None:
-    """Prints what was found, and writes mean_weights.png and .pdf, inspection.json and inspection.html."""
+    """Prints a summary, and writes mean_weights.png and .pdf, inspection.json and inspection.html."""
     from taskexpert_jax.report import gate_maps, gates_page
 
     print("\n" + "\n".join(gate_findings.lines(found)) + "\n")
@@ -231,7 +232,7 @@ def main() -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """As `command_line.parse_flags`, but a run's own config does where none is given."""
+    """Parses the command line like `command_line.parse_flags`, but --config is optional: the run has its own."""
     if any(argument.lstrip("-").startswith("config") for argument in argv[1:]):
         return command_line.parse_flags(argv)
     try:

@@ -1,4 +1,4 @@
-"""Image and array files: finding and reading those that a user brings, and embedding images in a page."""
+"""Image and array files: lists and reads a user's files, and embeds images in HTML pages."""
 
 import base64
 from collections.abc import Iterator, Sequence
@@ -14,67 +14,66 @@ from taskexpert_jax.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 
-# What Pillow raises on files that are no picture, cut short, or hold nonsense: a broken PNG header is a SyntaxError.
+# Pillow's errors for files that are not images, truncated or corrupt: a broken PNG header is a SyntaxError.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
-    """The picture files at `path`: the file itself, or those of the folder (not of its sub-folders), sorted by name.
+    """The image files at `path`: the file itself, or the images in the folder (without sub-folders), sorted by name.
 
-    In a folder a picture is what ends in one of `SUFFIXES`, in any case; hidden files are left out. A file named
-    directly may end as it likes.
+    In a folder, images are files with one of `SUFFIXES`, upper or lower case; hidden files are omitted. A single file
+    may have any suffix.
 
     Raises:
-      UserError: nothing is there, or the folder holds no picture.
+      UserError: nothing at `path`, or a folder without images.
     """
     path = pathlib.Path(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder; give a picture or a folder of pictures")
+        raise UserError(f"{path}: no such file or folder; give an image or a folder of images")
     found = sorted(
         entry
         for entry in path.iterdir()
         if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
     )
     if not found:
-        raise UserError(f"{path}: no picture in this folder; looked for files ending in {' '.join(SUFFIXES)}")
+        raise UserError(f"{path}: no images in this folder; supported suffixes: {' '.join(SUFFIXES)}")
     return found
 
 
 def read_image(path: str | pathlib.Path) -> np.ndarray:
-    """The picture of a file as (H, W, 3) uint8 sRGB, turned as its EXIF orientation says.
+    """Reads an image as (H, W, 3) uint8 sRGB, with its EXIF orientation applied.
 
-    Grey-scale, bilevel, palette, CMYK and the like become RGB; transparency is composited on white; 16-bit grey keeps
-    its upper byte's range (65535 -> 255). Of an animation the first frame is read.
+    All colour modes become RGB; transparency is composited on white; 16-bit grey is scaled to 8 bits (65535 -> 255).
+    For an animation the first frame is read.
 
     Raises:
-      UserError: the file is missing, no picture, cut short, or in a form without a fixed range (floating-point grey).
+      UserError: the file is missing, not an image, truncated, or without a fixed range (floating-point grey).
     """
     try:
         with Image.open(path) as image:
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such picture") from None
+        raise UserError(f"{path}: no such image") from None
     except UNREADABLE as error:
-        raise UserError(f"{path}: not a readable picture ({_first_line(error)}); replace or remove it") from error
+        raise UserError(f"{path}: not a readable image ({_first_line(error)}); replace or remove it") from error
 
 
 def fit(image: np.ndarray, size: tuple[int, int], largest: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The image in a frame: reduced or enlarged to fit where needed, centred, padded with 0.
+    """Centres an image in a frame padded with 0, and resizes it to fit where needed.
 
-    The frame is of the model's own `size` if the image fits into that, else `largest`. An image that fits and fills at
-    least half of the model's size in one direction is not resampled, so that the data sets' own frames are predicted
-    exactly as they are evaluated.
+    The frame has the model's `size` if the image fits, else `largest`. An image that fits and fills at least half of
+    `size` in one direction is not resampled, so that predictions for images of a data set equal those of evaluation.
 
     Args:
       image: (h, w, 3) uint8.
       size: height and width that the model was trained for.
-      largest: height and width, `size` or more, of frames for images that are larger than that.
+      largest: height and width, at least `size`, of frames for larger images.
 
     Returns:
-      (H, W, 3) uint8, and the window (4,) int32: top, left, height, width of the image inside.
+      (H, W, 3) uint8, and the window (4,) int32: top, left, height, width of the image in the frame.
     """
     frame_size = size if image.shape[0] <= size[0] and image.shape[1] <= size[1] else largest
     scale = min(frame_size[0] / image.shape[0], frame_size[1] / image.shape[1])
@@ -90,22 +89,22 @@ def fit(image: np.ndarray, size: tuple[int, int], largest: tuple[int, int]) -> t
 
 
 def read_each(paths: Sequence[pathlib.Path], failures: list[UserError]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, picture) of each file that can be read; for every other one, why, is added to `failures`.
+    """Yields (name, image) of each readable file, and appends the errors of the others to `failures`.
 
-    A name is for a folder of results: the file's without its suffix, or the whole where two would be the same.
+    Names are for folders of results: file names without suffix, or with it if two would otherwise be the same.
     """
     whole = len({path.stem for path in paths}) < len(paths)
     for path in paths:
         try:
-            picture = read_image(path)
+            image = read_image(path)
         except UserError as error:
             failures.append(error)
         else:
-            yield path.name if whole else path.stem, picture
+            yield path.name if whole else path.stem, image
 
 
 def data_uri(image: Image.Image, *, lossless: bool) -> str:
-    """The image as a `data:` URI, a file inside of a page: PNG where lossless, else JPEG of quality 85."""
+    """Encodes an image as a `data:` URI to embed in a page: PNG if lossless, else JPEG of quality 85."""
     file = io.BytesIO()
     if lossless:
         image.save(file, "PNG", optimize=True)
@@ -115,23 +114,23 @@ def data_uri(image: Image.Image, *, lossless: bool) -> str:
 
 
 def read_numbers(path: pathlib.Path, *, palettes: bool = True) -> np.ndarray:
-    """The numbers of a .npy file or of a picture as they are stored, (h, w) or (h, w, c).
+    """Reads the stored values of a .npy file or an image, (h, w) or (h, w, c).
 
-    Of a palette picture these are the indices, of 16-bit grey all bits, of 16-bit RGB the upper 8.
+    Palette images give their indices, 16-bit grey all bits, 16-bit RGB the upper 8.
 
     Raises:
-      ValueError: a file that is missing, damaged or of another format, or a palette picture unless `palettes`.
+      ValueError: a file that is missing, damaged or of another format, or a palette image unless `palettes`.
     """
     try:
         if path.suffix.lower() == ".npy":
             with path.open("rb") as file:
                 return np.lib.format.read_array(file, allow_pickle=False)
-        with Image.open(path) as picture:
-            if palettes or picture.mode != "P":
-                return np.asarray(picture)
-    except (*UNREADABLE, tokenize.TokenError, MemoryError) as error:  # what a damaged .npy header leads to
+        with Image.open(path) as image:
+            if palettes or image.mode != "P":
+                return np.asarray(image)
+    except (*UNREADABLE, tokenize.TokenError, MemoryError) as error:  # the last two: damaged .npy headers
         raise ValueError(_first_line(error)) from error
-    raise ValueError("is a palette picture, whose numbers stand for colours; save it as grey or RGB")
+    raise ValueError("is a palette image, whose values are indices of colours; save it as grey or RGB")
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,19 +1,18 @@
-"""Scores files of any model's predictions on the evaluation split of a data set, by the metrics of `--mode=evaluate`.
+"""Scores prediction files of any model on a data set's evaluation split, with the metrics of `--mode=evaluate`.
 
   python -m taskexpert_jax.score --config=configs/nyud.py --predictions=DIR [--tasks=semseg,depth] [--output=DIR]
     --config.dataset.data_dir=DATA
 
-DIR has a file for each task and each image with a label of it: TASK/ID.png, TASK/ID.npy, or ID/TASK.npy, which is where
-`--mode=predict` writes. It is as large as the image, and coded as docs/add_a_dataset.md says under
-"Files of predictions".
+DIR has one file per task and image with a label of the task: TASK/ID.png, TASK/ID.npy, or ID/TASK.npy (the layout of
+`--mode=predict`). It has the image's size; docs/add_a_dataset.md describes the encodings under "Files of predictions".
 
-All kinds of values but probabilities are scored exactly as given. Probabilities go through a float32 logit: at the ends
-they are taken as 1e-7 and 1 - 1e-7, or the loss of boundaries would be infinite; odsF takes them in 8 bits, as
-everywhere. Of saliency, `maxF` is the number that the field publishes, with a second sigmoid over the probability:
-give the probability, not what that sigmoid makes of it. `maxF_plain` is without it.
+Values are scored exactly as given, except probabilities, which go through a float32 logit: they are clipped to
+[1e-7, 1 - 1e-7], because the boundary loss would be infinite at 0 and 1; odsF quantises them to 8 bits, as in all
+evaluations. Saliency's `maxF` is the published metric, which applies a second sigmoid to the probability: the files
+hold the probability before that sigmoid. `maxF_plain` omits it.
 
 Prints a table, and writes metrics.json (and per_class.csv) to the folder --output, by default DIR. A missing or
-unusable file is an error: nothing is scored in part, turned or resized.
+unusable file is an error; nothing is scored partially, rotated or resized.
 """
 
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from taskexpert_jax.tasks import from_config
 
 
 def _run(config: ConfigDict, folder: pathlib.Path, names: Sequence[str], output: pathlib.Path) -> None:
-    """Scores, prints and writes; `names`: the tasks, or none for all of the config's."""
+    """Scores the predictions, prints the table and writes the files; names: the tasks, empty for all of the config."""
     from input_pipeline import pipeline  # imports TensorFlow, and hides accelerators from it
 
     check(config)
@@ -53,8 +52,8 @@ def main() -> None:
     """Defines the flags and runs the program."""
     config = config_flags.DEFINE_config_file("config", None, "Config file of the data set: configs/nyud.py.")
     predictions = flags.DEFINE_string("predictions", None, "Folder of the predictions.")
-    tasks = flags.DEFINE_list("tasks", [], "Those to score, by commas; default: the config's.")
-    output = flags.DEFINE_string("output", None, "Folder that gets metrics.json; default: the predictions'.")
+    tasks = flags.DEFINE_list("tasks", [], "Tasks to score, comma-separated; default: the config's.")
+    output = flags.DEFINE_string("output", None, "Folder for metrics.json; default: the predictions' folder.")
     flags.mark_flags_as_required(["config", "predictions"])
 
     def run(argv: Sequence[str]) -> None:

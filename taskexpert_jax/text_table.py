@@ -1,15 +1,15 @@
-"""Tables as text, for a terminal: columns as wide as their widest cell."""
+"""Text tables for a terminal, with columns as wide as their widest cell."""
 
 from collections.abc import Sequence
 import re
 
-_STYLE = re.compile(r"\033\[\d*m")  # ANSI codes, as of bold; they take no room
+_STYLE = re.compile(r"\033\[\d*m")  # ANSI codes such as bold, which have no width
 
 
 def padded(rows: Sequence[Sequence[str]], alignment: str) -> list[list[str]]:
-    """The cells of each row with spaces up to the width of their column.
+    """Pads the cells of each row with spaces to the width of their column.
 
-    alignment: a character a column, `<` left or `>` right.
+    alignment: one character per column, `<` left or `>` right.
     """
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     sides = list(zip(widths, alignment, strict=True))
@@ -17,7 +17,7 @@ def padded(rows: Sequence[Sequence[str]], alignment: str) -> list[list[str]]:
 
 
 def lines(rows: Sequence[Sequence[str]], alignment: str) -> list[str]:
-    """The rows as lines, two spaces between columns; alignment: see `padded`."""
+    """Formats rows as lines with two spaces between columns; alignment: see `padded`."""
     return ["  ".join(row).rstrip() for row in padded(rows, alignment)]
 
 

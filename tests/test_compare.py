@@ -1,4 +1,4 @@
-"""The comparison of runs: directions, the best, gaps, delta-m, and the line for what cannot be compared."""
+"""Comparison of runs: directions, best results, missing results, delta-m, and errors."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ PAPER = {"semseg": ("mIoU", 55.35), "depth": ("rmse", 0.5157), "normals": ("mean
 
 
 def write(path: pathlib.Path, values: dict[str, tuple[str, float | None]], **dataset: str) -> pathlib.Path:
-    """A file as an evaluation writes it, as far as it matters here."""
+    """Writes the fields of an evaluation's metrics.json that a comparison reads."""
     content: dict[str, Any] = {
         "dataset": {"name": "nyud", "split": "val", "fingerprint": "abc", **dataset},
         "published": {task: {"metric": metric, "value": value} for task, (metric, value) in values.items()},
@@ -96,7 +96,7 @@ def test_delta_m_takes_the_single_task_runs(tmp_path: pathlib.Path) -> None:
             {"fingerprint": "other"},
             r"^.*two.json was evaluated on other data than .*one.json \(dataset.fingerprint 'oth",
         ),
-        ({"name": "pascal_context"}, r"dataset.name 'pascal_context' and 'nyud'\): their numbers cannot be compared$"),
+        ({"name": "pascal_context"}, r"dataset.name 'pascal_context' and 'nyud'\)"),
         ({"split": "train"}, r"dataset.split 'train'"),
     ],
 )
@@ -116,7 +116,7 @@ def test_what_cannot_be_compared_is_said_in_a_line(tmp_path: pathlib.Path, capsy
 
     good = write(tmp_path / "good.json", PAPER)
     (tmp_path / "run").mkdir()
-    assert "run/evaluation/metrics.json is missing; evaluate the run first" in error(tmp_path / "run")
+    assert "run/evaluation/metrics.json is missing" in error(tmp_path / "run")
     (tmp_path / "bad.json").write_text("{}")
     assert "bad.json is not an evaluation's metrics.json" in error(good, tmp_path / "bad.json")
     (tmp_path / "bad.json").write_text("no JSON")
@@ -124,7 +124,7 @@ def test_what_cannot_be_compared_is_said_in_a_line(tmp_path: pathlib.Path, capsy
     assert "--paper=pascal_context, but" in error(good, "--paper=pascal_context")
     single = write(tmp_path / "single.json", {"semseg": ("mIoU", 40.0)})
     assert "no single-task result for depth/rmse" in error(good, "--single", single)
-    assert "has semseg/mIoU, which another one has too" in error(good, "--single", single, single)
+    assert f"{single} has semseg/mIoU" in error(good, "--single", single, single)
 
 
 def test_the_program_prints_the_table(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

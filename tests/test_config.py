@@ -304,9 +304,9 @@ def test_a_variants_own_defaults_fill_in_what_its_run_lacks(tmp_path):
     ("content", "message"),
     [
         (None, r"config\.json is missing; give the --workdir of a run"),
-        ("{", r"config\.json is not a run's config \(.*\); put it back, or give another directory$"),
-        ("[1]", r"config\.json is not a run's config \(it holds no fields\); "),
-        ('{"model": 1}', r"config\.json is not a run's config \(.*\); put it back, or give another directory$"),
+        ("{", r"config\.json is not a run's config \(.+\); "),
+        ("[1]", r"config\.json is not a run's config \(.*\bfields\); "),
+        ('{"model": 1}', r"config\.json is not a run's config \(.+\); "),
         ("{}", r"config\.json is not a run's config \(config\.variant is missing.*\); "),
     ],
 )

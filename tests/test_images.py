@@ -1,4 +1,4 @@
-"""Reading what users bring: each mode exactly, and one clear line where a file cannot be read; images inside a page."""
+"""Reading image files: each colour mode exactly, one-line errors for unreadable files, and data URIs."""
 
 import base64
 import io
@@ -127,19 +127,19 @@ def test_a_file_cut_short_is_named_in_one_line(tmp_path, name, kept):
     path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(UserError) as caught:
         read_image(path)
-    assert str(caught.value).startswith(f"{path}: not a readable picture")
+    assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
 
 def test_a_text_file_and_a_missing_file_are_named(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"a\.png: not a readable picture"):
+    with pytest.raises(UserError, match=r"a\.png: not a readable image"):
         read_image(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"b\.png: no such picture"):
+    with pytest.raises(UserError, match=r"b\.png: no such "):
         read_image(tmp_path / "b.png")
 
 
-def test_list_images_is_sorted_and_leaves_out_what_is_no_picture(tmp_path):
+def test_list_images_is_sorted_and_omits_other_files(tmp_path):
     for name in ("b.PNG", "a.jpg", "c.txt", ".hidden.png", "d.tiff"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
@@ -148,7 +148,7 @@ def test_list_images_is_sorted_and_leaves_out_what_is_no_picture(tmp_path):
 
 
 def test_list_images_says_what_it_looked_for(tmp_path):
-    with pytest.raises(UserError, match=r"no picture in this folder; looked for files ending in .*\.png"):
+    with pytest.raises(UserError, match=rf"{tmp_path}: no images .*\.png"):
         list_images(tmp_path)
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         list_images(tmp_path / "nowhere")

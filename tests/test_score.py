@@ -1,4 +1,4 @@
-"""Scores of prediction files: perfect ones, ones worked out by hand, those of `--mode=predict`, and unusable ones."""
+"""Scores of prediction files: perfect ones, values computed by hand, files of `--mode=predict`, and unusable files."""
 
 from fractions import Fraction
 import json
@@ -32,7 +32,7 @@ def batches_of(config, size=3):
 
 
 def examples_of(config):
-    """The examples without their padding: their ids, images and labels."""
+    """Id, and image and labels without padding, of each example."""
     for batch in batches_of(config, 1):
         top, left, height, width = batch["window"][0]
         names = ("image", *config.tasks)
@@ -58,7 +58,7 @@ def test_predictions_made_of_values_have_these_values(task):
     }[task.kind.name]
     prediction = task.kind.from_values(values)
     assert prediction.shape == (2, 3, 4, task.channels) and prediction.dtype == np.float32
-    tolerance = 1.1e-5 if task.kind.name == "probability" else 0  # saliency is lowered by so much, on purpose
+    tolerance = 1.1e-5 if task.kind.name == "probability" else 0  # saliency is lowered by this, on purpose
     np.testing.assert_allclose(task.values(jax.numpy.asarray(prediction)), values, rtol=0, atol=tolerance)
 
 
@@ -93,7 +93,7 @@ def test_the_labels_themselves_score_perfectly(tmp_path, suffix):
     assert values["normals/mean"] < (0.03 if exact else 0.5)
     assert values["sal/maxF"] == values["sal/maxF_plain"] == 100 and values["sal/mae"] < 1e-6
     assert values["edge/loss_plain"] < 1e-6
-    # Not 100: the benchmark looks for ridges in a prediction, and pixels of these small maps have none.
+    # Not 100: the benchmark detects ridges in a prediction, and some pixels of these small maps are not on one.
     counts = [
         boundary.image_counts(np.uint8(255) * (line == 1), (line == 1).astype(np.uint8), 0.05, kind="lines")
         for line in (example["edge"][..., 0] for _, example in examples_of(config))
@@ -101,11 +101,11 @@ def test_the_labels_themselves_score_perfectly(tmp_path, suffix):
     assert values["edge/odsF"] == boundary_scores.scores(boundary_scores.BoundaryCounts.join(counts))["odsF"] > 95
 
 
-# --- worked out by hand ---
+# --- computed by hand ---
 
 
-def one_picture(labels):
-    """A batch of one picture of 2x4 pixels in a frame of 4x6; labels (2, 4) or (2, 4, 3)."""
+def one_image(labels):
+    """A batch of one 2x4 image in a 4x6 frame; labels (2, 4) or (2, 4, 3)."""
     batch = {"image": np.zeros((1, 4, 6, 3), np.uint8), "mask": np.ones(1, np.float32), "id": np.array(["a/b"])}
     batch["window"] = np.array([[1, 1, 2, 4]], np.int32)
     for name, label in labels.items():
@@ -119,7 +119,7 @@ def scored(folder, labels):
     config = random_runs.padded_scenes()
     config.tasks = tuple(labels)
     config.eval.boundary.odsf = False
-    return scoring.score(config, folder, [one_picture(labels)]).metrics
+    return scoring.score(config, folder, [one_image(labels)]).metrics
 
 
 def test_classes_by_number_palette_and_logits(tmp_path):
@@ -136,7 +136,7 @@ def test_classes_by_number_palette_and_logits(tmp_path):
         else:
             save(path, numbers)
         values = scored(tmp_path / way, {"semseg": label})
-        # 3 of 4 pixels of class 0 are found, and class 1 has one too many: IoU 3/4 and 2/3, over all classes.
+        # 3 of 4 pixels of class 0 are found, class 1 has one false positive: IoU 3/4 and 2/3, mean over all classes.
         assert values["semseg/mIoU"] == pytest.approx(100 * (3 / 4 + 2 / 3) / TASKS["semseg"].channels), way
         assert values["semseg/pixel_accuracy"] == pytest.approx(100 * 5 / 6)
 
@@ -159,13 +159,13 @@ def test_normals_of_any_length_and_as_bytes(tmp_path):
     assert scored(tmp_path / "array", {"normals": label})["normals/mean"] == pytest.approx(90 / 7, rel=1e-5)
     coded = np.rint((np.sign(given) + 1) * 127.5).astype(np.uint8)
     save(tmp_path / "bytes" / "normals" / "a" / "b.png", coded)
-    # 128 stands for 1/255: each angle is off by that to two sides.
+    # 128 encodes 1/255, not 0, so that each angle is off by this in two components.
     off = np.degrees(np.arctan(np.hypot(1, 1) / 255))
     assert scored(tmp_path / "bytes", {"normals": label})["normals/mean"] == pytest.approx((90 + 6 * off) / 7, abs=0.1)
 
 
 def max_f(levels, label, most):
-    """maxF over the thresholds 0.05 .. 0.95, in rational numbers; levels / most are the probabilities."""
+    """maxF over the thresholds 0.05 .. 0.95, in rational numbers; the probabilities are levels / most."""
     best = Fraction(0)
     for k in range(1, 20):
         above = [Fraction(int(v), most) > Fraction(k, 20) for v in levels.ravel()]
@@ -178,7 +178,7 @@ def max_f(levels, label, most):
 
 @pytest.mark.parametrize("level", [51, 102, 153, 204])
 def test_a_probability_of_eight_bits_that_equals_a_threshold_is_not_above_it(tmp_path, level):
-    """51 / 255 is 0.2: background with it stays background there, whatever a sigmoid in float32 rounds it to."""
+    """51 / 255 is 0.2: background of this level is below that threshold, however a float32 sigmoid rounds."""
     levels = np.array([[level, level, level, 0], [level + 1, level + 1, 255, 0]], np.uint8)
     label = np.array([[0, 0, 0, 0], [1, 1, 1, 0]])
     save(tmp_path / "sal" / "a" / "b.png", levels)
@@ -211,15 +211,15 @@ def test_a_picture_without_any_label_of_a_task_needs_no_file_of_it(tmp_path):
     (tmp_path / "human_parts").mkdir()
     config = random_runs.padded_scenes()
     config.tasks = ("depth", "human_parts")
-    other = one_picture({"depth": np.full((2, 4), -1), "human_parts": np.ones((2, 4))})
+    other = one_image({"depth": np.full((2, 4), -1), "human_parts": np.ones((2, 4))})
     other["id"] = np.array(["c"])
     save(tmp_path / "c" / "human_parts.npy", np.ones((2, 4), np.uint8))
-    batches = [one_picture({"depth": np.full((2, 4), 3), "human_parts": np.full((2, 4), 255)}), other]
+    batches = [one_image({"depth": np.full((2, 4), 3), "human_parts": np.full((2, 4), 255)}), other]
     values = scoring.score(config, tmp_path, batches).metrics
     assert values["depth/rmse"] == 2 and values["human_parts/pixel_accuracy"] == 100
 
 
-# --- what this program itself predicts ---
+# --- files of `--mode=predict` ---
 
 
 @pytest.fixture(scope="module")
@@ -228,8 +228,8 @@ def evaluated(tmp_path_factory):
     config = random_runs.padded_scenes()
     folder = tmp_path_factory.mktemp("score")
     workdir = folder / "run"
-    # Chosen: files hold saliency lowered by 1.1e-5, and at 0.1 a pixel that near to a threshold of maxF changes sides;
-    # at 0.2 edges are so sure that 8 bits do not hold their loss.
+    # The scale is chosen: files hold saliency lowered by 1.1e-5, and at 0.1 a pixel that close to a threshold of maxF
+    # changes sides; at 0.2 boundary probabilities are so close to 0 and 1 that 8 bits do not hold their loss.
     random_runs.save(config, workdir, scale=0.13)
     found = evaluate.evaluate(config, workdir, "latest", lambda: batches_of(config, 8))
     ids = []
@@ -270,7 +270,7 @@ def test_the_same_in_pictures_of_8_and_16_bits(evaluated, tmp_path):
     assert values["edge/loss_plain"] == pytest.approx(expected["edge/loss_plain"], rel=1e-2)
 
 
-# --- what cannot be scored ---
+# --- unusable files ---
 
 
 @pytest.mark.parametrize(
@@ -332,9 +332,9 @@ def test_every_fault_is_counted_and_twenty_are_listed(tmp_path):
     faults = 1 + labelled
     assert first.startswith(f"{faults} of {9 + labelled} files ")
     assert len(lines) == min(faults, scoring.MOST_FAULTS + 1)
-    assert f"{ids[0]}.npy: " in lines[0] and "36x24" in lines[0] and "90 degrees" in lines[0]
-    assert f"sal/{ids[0]}.npy" in lines[1] and f"sal/{ids[0]}.png" in lines[1]
-    assert f"edge/{ids[0]}.npy: missing" in lines[2]
+    assert f"{ids[0]}.npy" in lines[0] and "36x24" in lines[0]
+    assert f"{ids[0]}.png" in lines[1]
+    assert f"edge/{ids[0]}.npy" in lines[2]
     assert faults <= scoring.MOST_FAULTS or lines[-1].strip() == f"and {faults - scoring.MOST_FAULTS} more"
 
 
@@ -385,4 +385,4 @@ def test_wrong_input_ends_in_one_line_and_status_2(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ, check=False)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if "error" in line]
-    assert line.startswith(f"error: {tmp_path}: no predictions of semseg and depth")
+    assert line.startswith(f"error: {tmp_path}: ") and "semseg" in line and "depth" in line

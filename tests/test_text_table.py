@@ -1,4 +1,4 @@
-"""Text in columns."""
+"""Text tables."""
 
 import pytest
 

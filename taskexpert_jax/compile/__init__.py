@@ -1,1 +1,1 @@
-"""`--mode=compile`: a config's steps compiled for hardware that need not be there."""
+"""`--mode=compile`: compiles a config's steps for hardware that need not be present."""

@@ -1,4 +1,4 @@
-"""Config changes that lower the memory of a train step."""
+"""Config changes that reduce the memory of a train step."""
 
 from collections.abc import Iterator, Mapping
 import math
@@ -11,37 +11,37 @@ Changes = Mapping[str, Any]  # config field -> value
 
 
 def advice(config: ConfigDict, mesh: Mesh) -> tuple[str, ...]:
-    """Flags that lower the memory of a train step, the cheapest first."""
+    """Flags that reduce the memory of a train step, the cheapest first."""
     found = [flags(changes) for changes in _single(config, mesh)]
-    if (each := _images_a_device(config, mesh)) > 1:
-        found.append(f"a smaller batch or --config.accumulate_steps (now {each} images a device)")
+    if (each := _images_per_device(config, mesh)) > 1:
+        found.append(f"a smaller batch or --config.accumulate_steps (now {each} images per device)")
     return tuple(found) or ("a larger --config.mesh.fsdp or .tensor", "a smaller model or smaller images")
 
 
 def candidates(config: ConfigDict, mesh: Mesh) -> Iterator[Changes]:
-    """Changes to try in turn: one, all of them, and all with more and more micro-batches."""
+    """Changes to try in order: each alone, all together, then all with a growing number of micro-batches."""
     single = _single(config, mesh)
     every = {field: value for changes in single for field, value in changes.items()}
     yield from single
     if len(single) > 1:
         yield every
-    each = _images_a_device(config, mesh)
+    each = _images_per_device(config, mesh)
     for n in range(2, each + 1):
         if each % n == 0:
             yield {**every, "accumulate_steps": config.accumulate_steps * n}
 
 
 def flags(changes: Changes) -> str:
-    """Changes as a user types them."""
+    """Changes as command line flags."""
     return " ".join(f"--config.{field}={value}" for field, value in changes.items())
 
 
-def _images_a_device(config: ConfigDict, mesh: Mesh) -> int:
+def _images_per_device(config: ConfigDict, mesh: Mesh) -> int:
     return config.batch_size // config.accumulate_steps // (mesh.shape["data"] * mesh.shape["fsdp"])
 
 
 def _single(config: ConfigDict, mesh: Mesh) -> list[dict[str, Any]]:
-    """Changes, each of which lowers the memory."""
+    """Changes that each reduce the memory."""
     found: list[dict[str, Any]] = [] if config.model.remat else [{"model.remat": True}]
     if mesh.shape["fsdp"] == 1 and mesh.shape["data"] > 1:
         shards = math.gcd(mesh.shape["data"], 8)

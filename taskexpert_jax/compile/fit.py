@@ -1,7 +1,7 @@
-"""Memory and traffic of a config's train and eval step, found by compiling them: `--mode=compile`.
+"""Memory and inter-device traffic of a config's train and eval step, from the compiled programs: `--mode=compile`.
 
-Nothing is computed and no data are read. For a topology (`topologies.NAMES`) not even its hardware is needed: XLA
-compiles the very program that would run there.
+Nothing is executed and no data are read. A topology (`topologies.NAMES`) does not need its hardware either: XLA
+compiles the same program that would run there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,18 +26,18 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import budget
 from taskexpert_jax.parallel import sharding
 
-# XLA's autotuning of matmuls by Triton runs them, and there is no GPU to run them on.
+# XLA's autotuning of Triton matmuls executes them, which needs a GPU.
 GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
 
 def run(config: ConfigDict, topology: str | None, report_file: pathlib.Path | None, *, quick: bool = False) -> None:
-    """Prints the report and, given a file, writes it there as JSON. quick: see `compile_steps`.
+    """Prints the report, and writes it as JSON if a file is given. quick: see `compile_steps`.
 
     Raises:
       UserError: see `compile_steps`; or the file's folder is missing.
     """
-    if report_file is not None and not report_file.parent.is_dir():  # before minutes of compiling
-        raise UserError(f"--report={report_file}: there is no folder {report_file.parent}")
+    if report_file is not None and not report_file.parent.is_dir():  # checked before minutes of compiling
+        raise UserError(f"--report={report_file}: the folder {report_file.parent} does not exist; create it first")
     report = compile_steps(config, topology, quick=quick)
     print(compile_report.text(report))
     if report_file is not None:
@@ -53,18 +53,18 @@ def compile_steps(
     *,
     quick: bool = False,
 ) -> Report:
-    """Compiles the steps of a config for a topology, or for the given devices, or for all that this process has.
+    """Compiles the steps of a config for a topology, for the given devices, or for all devices of this process.
 
-    quick: stop before machine code is made of the optimised program, whose memory and traffic are known by then: a few
-      per cent of the time. For the topologies of TPUs only.
+    quick: stops before machine code is generated; memory and traffic of the optimised program are known by then. Takes
+      a few per cent of the time. TPU topologies only.
 
     Raises:
-      UserError: an unknown topology, a compiler that is not installed, or a config that does not fit itself or the
-        devices.
+      UserError: an unknown topology, a compiler that is not installed, or a config that is inconsistent or does not
+        fit the devices.
     """
     on_tpu = topologies.platform_of(topology) == "tpu"
     if quick and not on_tpu:
-        raise UserError("--quick needs a --topology of TPUs: no other compiler says early what it has laid out")
+        raise UserError("--quick needs a --topology of TPUs: other compilers do not report their memory layout early")
     if topology:
         devices = topologies.devices(topology)
     devices = jax.devices() if devices is None else devices
@@ -97,10 +97,10 @@ def compile_steps(
 
 
 def _compile(trace: Callable[[], Any], mesh: Mesh, limit: int | None, folder: pathlib.Path | None = None) -> Program:
-    """Compiles a step. limit: bytes of a device. folder: where XLA's notes go for a TPU; default: a temporary one."""
+    """Compiles a step. limit: bytes of a device. folder: gets XLA's dump for a TPU; default: a temporary folder."""
     if folder is None:
-        with tempfile.TemporaryDirectory() as made:
-            return _compile(trace, mesh, limit, pathlib.Path(made))
+        with tempfile.TemporaryDirectory() as temporary:
+            return _compile(trace, mesh, limit, pathlib.Path(temporary))
     device = mesh.devices.flat[0]
     on_tpu = device.platform == "tpu"
     options = memory.options(folder) if on_tpu else GPU_OPTIONS if device not in jax.devices() else {}
@@ -123,8 +123,8 @@ def _compile(trace: Callable[[], Any], mesh: Mesh, limit: int | None, folder: pa
 
 @contextlib.contextmanager
 def _uncached() -> Iterator[None]:
-    """Turns JAX's compilation cache off: a cached program takes no time to compile, and XLA leaves no notes on it."""
-    kept = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]: made at run time
+    """Disables JAX's compilation cache: for a cached program, XLA writes no dump and the compile time is wrong."""
+    kept = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]: defined at run time
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield
@@ -146,11 +146,11 @@ def _program(layout: memory.Layout, hlo: str, devices: int, limit: int | None, p
 
 
 def _compile_until_laid_out(config: ConfigDict, topology: str, step: str, devices: int, limit: int | None) -> Program:
-    """Compiles a step in a process of its own, which is ended as soon as the program's memory is laid out."""
+    """Compiles a step in a separate process, which is killed as soon as the memory layout is written."""
     processes = multiprocessing.get_context("spawn")
     answer, sender = processes.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory() as made:
-        folder = pathlib.Path(made)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
         compiler = processes.Process(target=_answer, args=(config, topology, step, limit, folder, sender), daemon=True)
         compiler.start()
         sender.close()
@@ -166,12 +166,12 @@ def _compile_until_laid_out(config: ConfigDict, topology: str, step: str, device
             compiler.join()
             raise RuntimeError(f"the compiler's process ended with status {compiler.exitcode}") from None
         finally:
-            compiler.kill()  # or libtpu would report the signal at length
+            compiler.kill()  # SIGKILL, because libtpu prints a long report on other signals
             compiler.join()
 
 
 def _answer(config: ConfigDict, topology: str, step: str, limit: int | None, folder: pathlib.Path, sender: Any) -> None:
-    """Runs in that process: XLA writes to the folder; the program is sent only if the process gets that far."""
+    """Entry point of the separate process: XLA dumps to `folder`; the program is sent if it is not killed before."""
     mesh, model = build(config, topologies.devices(topology))
     try:
         sender.send(_compile(tracers(config, model, mesh)[step], mesh, limit, folder))

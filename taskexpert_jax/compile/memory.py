@@ -1,7 +1,7 @@
 """Memory that a program needs on each device.
 
-For a TPU it is read from the text that XLA dumps while it compiles: `memory_analysis` of a compiled program counts more
-temporaries than the block that the compiler lays out and compares with the device's memory.
+For TPUs it is read from XLA's dump during compilation, because `memory_analysis` of a compiled program counts more
+temporaries than the block that the compiler allocates and compares with the device's memory.
 """
 
 import collections
@@ -13,19 +13,19 @@ from typing import Any
 
 _ASSIGNMENT = "*.after_optimizations-buffer-assignment.txt"
 _PROGRAM = "*.after_optimizations.txt"
-_NEXT = "*.after_optimizations_after_buffer_assignment.txt"  # written once the two above are whole
+_NEXT = "*.after_optimizations_after_buffer_assignment.txt"  # written after the two above
 _ALLOCATION = re.compile(r"allocation \d+: size (\d+)(.*)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Bytes on each device.
+    """Memory layout of a program, in bytes on each device.
 
     Attributes:
-      reserved: set aside for the whole program: arguments, results that do not take their place, and temporaries.
+      reserved: total allocation: arguments, results that do not alias them, and temporaries.
       arguments: parameters, optimiser state and batch.
-      outputs: results, in the place of arguments or not.
-      temporaries: all else, gaps included.
+      outputs: results, including those that alias arguments.
+      temporaries: everything else, fragmentation included.
     """
 
     reserved: int
@@ -35,24 +35,24 @@ class Layout:
 
 
 def of_analysis(sizes: Any) -> Layout:
-    """The layout in a compiled program's `memory_analysis`."""
+    """The layout from a compiled program's `memory_analysis`."""
     arguments, outputs = sizes.argument_size_in_bytes, sizes.output_size_in_bytes
     reserved = arguments + outputs - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
     return Layout(reserved, arguments, outputs, sizes.temp_size_in_bytes)
 
 
 def options(folder: pathlib.Path) -> dict[str, str]:
-    """Compiler options that make XLA write a program's layout to an empty folder."""
+    """Compiler options for XLA to dump a program's layout to an empty folder."""
     return {"xla_dump_to": str(folder)}
 
 
 def is_written(folder: pathlib.Path) -> bool:
-    """True once the layout and the program are complete; XLA makes machine code after that."""
+    """True once the layout and the program are complete; XLA generates machine code after that."""
     return any(folder.glob(_NEXT))
 
 
 def read(folder: pathlib.Path) -> tuple[Layout, str]:
-    """The layout, and the optimised program as HLO text: of the last program, where the compiler tried several."""
+    """The layout and the optimised HLO text of the last program that the compiler tried."""
 
     def last(pattern: str) -> str:
         return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns).read_text()
@@ -61,7 +61,7 @@ def read(folder: pathlib.Path) -> tuple[Layout, str]:
 
 
 def parse(assignment: str) -> Layout:
-    """The layout in the device's main memory, from XLA's dump of a buffer assignment."""
+    """Parses XLA's dump of a buffer assignment; counts only the device's main memory."""
     sums: collections.Counter[str] = collections.Counter()
     for line in assignment.splitlines():
         allocation = _ALLOCATION.match(line)
@@ -77,8 +77,8 @@ def parse(assignment: str) -> Layout:
 
 
 def needed(error: str) -> int | None:
-    """Bytes that a compiler's error asks for, if it is the error of a program that is too large for its device."""
-    # XLA's TPU compiler fails either before it has laid out the memory, or after.
+    """Bytes that a program needs, from the compiler's out-of-memory error; None for other errors."""
+    # XLA's TPU compiler fails either before the memory layout or after it.
     before = re.search(r"total memory required for HLO temporaries \(([\d.]+)([KMGT])\)", error)
     after = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", error)
     found = before or after

@@ -1,4 +1,4 @@
-"""The report of `--mode=compile`: its fields, and its text for people."""
+"""Report of `--mode=compile`: its fields and its text form."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -11,19 +11,18 @@ _EVALUATION_ADVICE = ("a smaller --config.eval.batch_size", "a larger --config.m
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One compiled step; sizes are bytes on each device, None where the compiler gave up for want of memory.
+    """One compiled step; sizes are bytes on each device, None where compilation ran out of device memory.
 
     Attributes:
-      needed: the larger of `peak` and `reserved`, or what the compiler said that it lacks.
-      fits: `needed` is within the device's memory; None where that is not known.
-      compile_seconds: of XLA alone, without tracing; None where it was stopped before it made machine code.
-      peak: the most that is in use at any moment, by XLA's count; None where it was stopped. On CPUs it leaves the
-        temporaries out.
-      reserved: what the device sets aside for the whole step: arguments, results that do not take the place of
-        arguments, and one block for everything else, gaps included.
+      needed: the larger of `peak` and `reserved`, or the amount in the compiler's out-of-memory error.
+      fits: `needed` is within the device's memory; None if the memory is unknown.
+      compile_seconds: XLA's time without tracing; None where it was stopped before generating machine code.
+      peak: peak memory by XLA's count; None where XLA was stopped. On CPUs it excludes the temporaries.
+      reserved: the device's allocation for the whole step: arguments, results that do not alias them, and one block
+        for everything else, fragmentation included.
       arguments, outputs, temporaries: state and batch, results, and that block.
       collectives: kind -> its traffic, see `Traffic`.
-      uncounted_loops: loops with collectives whose number of turns is unknown, counted as one.
+      uncounted_loops: loops with collectives and an unknown trip count, counted as one iteration.
     """
 
     needed: int
@@ -40,7 +39,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """The train step with other flags: bytes that it would need on each device, and whether these would do."""
+    """The train step with other flags: bytes that it needs on each device, and whether it fits."""
 
     flags: str
     needed: int
@@ -49,16 +48,16 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The findings of `--mode=compile`.
+    """Results of `--mode=compile`.
 
     Attributes:
-      topology: as asked for, or "local".
-      memory: bytes of each device, as its maker gives them; None where not known.
-      train_flops: of a train step over all devices, by the analytic count: 2 a multiply-add, and the backward pass as
-        twice the forward pass; what remat computes once more is not counted.
+      topology: the requested one, or "local".
+      memory: nominal bytes of each device; None if unknown.
+      train_flops: analytic FLOPs of a train step over all devices: 2 per multiply-add, the backward pass counted as
+        twice the forward pass, without recomputation by remat.
       programs: step (train, eval) -> program.
-      advice: config changes that would lower the memory, the most useful first.
-      trials: the memory with some of them, where the train step does not fit a TPU.
+      advice: config changes that would reduce the memory, the most useful first.
+      trials: the memory with some of these changes, if the train step does not fit a TPU.
     """
 
     config: str
@@ -79,21 +78,21 @@ class Report:
 
 
 def verdict(program: Program, memory: int | None, advice: Sequence[str]) -> str:
-    """One line: if a step fits a device with so many bytes of memory, and what to do where it does not."""
+    """One line: whether a step fits a device with `memory` bytes, and advice if it does not."""
     needed = f"{program.needed / GIB:.2f}"
     if program.fits is None or memory is None:
-        return f"needs {needed} GiB a device; how much there is, is not known"
+        return f"needs {needed} GiB per device; the device's memory is unknown"
     if program.fits:
         return f"fits ({needed} of {memory / GIB:.0f} GiB)"
     return f"does not fit: needs {needed} GiB of {memory / GIB:.0f}; try {' or '.join(advice)}"
 
 
 def text(report: Report) -> str:
-    """The report for people."""
+    """The report as text."""
     axes = " x ".join(f"{axis}={size}" for axis, size in report.mesh.items())
     lines = [
         f"{report.config}, remat={report.remat}, on {report.topology}: {report.devices} x {report.device_kind}, {axes}",
-        f"{report.parameters / 1e6:.1f} M parameters, {report.multiply_adds / 1e9:.3g} G multiply-adds an image and "
+        f"{report.parameters / 1e6:.1f} M parameters, {report.multiply_adds / 1e9:.3g} G multiply-adds per image and "
         f"forward pass; model FLOPs of a train step: {report.train_flops:.3e}",
     ]
     for step, program in report.programs.items():
@@ -105,23 +104,23 @@ def text(report: Report) -> str:
         lines += _trial_lines(report) if training else []
         ours = 0.75 if report.device_kind.startswith("NVIDIA") else 1.0
         if report.memory and ours * report.memory < program.needed <= report.memory:
-            lines.append("  XLA takes three quarters of a GPU's memory: set XLA_PYTHON_CLIENT_MEM_FRACTION to more")
+            lines.append("  JAX allocates only 75 % of a GPU's memory: raise XLA_PYTHON_CLIENT_MEM_FRACTION")
     return "\n".join(lines)
 
 
 def _program_lines(program: Program) -> list[str]:
     if program.reserved is None:
-        return ["  the compiler gave up"]
+        return ["  compilation failed: out of memory"]
     seconds = program.compile_seconds
-    lines = ["  no machine code was made" if seconds is None else f"  compiled in {seconds:.1f} s"]
+    lines = ["  compiled without machine code" if seconds is None else f"  compiled in {seconds:.1f} s"]
     parts = {part: getattr(program, part) for part in ("peak", "reserved", "arguments", "outputs", "temporaries")}
     sizes = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts.items() if size is not None)
-    lines.append(f"  MiB a device: {sizes}")
+    lines.append(f"  MiB per device: {sizes}")
     for kind, of_kind in program.collectives.items():
         whole, sent = of_kind.bytes / 2**20, of_kind.sent / 2**20
-        lines.append(f"  {kind:<18}{of_kind.count:>6} x, {whole:>9.1f} MiB a device, {sent:>9.1f} MiB sent")
+        lines.append(f"  {kind:<18}{of_kind.count:>6} x, {whole:>9.1f} MiB per device, {sent:>9.1f} MiB sent")
     if program.uncounted_loops:
-        lines.append(f"  {program.uncounted_loops} loops of unknown length are counted as one turn")
+        lines.append(f"  {program.uncounted_loops} loops of unknown length are counted as one iteration")
     return lines
 
 

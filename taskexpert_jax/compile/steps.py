@@ -1,4 +1,4 @@
-"""The train and the eval step of a config, traced for a mesh of devices that need not be there."""
+"""Traces the train and the eval step of a config for a mesh of devices that need not be present."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from taskexpert_jax.training.step import batch_sizes, make_train_step
 
 
 def build(config: ConfigDict, devices: Sequence[Any]) -> tuple[Mesh, taskexpert.TaskExpert]:
-    """The mesh over the devices, and the model as it is built for them."""
+    """The mesh over the devices, and the model built for them."""
     mesh = sharding.make_mesh(config.mesh, batch_sizes(config), devices)
     return mesh, taskexpert.from_config(config, from_config(config), devices[0])
 
@@ -28,7 +28,7 @@ def build(config: ConfigDict, devices: Sequence[Any]) -> tuple[Mesh, taskexpert.
 def abstract_batch(
     tasks: Sequence[Task], batch_size: int, size: tuple[int, int], mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a batch of images of a size (H, W): docs/conventions.md."""
+    """Shapes, dtypes and shardings of a batch with images of `size` (H, W); see docs/conventions.md."""
     shapes = {
         "image": ((*size, 3), jnp.uint8),
         "window": ((4,), jnp.int32),
@@ -42,9 +42,9 @@ def abstract_batch(
 
 
 def tracers(config: ConfigDict, model: taskexpert.TaskExpert, mesh: Mesh) -> Mapping[str, Callable[[], Any]]:
-    """Functions that trace the steps "train" and "eval", as `train.train` and `evaluation.steps.run` would call them.
+    """Functions that trace the steps "train" and "eval" with the arguments of `train.train` and `evaluation.steps.run`.
 
-    Call them, and not this function, under `sharding.use(mesh)`.
+    Call the returned functions, not this one, under `sharding.use(mesh)`.
     """
     tx = optimizer.build(config)
     averaged = config.optimizer.ema_decay > 0

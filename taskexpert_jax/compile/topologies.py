@@ -1,7 +1,6 @@
-"""Accelerators by name: what the compiler can be asked to build for without having them.
+"""Accelerator topologies by name, to compile for without the hardware.
 
-A TPU topology needs the package `libtpu` (requirements-tpu.txt), a GPU one JAX's CUDA plugin (requirements-cuda.txt);
-neither needs the hardware.
+A TPU topology needs the package `libtpu` (requirements-tpu.txt), a GPU one JAX's CUDA plugin (requirements-cuda.txt).
 """
 
 from collections.abc import Sequence
@@ -28,9 +27,9 @@ class Accelerator:
 
     Attributes:
       platform: tpu or cuda.
-      gibibytes: of memory, a device, as its maker gives it; programs get a little less.
-      shapes: the topologies that it can be asked for as: chips along the axes of the network, or a number of GPUs.
-      device_kind: how its name begins where JAX finds such a device.
+      gibibytes: nominal memory of a device; slightly less is available to programs.
+      shapes: its topologies: chips along the axes of the network, or number of GPUs.
+      device_kind: prefix of JAX's `device_kind` for it.
     """
 
     platform: Literal["tpu", "cuda"]
@@ -51,7 +50,7 @@ NAMES = tuple(f"{name}:{shape}" for name, of in ACCELERATORS.items() for shape i
 
 _GPUS_PER_HOST = 8
 
-# What XLA wants to know of a GPU that is not there: NVIDIA's data sheets and CUDA's device attributes of Hopper.
+# Description of the absent GPU for XLA, from NVIDIA's data sheets and CUDA's device attributes of Hopper.
 _HOPPER = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -68,13 +67,13 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 device_description_str: "{kind}"
 """
-_BANDWIDTH = {"h100": 3_350_000_000_000, "h200": 4_800_000_000_000}  # bytes a second
+_BANDWIDTH = {"h100": 3_350_000_000_000, "h200": 4_800_000_000_000}  # bytes per second
 
 
 def devices(name: str) -> Sequence[Any]:
-    """The devices of a topology of `NAMES`: descriptions that a mesh can be made over, and compiled for.
+    """Device descriptions of a topology in `NAMES`, to build a mesh from and compile for.
 
-    From then on this process uses its CPU alone, so call it before JAX has been asked for devices.
+    Restricts this process to its CPU, so call it before JAX initialises its devices.
 
     Raises:
       UserError: an unknown name, or the compiler's package is not installed.
@@ -100,7 +99,7 @@ def devices(name: str) -> Sequence[Any]:
 
     if accelerator.platform == "cuda":
         return topologies.get_topology_desc(platform="cuda", topology_name=name, **_gpus(kind, int(shape))).devices
-    # libtpu otherwise asks the cloud's metadata server where it runs, and lets one process at a time load it.
+    # By default libtpu queries the cloud's metadata server, and can be loaded by only one process at a time.
     for key, value in {
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -113,7 +112,7 @@ def devices(name: str) -> Sequence[Any]:
 
 
 def platform_of(name: str | None) -> str | None:
-    """tpu or cuda; None for what is not one of `NAMES`."""
+    """tpu or cuda; None for a name that is not in `NAMES`."""
     return ACCELERATORS[name.split(":")[0]].platform if name in NAMES else None
 
 
@@ -127,7 +126,7 @@ def _gpus(kind: str, count: int) -> dict[str, str]:
 
 
 def memory_of(device: Any) -> int | None:
-    """Bytes of memory of a device, present or described; None where they are not known, as of a CPU."""
+    """Bytes of memory of a device, real or described; None if unknown, as on a CPU."""
     longest_first = sorted(ACCELERATORS.values(), key=lambda of: -len(of.device_kind))
     for accelerator in longest_first:
         if device.device_kind.startswith(accelerator.device_kind):

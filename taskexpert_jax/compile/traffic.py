@@ -1,8 +1,8 @@
-"""Traffic between devices in one run of a compiled program, read from its optimised HLO text.
+"""Inter-device traffic of one execution of a compiled program, from its optimised HLO text.
 
-A collective inside a loop counts once for each turn of the loop. Of a conditional all branches count. A collective in
-pieces counts once: `-start` and `-done`, or several fusions with the same channel, among which XLA's TPU compiler
-divides a collective to hide it behind other work.
+A collective in a loop counts once per iteration; all branches of a conditional count. A split collective counts once:
+`-start` and `-done`, or several fusions with the same channel, into which XLA's TPU compiler splits a collective to
+overlap it with computation.
 """
 
 import collections
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
-_BITS = {"pred": 8, "bf16": 16, "token": 0}  # of types whose name does not end in their width
+_BITS = {"pred": 8, "bf16": 16, "token": 0}  # types without their width after the first letter
 _ARRAY = re.compile(r"\b(pred|token|bf16|[sufc]\d+|f8\w+)\[([\d,]*)\]")
 _BROKEN = re.compile(r"^(  .*)((?:\n(?!  |\}$).*)+)", re.MULTILINE)
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}$", re.MULTILINE | re.DOTALL)
@@ -26,13 +26,13 @@ _CALLED = re.compile(rf"\b(?:{_ATTRIBUTES})=\{{?([^,}}]*(?:, ?%[^,}}]*)*)")
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """The collectives of one kind in one run of a program, as one device sees them.
+    """Traffic of one kind of collective in one execution of a program, per device.
 
     Attributes:
-      count: how often such a collective runs.
-      bytes: of the arrays that they take or make, whichever are larger: what is gathered, or what is scattered.
-      sent: bytes that the device sends where the devices of a group stand in a ring: (n - 1) / n of `bytes` for groups
-        of n devices, twice that for an all-reduce.
+      count: number of executions.
+      bytes: size of the operands or the results, whichever is larger (the gathered or the unscattered array).
+      sent: bytes that the device sends with ring algorithms: (n - 1) / n of `bytes` for groups of n devices, twice that
+        for an all-reduce.
     """
 
     count: int = 0
@@ -43,12 +43,12 @@ class Traffic:
         return Traffic(self.count + other.count, self.bytes + other.bytes, self.sent + other.sent)
 
     def times(self, turns: int) -> "Traffic":
-        """The traffic of that many runs."""
+        """The traffic of `turns` executions."""
         return Traffic(self.count * turns, self.bytes * turns, self.sent * turns)
 
 
 class Instruction(NamedTuple):
-    """One line of a computation: its name, result type, operation, and all that follows the operation's name."""
+    """One HLO instruction: its name, result type, opcode, and the rest of the line after the opcode."""
 
     name: str
     type: str
@@ -56,14 +56,14 @@ class Instruction(NamedTuple):
     rest: str
 
 
-Computation = dict[str, Instruction]  # by name, in their order
+Computation = dict[str, Instruction]  # by name, in program order
 Computations = dict[str, Computation]
 
 
 def count(hlo: str, devices: int) -> tuple[dict[str, Traffic], int]:
-    """Traffic by kind of collective, only kinds that occur, of a program for `devices` devices.
+    """Traffic of a program for `devices` devices, by kind of collective; only kinds that occur.
 
-    The second value is the number of loops with collectives whose number of turns is unknown; they count as one turn.
+    The second value is the number of loops with collectives and unknown trip count; they count as one iteration.
     """
     computations, entry = parse(hlo)
     begun_in = _begun_in(computations)
@@ -75,8 +75,8 @@ def count(hlo: str, devices: int) -> tuple[dict[str, Traffic], int]:
         channels = set()
         for place, instruction in _with_fused(name, computations):
             if kind := _kind(instruction.opcode):
-                # XLA's TPU compiler writes a reduce-scatter as a fusion of an all-reduce and the choice of a shard.
-                # Such a fusion is whole, and all that were merged of several have channel 1.
+                # XLA's TPU compiler expresses a reduce-scatter as a fusion of an all-reduce and a slice. Such a fusion
+                # is a complete collective, and all that were merged from several have channel 1.
                 scattered = place.startswith("all-reduce-scatter")
                 channel = None if scattered else re.search(r"channel_id=(\d+)", instruction.rest)
                 if channel and (channel[1] in channels or begun_in.get(channel[1], name) != name):
@@ -97,10 +97,10 @@ def count(hlo: str, devices: int) -> tuple[dict[str, Traffic], int]:
 
 
 def parse(hlo: str) -> tuple[Computations, str]:
-    """The computations of a program by name, and the name of the one that it begins with."""
+    """The computations of a program by name, and the name of its entry computation."""
     found: Computations = {}
     entry = ""
-    whole = _BROKEN.sub(lambda line: line[0].replace("\n", ""), hlo)  # the text of a Pallas kernel has line breaks
+    whole = _BROKEN.sub(lambda line: line[0].replace("\n", ""), hlo)  # attributes of a Pallas kernel have line breaks
     for is_entry, name, body in _COMPUTATION.findall(whole):
         found[name] = {fields[0]: Instruction(*fields) for fields in _INSTRUCTION.findall(body)}
         entry = name if is_entry else entry
@@ -108,17 +108,17 @@ def parse(hlo: str) -> tuple[Computations, str]:
 
 
 def called_by(instruction: Instruction) -> Iterator[str]:
-    """The computations that an instruction runs."""
-    if instruction.opcode not in ("async-done", "async-update"):  # their start names the same
+    """The computations that an instruction calls."""
+    if instruction.opcode not in ("async-done", "async-update"):  # these repeat the call of their start
         for names in _CALLED.findall(instruction.rest):
             yield from re.findall(r"[\w.\-]+", names)
 
 
-def turns_of(instruction: Instruction, beside: Computation, computations: Computations) -> int | None:
-    """How often an instruction of the computation `beside` runs what it calls; None for a loop of unknown length.
+def turns_of(instruction: Instruction, computation: Computation, computations: Computations) -> int | None:
+    """Number of times that an instruction of `computation` executes its callees; None for an unknown trip count.
 
-    XLA notes the length of some loops (`known_trip_count`). Of others it follows from the counter's first value, its
-    step and its limit.
+    XLA annotates some loops with `known_trip_count`. For others it follows from the counter's first value, step and
+    limit.
     """
     if instruction.opcode != "while":
         return 1
@@ -135,21 +135,21 @@ def turns_of(instruction: Instruction, beside: Computation, computations: Comput
     if index is None or last is None:
         return None
     place = int(index[1])
-    first = _constant(_element(beside[operands_of(instruction)[0]], place, beside), beside) or 0
+    first = _constant(_element(computation[operands_of(instruction)[0]], place, computation), computation) or 0
     added = _element(next(reversed(body.values())), place, body)
     steps = [_constant(body[name], body) for name in operands_of(added)] if added and added.opcode == "add" else []
     step = next((step for step in steps if step), None)
     return None if step is None else max(0, math.ceil((last - first) / step))
 
 
-def _element(made: Instruction, index: int, beside: Computation) -> Instruction | None:
-    """The element of a tuple at an index."""
-    return beside[operands_of(made)[index]] if made.opcode == "tuple" else None
+def _element(instruction: Instruction, index: int, computation: Computation) -> Instruction | None:
+    """The operand of a `tuple` instruction at an index; None for other instructions."""
+    return computation[operands_of(instruction)[index]] if instruction.opcode == "tuple" else None
 
 
-def _constant(instruction: Instruction | None, beside: Computation) -> int | None:
+def _constant(instruction: Instruction | None, computation: Computation) -> int | None:
     while instruction and instruction.opcode in ("copy", "bitcast"):
-        instruction = beside[operands_of(instruction)[0]]
+        instruction = computation[operands_of(instruction)[0]]
     value = re.match(r"-?\d+(?=\))", instruction.rest) if instruction and instruction.opcode == "constant" else None
     return int(value[0]) if value else None
 
@@ -169,7 +169,7 @@ def bytes_of(type_text: str) -> int:
 
 
 def _begun_in(computations: Computations) -> dict[str, str]:
-    """Channel -> the computation in which a collective begins whose pieces may stand in loops inside it."""
+    """Channel -> computation in which a split collective starts; its other parts may be in loops inside it."""
     return {
         channel[1]: name
         for name, instructions in computations.items()
@@ -182,7 +182,7 @@ def _begun_in(computations: Computations) -> dict[str, str]:
 
 
 def _with_fused(name: str, computations: Computations) -> Iterator[tuple[str, Instruction]]:
-    """The instructions of a computation and of its fusions, each with the name of the computation that it stands in."""
+    """The instructions of a computation and of its fusions, each with the name of the computation that contains it."""
     for instruction in computations.get(name, {}).values():
         if instruction.opcode == "fusion":
             for fused in called_by(instruction):
@@ -192,15 +192,15 @@ def _with_fused(name: str, computations: Computations) -> Iterator[tuple[str, In
 
 
 def _kind(opcode: str) -> str | None:
-    """The kind of collective that ends with this operation: the operation itself, or the `-done` of one in pieces."""
+    """The kind of collective that this opcode completes (the opcode itself, or its `-done`); None if there is none."""
     kind = opcode.removesuffix("-done").removeprefix("ragged-")
     return kind if kind in KINDS else None
 
 
-def _traffic(kind: str, instruction: Instruction, beside: Computation, devices: int) -> Traffic:
+def _traffic(kind: str, instruction: Instruction, computation: Computation, devices: int) -> Traffic:
     described = instruction
-    if instruction.opcode.endswith("-done"):  # the groups stand in the start
-        described = beside[operands_of(instruction)[0]]
+    if instruction.opcode.endswith("-done"):  # the start has the groups
+        described = computation[operands_of(instruction)[0]]
     group = _group_size(described.rest, devices)
     size = bytes_of(instruction.type)
     if kind == "reduce-scatter" and described.opcode.startswith("reduce-scatter"):
@@ -210,7 +210,7 @@ def _traffic(kind: str, instruction: Instruction, beside: Computation, devices: 
 
 
 def _group_size(attributes: str, devices: int) -> int:
-    """Devices in one group; XLA writes groups as lists, as an iota `[groups,size]<=[...]`, or as axes of a mesh."""
+    """Number of devices in a group; HLO has lists, an iota `[groups,size]<=[...]`, or mesh axes."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return len(listed[1].split(","))
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):

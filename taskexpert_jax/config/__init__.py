@@ -1,4 +1,4 @@
-"""The config: every field's default, rule and meaning, the check of a whole config, and reading a run's own."""
+"""The config: default, rule and meaning of every field, validation, and reading a run's config."""
 
 from taskexpert_jax.config.checking import check, flat
 from taskexpert_jax.config.fields import (

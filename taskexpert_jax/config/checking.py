@@ -1,4 +1,4 @@
-"""Checks a config: every field by its own rule, then the relations between fields."""
+"""Validates a config: each field by its own rule, then relations between fields."""
 
 from collections.abc import Iterator, Mapping
 import difflib
@@ -13,18 +13,18 @@ _LABELS_IN_UINT8 = 255  # classes; 255 itself is unlabelled
 
 
 def check(config: ConfigDict) -> None:
-    """Checks all fields, before anything is compiled or written.
+    """Validates all fields, before anything is compiled or written.
 
     Raises:
-      UserError: a field that is missing or unknown, a value of a wrong type or outside of what its field allows, or
-        values that do not fit each other. The line names the first such field, its value and what is allowed.
+      UserError: a missing or unknown field, a value of the wrong type or out of range, or values that are inconsistent
+        with each other. The line names the first such field, its value and what is allowed.
     """
-    for refusal in _refusals(config):
-        raise UserError(refusal)
+    for error in _errors(config):
+        raise UserError(error)
 
 
 def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields of a config with their values, by full name: ("model.gate.width", 8)."""
+    """The fields of a config as (full name, value) pairs: ("model.gate.width", 8)."""
     for name, value in config.items():
         if isinstance(value, ConfigDict | dict):
             yield from flat(value, f"{prefix}{name}.")
@@ -32,7 +32,7 @@ def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[t
             yield f"{prefix}{name}", value
 
 
-def _refusals(config: ConfigDict) -> Iterator[str]:
+def _errors(config: ConfigDict) -> Iterator[str]:
     values = dict(flat(config))
     data_set = values.get("dataset.name")
     fields = fields_of(data_set) if isinstance(data_set, str) else fields_of("")
@@ -45,16 +45,16 @@ def _refusals(config: ConfigDict) -> Iterator[str]:
         if name.startswith("loss_weights."):
             if not LOSS_WEIGHT.rule.allows(values[name]):
                 yield f"config.{name}={values[name]!r}: {LOSS_WEIGHT.rule.words}"
-        elif data_set in DATA_SETS or not name.startswith("dataset."):  # a data set of one's own has fields of its own
+        elif data_set in DATA_SETS or not name.startswith("dataset."):  # user data sets have their own fields
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
             yield f"config.{name}: unknown field{f'; did you mean {near[0]!r}?' if near else ''}"
-    yield from _misfits(config)
+    yield from _inconsistencies(config)
 
 
-def _misfits(config: ConfigDict) -> Iterator[str]:
-    """Relations between fields that do not hold, a line each; every field by itself is allowed."""
-    yield from _task_misfits(config)
-    yield from _model_misfits(config)
+def _inconsistencies(config: ConfigDict) -> Iterator[str]:
+    """Relations between fields that do not hold, one line each; each field is valid by itself."""
+    yield from _task_inconsistencies(config)
+    yield from _model_inconsistencies(config)
     if config.batch_size % config.accumulate_steps:
         yield f"config.accumulate_steps={config.accumulate_steps} must divide batch_size={config.batch_size}"
     for name in ("scale", "contrast", "saturation"):
@@ -64,17 +64,17 @@ def _misfits(config: ConfigDict) -> Iterator[str]:
     mesh = config.mesh
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     if 0 in sizes or sizes.count(-1) > 1:
-        asked = ", ".join(f"{axis}={mesh[axis]}" for axis in ("data", "fsdp", "tensor"))
-        yield f"config.mesh ({asked}): sizes must be positive, and at most one may be -1"
+        given = ", ".join(f"{axis}={mesh[axis]}" for axis in ("data", "fsdp", "tensor"))
+        yield f"config.mesh ({given}): sizes must be positive, and at most one may be -1"
     smallest, frame = tuple(config.dataset.image_size), tuple(config.eval.image_size)
     if frame and (frame[0] < smallest[0] or frame[1] < smallest[1]):
         yield (
             f"config.eval.image_size={frame[0]}x{frame[1]} is smaller than config.dataset.image_size="
-            f"{smallest[0]}x{smallest[1]}, the size that the model was trained for; give as much or more, or ()"
+            f"{smallest[0]}x{smallest[1]}, the size that the model was trained for; give at least that, or ()"
         )
 
 
-def _task_misfits(config: ConfigDict) -> Iterator[str]:
+def _task_inconsistencies(config: ConfigDict) -> Iterator[str]:
     tasks, dataset = config.tasks, config.dataset
     if not tasks:
         yield f"config.tasks={tasks!r}: must name at least one task, each once"
@@ -98,7 +98,7 @@ def _task_misfits(config: ConfigDict) -> Iterator[str]:
                 yield f"config.dataset.zero_is_void: {task!r} is not among the tasks ({', '.join(tasks)})"
 
 
-def _model_misfits(config: ConfigDict) -> Iterator[str]:
+def _model_inconsistencies(config: ConfigDict) -> Iterator[str]:
     model = config.model
     height, width = config.dataset.image_size
     if height % model.patch_size or width % model.patch_size:

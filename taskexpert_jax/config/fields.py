@@ -1,6 +1,6 @@
 """All config fields: name -> default, rule and meaning; and the backbone variants.
 
-A config is `base("vit_l16", "nyud")` changed by a file in configs/, and by --config.FIELD=VALUE on the command line.
+A config is `base("vit_l16", "nyud")`, modified by a file in configs/ and by --config.FIELD=VALUE on the command line.
 """
 
 from collections.abc import Mapping
@@ -10,24 +10,26 @@ from ml_collections import ConfigDict
 
 from taskexpert_jax.config.rules import Rule, choice, flag, names, number, numbers, odd, size, text, whole
 
-REQUIRED: Any = None  # in place of a default: the variant or the config file gives the value
+REQUIRED: Any = None  # no default: the variant or the config file sets the value
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Field(NamedTuple):
-    """One field: its default (REQUIRED: none), what it may hold, and what it means."""
+    """One field: its default (REQUIRED: none), its rule and its meaning."""
 
     default: Any
     rule: Rule
     meaning: str
 
 
-# The benchmark family's protocol is the default (docs/paper_vs_code.md).
+# Defaults are the protocol of the benchmark's methods (docs/paper_vs_code.md).
 FIELDS: Mapping[str, Field] = {
     "variant": Field(REQUIRED, text(), "name of the size; recorded in config.json and printed at start"),
-    "seed": Field(0, whole(0, 2**32 - 1), "of parameters, stochastic depth, data order and augmentation"),
-    "dtype": Field("bfloat16", choice("float32", "bfloat16"), "of the computation; parameters are always float32"),
+    "seed": Field(0, whole(0, 2**32 - 1), "seed of parameters, stochastic depth, data order and augmentation"),
+    "dtype": Field(
+        "bfloat16", choice("float32", "bfloat16"), "dtype of the computation; parameters are always float32"
+    ),
     "batch_size": Field(4, whole(1), "global batch size, over all devices and hosts"),
     "num_steps": Field(40_000, whole(1), "optimiser steps"),
     "accumulate_steps": Field(1, whole(1), "micro-batches per step, if a batch exceeds memory; divides batch_size"),
@@ -37,17 +39,17 @@ FIELDS: Mapping[str, Field] = {
     # --- data set; more fields in DATA_SETS below ---
     "dataset.name": Field(REQUIRED, text(), "module of input_pipeline"),
     "dataset.fingerprint": Field(
-        "", text(empty=True), "identifies the data; empty: filled in at start; else other data are refused"
+        "", text(empty=True), "identifies the data; empty: set at start; otherwise different data are refused"
     ),
     "dataset.train_split": Field("train", text(), "split to train on"),
     "dataset.eval_split": Field("val", text(), "split to evaluate"),
     "dataset.semseg_classes": Field((), names(), "class names in the order of their numbers in the label maps"),
     "dataset.image_size": Field(
-        REQUIRED, size(), "height and width in training and evaluation, in pixels; whole patches"
+        REQUIRED, size(), "height and width in training and evaluation, in pixels; multiples of patch_size"
     ),
     "dataset.downscale": Field(1.0, number(above=0, high=1, words="must be in (0, 1]"), "reduces every image first"),
     "dataset.cache": Field(False, flag(), "keep decoded examples in memory"),
-    "dataset.threads": Field(0, whole(0), "of the input pipeline; 0: chosen by tf.data"),
+    "dataset.threads": Field(0, whole(0), "threads of the input pipeline; 0: chosen by tf.data"),
     # --- model: backbone ---
     "model.width": Field(REQUIRED, whole(1), "C, channels of the tokens"),
     "model.depth": Field(REQUIRED, whole(1), "transformer blocks"),
@@ -55,16 +57,18 @@ FIELDS: Mapping[str, Field] = {
     "model.mlp_ratio": Field(4, whole(1), "MLP width over C"),
     "model.patch_size": Field(REQUIRED, whole(1), "P, in pixels"),
     "model.layer_scale": Field(0.0, number(0), "LayerScale's initial factor on a block's residuals; 0: no LayerScale"),
-    "model.class_token": Field(False, flag(), "a class token that takes part in the attention; the family drops it"),
+    "model.class_token": Field(
+        False, flag(), "a class token that takes part in the attention; the benchmark's methods drop it"
+    ),
     "model.registers": Field(0, whole(0), "register tokens"),
     "model.image_mean": Field(
         IMAGENET_MEAN,
-        numbers("give three numbers, for red, green and blue in 0..1", count=3),
+        numbers("give three numbers, for red, green and blue in [0, 1]", count=3),
         "per-channel mean for RGB in [0, 1]; default: ImageNet's",
     ),
     "model.image_std": Field(
         IMAGENET_STD,
-        numbers("give three positive numbers, for red, green and blue in 0..1", above=0, count=3),
+        numbers("give three positive numbers, for red, green and blue in [0, 1]", above=0, count=3),
         "per-channel standard deviation for RGB in [0, 1]",
     ),
     "model.pretrained": Field(
@@ -81,11 +85,15 @@ FIELDS: Mapping[str, Field] = {
     "model.remat": Field(
         False, flag(), "recompute blocks in the backward pass: less memory, about a third more compute"
     ),
-    "model.unroll": Field("auto", choice("auto", "yes", "no"), "write out the scans; auto: on CPUs only"),
+    "model.unroll": Field(
+        "auto", choice("auto", "yes", "no"), "unroll the scans over blocks and taps; auto: on CPUs only"
+    ),
     # --- model: decoder ---
     "model.taps": Field(4, whole(1), "S: the experts see the tokens after each depth / S blocks; divides depth"),
     "model.feature_width": Field(REQUIRED, whole(1), "D, channels of experts, memory and heads"),
-    "model.norm": Field("batch", choice("batch", "layer"), "of experts and heads; batch: over the global batch"),
+    "model.norm": Field(
+        "batch", choice("batch", "layer"), "normalisation of experts and heads; batch: over the global batch"
+    ),
     "model.experts": Field(5, whole(1), "K, number of experts"),
     "model.expert_kernel": Field(3, odd(1), "kernel size of the experts' second convolution"),
     "model.gate.input": Field(
@@ -94,7 +102,7 @@ FIELDS: Mapping[str, Field] = {
     "model.gate.granularity": Field(
         "token",
         choice("token", "image", "static", "uniform"),
-        "weights per token, per image, static (learned, blind to the input) or uniform (no gate)",
+        "weights per token, per image, static (learned, independent of the input) or uniform (no gate)",
     ),
     "model.gate.width": Field(REQUIRED, whole(1), "hidden units"),
     "model.gate.top_k": Field(0, whole(0), "0: softmax over all experts; k: over the k largest"),
@@ -106,7 +114,7 @@ FIELDS: Mapping[str, Field] = {
     "model.memory.read": Field(
         "conv1x1",
         choice("conv1x1", "conv3x3", "identity", "none"),
-        "how the memory becomes expert K + 1; none: it does not, and only sums the taps' features",
+        "memory as expert K + 1; none: not read by the gates, only accumulates the taps' features",
     ),
     "model.memory.write": Field("residual", choice("residual", "gated", "replace"), "update of the memory at each tap"),
     "model.head_upsample": Field(4, whole(1), "upsampling of the memory before a head's 3x3 convolution"),
@@ -114,7 +122,7 @@ FIELDS: Mapping[str, Field] = {
     "optimizer.algorithm": Field(
         "adam", choice("adam", "adamw"), "adam: the protocol's, with an L2 term; adamw: decoupled weight decay"
     ),
-    "optimizer.learning_rate": Field(2e-5, number(0), "before the decay"),
+    "optimizer.learning_rate": Field(2e-5, number(0), "peak learning rate, before the decay"),
     "optimizer.schedule": Field("polynomial", choice("polynomial", "cosine"), "decay to 0 at num_steps"),
     "optimizer.schedule_power": Field(0.9, number(0), "p of learning_rate * (1 - step / num_steps) ** p"),
     "optimizer.warmup_steps": Field(0, whole(0), "linear rise from 0 before the decay; the protocol has none"),
@@ -127,45 +135,47 @@ FIELDS: Mapping[str, Field] = {
     "augment.scale_min": Field(0.5, number(above=0), "smallest random scale of image and labels"),
     "augment.scale_max": Field(2.0, number(above=0), "largest; drawn uniformly"),
     "augment.crop_max_class_share": Field(
-        0.75, number(above=0, high=1), "crops with a larger share of one class are redrawn; 1: any crop will do"
+        0.75, number(above=0, high=1), "crops with a larger share of one class are redrawn; 1: no crop is redrawn"
     ),
-    "augment.crop_redraws": Field(10, whole(0), "at most"),
-    "augment.flip_probability": Field(0.5, number(0, 1), "horizontal"),
-    "augment.photometric_probability": Field(0.5, number(0, 1), "of each of the four colour changes below; 0: none"),
-    "augment.brightness": Field(32.0, number(0, 255), "largest change, of 255"),
+    "augment.crop_redraws": Field(10, whole(0), "largest number of redraws"),
+    "augment.flip_probability": Field(0.5, number(0, 1), "probability of a horizontal flip"),
+    "augment.photometric_probability": Field(
+        0.5, number(0, 1), "probability of each of the four colour jitters below; 0: none"
+    ),
+    "augment.brightness": Field(32.0, number(0, 255), "largest change, on a scale of 0 to 255"),
     "augment.contrast_min": Field(0.5, number(0), "smallest factor"),
     "augment.contrast_max": Field(1.5, number(0), "largest; drawn uniformly"),
     "augment.saturation_min": Field(0.5, number(0), "smallest factor"),
     "augment.saturation_max": Field(1.5, number(0), "largest; drawn uniformly"),
-    "augment.hue": Field(18, whole(0, 180), "largest change, of 180"),
-    # --- devices along each mesh axis; -1: all that remain ---
+    "augment.hue": Field(18, whole(0, 180), "largest change, on a scale of 0 to 180"),
+    # --- devices along each mesh axis; -1: all remaining devices ---
     "mesh.data": Field(-1, whole(-1), "copies of the model, each with its share of the batch"),
     "mesh.fsdp": Field(1, whole(-1), "shards of parameters and optimiser state; also splits the batch"),
     "mesh.tensor": Field(1, whole(-1), "shards of attention heads, MLPs and feature maps"),
     # --- evaluation and inference ---
     "eval.batch_size": Field(8, whole(1), "global batch size"),
-    "eval.every_steps": Field(2_000, whole(1), "during training, and at the end"),
+    "eval.every_steps": Field(2_000, whole(1), "steps between evaluations during training; also at the end"),
     "eval.max_examples": Field(0, whole(0), "0: the whole split"),
-    "eval.flip": Field(False, flag(), "average predictions with those for the mirrored image"),
+    "eval.flip": Field(False, flag(), "average predictions with those of the flipped image"),
     "eval.scales": Field(
         (1.0,),
-        numbers("give one or more positive factors; (1.0,) is the image as it is", above=0),
-        "average predictions for the image resized by each of these",
+        numbers("give one or more positive factors; (1.0,) is the original size", above=0),
+        "average predictions over the image resized by each of these factors",
     ),
     "eval.image_size": Field(
         (),
-        size(empty=True, words="give a height and a width in pixels, or () for the usual"),
+        size(empty=True, words="give a height and a width in pixels, or () for dataset.image_size"),
         "frames larger than dataset.image_size: sliding-window inference; (): dataset.image_size",
     ),
     "eval.overlap": Field(
         1 / 3,
-        number(0, below=1, words="must be a share of a window's side, in [0, 1)"),
-        "smallest overlap of neighbouring windows, as a share of their sides",
+        number(0, below=1, words="must be a fraction of a window's side, in [0, 1)"),
+        "smallest overlap of neighbouring windows, as a fraction of their sides",
     ),
     "eval.params_dtype": Field(
         "float32",
         choice("float32", "bfloat16"),
-        "of parameters in --mode=evaluate and predict; bfloat16: half the memory",
+        "dtype of parameters in --mode=evaluate and predict; bfloat16: half the memory",
     ),
     "eval.boundary.odsf": Field(True, flag(), "run the boundary benchmark in --mode=evaluate; about 0.5 s per image"),
     "eval.boundary.labels": Field(
@@ -173,19 +183,21 @@ FIELDS: Mapping[str, Field] = {
     ),
     "eval.boundary.max_dist": Field(
         0.0075,
-        number(above=0, below=1, words="must be a share of the diagonal, in (0, 1)"),
-        "between matched pixels, as a share of the image's diagonal",
+        number(above=0, below=1, words="must be a fraction of the diagonal, in (0, 1)"),
+        "largest distance of matched pixels, as a fraction of the image's diagonal",
     ),
     # --- run ---
-    "checkpoint.every_steps": Field(2_000, whole(1), "and at the end; the latest and the best are kept"),
+    "checkpoint.every_steps": Field(
+        2_000, whole(1), "steps between checkpoints; also at the end; the latest two and the best are kept"
+    ),
     "checkpoint.best_task": Field(
         "semseg", text(), "the best checkpoint is the best one by this task's published metric"
     ),
-    "guard.skip_steps": Field(0, whole(0), "NaN/Inf steps that are skipped; one more stops the run (docs/resume.md)"),
-    "guard.skip_examples": Field(0, whole(0), "unreadable training examples that are replaced; one more stops the run"),
+    "guard.skip_steps": Field(0, whole(0), "NaN/Inf steps to skip; one more stops the run (docs/resume.md)"),
+    "guard.skip_examples": Field(0, whole(0), "unreadable training examples to replace; one more stops the run"),
     "guard.spike_factor": Field(4.0, number(0), "report losses above this times the running mean; 0: never"),
     "guard.stall_seconds": Field(600.0, number(0), "warn after this long without a step; 0: never"),
-    "log.every_steps": Field(50, whole(1), "scalars and progress"),
+    "log.every_steps": Field(50, whole(1), "steps between scalars and progress lines"),
     "log.images": Field(4, whole(0), "evaluation examples drawn to TensorBoard at each evaluation; 0: none"),
 }
 
@@ -205,7 +217,7 @@ DATA_SETS: Mapping[str, Mapping[str, Field]] = {
         ),
     },
     "scenes": {
-        "dataset.seed": Field(0, whole(0), "of the scenes"),
+        "dataset.seed": Field(0, whole(0), "seed of the scenes"),
         "dataset.train_scenes": Field(1_500, whole(1), "scenes to train on"),
         "dataset.val_scenes": Field(200, whole(1), "scenes to evaluate"),
     },
@@ -215,14 +227,14 @@ DATA_SETS: Mapping[str, Mapping[str, Field]] = {
 _DINOV2 = {"layer_scale": 1e-5, "class_token": True}
 _DINOV2_REGISTERS = {**_DINOV2, "registers": 4}
 
-# name -> width C, depth, heads, patch size P, feature width D, gate width; then fields of `model` that differ.
+# name -> width C, depth, heads, patch size P, feature width D, gate width; then other fields of `model`.
 # D of ViT-L is set by the published budget (420 M parameters, 622 G multiply-adds); the others have D = C / 2.
 _VARIANTS: Mapping[str, tuple[Any, ...]] = {
     "vit_ti16": (192, 12, 3, 16, 96, 48, {}),
     "vit_s16": (384, 12, 6, 16, 192, 96, {}),
     "vit_b16": (768, 12, 12, 16, 384, 192, {}),
     "vit_l16": (1024, 24, 16, 16, 480, 256, {}),
-    # As DINOv2 was trained (arXiv 2304.07193; registers: 2309.16588) and MAE (2111.06377): with their class token.
+    # DINOv2 (arXiv 2304.07193; registers: 2309.16588) and MAE (2111.06377) were trained with a class token.
     "dinov2_s14": (384, 12, 6, 14, 192, 96, _DINOV2),
     "dinov2_b14": (768, 12, 12, 14, 384, 192, _DINOV2),
     "dinov2_l14": (1024, 24, 16, 14, 480, 256, _DINOV2),
@@ -231,19 +243,19 @@ _VARIANTS: Mapping[str, tuple[Any, ...]] = {
     "dinov2_l14_reg4": (1024, 24, 16, 14, 480, 256, _DINOV2_REGISTERS),
     "mae_b16": (768, 12, 12, 16, 384, 192, {"class_token": True}),
     "mae_l16": (1024, 24, 16, 16, 480, 256, {"class_token": True}),
-    "tiny": (32, 4, 2, 16, 16, 8, {}),  # for tests: everything there, nothing learned
+    "tiny": (32, 4, 2, 16, 16, 8, {}),  # for tests: has every part, too small to learn
 }
 VARIANTS = tuple(_VARIANTS)
 _SIZES = ("width", "depth", "heads", "patch_size", "feature_width", "gate.width")
 
 
 def fields_of(data_set: str) -> dict[str, Field]:
-    """All fields of a config for a data set, but its loss weights."""
+    """All fields of a config for a data set, except the loss weights."""
     return {**FIELDS, **DATA_SETS.get(data_set, {})}
 
 
 def defaults(variant: str, data_set: str) -> dict[str, Any]:
-    """Field -> default, of all fields that have one; an unknown variant has no sizes of a model."""
+    """Defaults by field, for all fields that have one; without the model's sizes if the variant is unknown."""
     found = {name: field.default for name, field in fields_of(data_set).items() if field.default is not REQUIRED}
     if variant in _VARIANTS:
         *sizes, different = _VARIANTS[variant]
@@ -253,9 +265,9 @@ def defaults(variant: str, data_set: str) -> dict[str, Any]:
 
 
 def base(variant: str, data_set: str) -> ConfigDict:
-    """The config of a backbone variant (`VARIANTS`) and a data set, all fields with their defaults.
+    """The config of a backbone variant (`VARIANTS`) and a data set, with all defaults.
 
-    The caller adds what has none: `tasks`, `loss_weights` and `dataset.image_size`.
+    The caller adds the fields without a default: `tasks`, `loss_weights` and `dataset.image_size`.
 
     Raises:
       ValueError: an unknown variant, with the known ones.
@@ -266,7 +278,7 @@ def base(variant: str, data_set: str) -> ConfigDict:
 
 
 def nested(flat: Mapping[str, Any]) -> ConfigDict:
-    """`{"model.gate.width": 8}` -> a ConfigDict in which `config.model.gate.width` is 8."""
+    """Nests fields given by full name: for {"model.gate.width": 8}, `config.model.gate.width` is 8."""
     config = ConfigDict()
     for name, value in flat.items():
         *groups, last = name.split(".")
@@ -280,7 +292,7 @@ def nested(flat: Mapping[str, Any]) -> ConfigDict:
 
 
 def shrink_for_tests(config: ConfigDict, image_size: tuple[int, int]) -> None:
-    """Changes the config of the variant `tiny` to one that trains and evaluates two steps in a minute on a CPU."""
+    """Reduces the config of the variant `tiny` to train and evaluate two steps within a minute on a CPU."""
     config.model.unroll = "no"  # compiles faster, also on CPUs
     config.dataset.image_size = image_size
     config.dtype = "float32"

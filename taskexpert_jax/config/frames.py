@@ -1,4 +1,4 @@
-"""What a config says about the model's input: frame sizes and normalisation."""
+"""The model's input by its config: frame sizes and normalisation."""
 
 from typing import NamedTuple
 
@@ -29,6 +29,6 @@ def frame_size(config: ConfigDict) -> tuple[int, int]:
 
 
 def whole_patches(config: ConfigDict, height: int, width: int) -> tuple[int, int]:
-    """The size with its sides rounded up to whole patches of the config's backbone: 14 makes 448x588 of 448x576."""
+    """Rounds a size up to whole patches of the config's backbone: 448x576 -> 448x588 for patch size 14."""
     patch = config.model.patch_size
     return -(-height // patch) * patch, -(-width // patch) * patch

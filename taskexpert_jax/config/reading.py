@@ -1,4 +1,4 @@
-"""Reads the config that a run keeps in its directory."""
+"""Reads the config from a run's directory."""
 
 import json
 import pathlib
@@ -11,22 +11,22 @@ from taskexpert_jax.config.checking import check, flat
 from taskexpert_jax.config.fields import defaults, nested
 from taskexpert_jax.errors import UserError
 
-_REMEDY = "put it back, or give another directory"
+_REMEDY = "restore the file, or give another directory"
 
 
 def read_run(workdir: pathlib.Path) -> ConfigDict:
-    """The config of a run, from WORKDIR/config.json; what are tuples in configs are tuples again.
+    """The config of a run, from WORKDIR/config.json; JSON lists become tuples.
 
-    Fields that the program did not have when the run started get their defaults, and a line on stdout names them.
+    Fields that did not exist when the run started get their defaults, and a line on stdout names them.
 
     Raises:
-      UserError: there is no such file, or it is not a run's config.
+      UserError: the file is missing, or not a run's config.
     """
     path = workdir / "config.json"
     try:
         saved = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; give the --workdir of a run, as main.py makes it") from None
+        raise UserError(f"{path} is missing; give the --workdir of a run of main.py") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a run's config ({error}); {_REMEDY}") from error
     try:
@@ -39,13 +39,13 @@ def read_run(workdir: pathlib.Path) -> ConfigDict:
 
 
 def restored(saved: Any) -> tuple[ConfigDict, tuple[str, ...]]:
-    """The config that was saved as JSON, and the names of the fields that it lacked and that got their defaults.
+    """The config from its JSON form, and the names of missing fields that got their defaults.
 
     Raises:
-      UserError: it is not a config.
+      UserError: not a config.
     """
     if not isinstance(saved, dict):
-        raise UserError("it holds no fields")
+        raise UserError("it has no fields")
     values = {name: _with_tuples(value) for name, value in flat(saved)}
     known = defaults(str(values.get("variant")), str(values.get("dataset.name")))
     added = tuple(name for name in known if name not in values)

@@ -1,4 +1,4 @@
-"""Rules for the value of one config field: its type and what is allowed."""
+"""Rules for the value of one config field: its type and its range."""
 
 from collections.abc import Callable, Sequence
 import math
@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
-    """What a field may hold.
+    """The allowed values of a field.
 
-    words: completes "config.FIELD=VALUE: " in the error message.
-    allows: value -> whether it is allowed; it gets values of any type.
+    Attributes:
+      words: completes the error message after "config.FIELD=VALUE: ".
+      allows: predicate; gets values of any type.
     """
 
     words: str
@@ -27,7 +28,7 @@ def flag() -> Rule:
 
 
 def whole(low: int, high: int | None = None, *, words: str = "") -> Rule:
-    """A whole number from `low` to `high`, both allowed."""
+    """A whole number from `low` to `high`, inclusive."""
     limits = f"{low} or more" if high is None else f"from {low} to {high}"
     return Rule(
         words or f"must be a whole number{' of' if high is None else ''} {limits}",
@@ -67,7 +68,7 @@ def text(*, empty: bool = False) -> Rule:
 
 
 def names(*, words: str = "must be a tuple of names, each once") -> Rule:
-    """A tuple of different strings, none of them empty; the tuple may be empty."""
+    """A tuple of distinct, non-empty strings; may be empty."""
 
     def allows(value: Any) -> bool:
         return _is_sequence(value) and all(isinstance(name, str) and name for name in value) and _all_differ(value)
@@ -76,7 +77,7 @@ def names(*, words: str = "must be a tuple of names, each once") -> Rule:
 
 
 def size(*, empty: bool = False, words: str = "give a height and a width in pixels, as (height, width)") -> Rule:
-    """Height and width in pixels; with `empty` also ()."""
+    """Height and width in pixels; `empty` also allows ()."""
 
     def allows(value: Any) -> bool:
         if not _is_sequence(value):
@@ -89,7 +90,7 @@ def size(*, empty: bool = False, words: str = "give a height and a width in pixe
 
 
 def numbers(words: str, *, above: float = -math.inf, count: int | None = None) -> Rule:
-    """A tuple of finite numbers, all more than `above`: `count` of them, or one or more."""
+    """A tuple of finite numbers greater than `above`: `count` of them, or at least one."""
 
     def allows(value: Any) -> bool:
         fits = _is_sequence(value) and (len(value) >= 1 if count is None else len(value) == count)

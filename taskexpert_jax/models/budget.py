@@ -1,10 +1,11 @@
 """Parameters and multiply-adds of a model, by part, without running it.
 
-Multiply-adds are counted analytically, one for each product in a matmul, convolution, attention or gated sum of one
-image's forward pass; norms, activations and bilinear resizing are left out, as the field's counters leave them out.
-(XLA's own cost analysis counts a scanned body once, so it cannot be used.)
+Multiply-adds are counted analytically over the matmuls, convolutions, attention and gated sums of one image's forward
+pass. Norms, activations and bilinear resizing are excluded, as is usual. XLA's cost analysis cannot be used, because
+it counts the body of a scan once.
 
-What is computed is less than the definition: the heads' 3x3 convolutions come before the upsampling (`upsampling`).
+The program computes less than the model's definition, because the heads' 3x3 convolutions run before the upsampling
+(`upsampling`).
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ PARTS = ("backbone", "experts", "gates", "memory", "heads")
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Counts by part; see `PARTS`. multiply_adds: of the model's definition. computed: of the program."""
+    """Counts by part (`PARTS`): parameters, multiply-adds of the model's definition, and those the program computes."""
 
     parameters: dict[str, int]
     multiply_adds: dict[str, int]
@@ -41,17 +42,17 @@ class Budget:
         return sum(self.computed.values())
 
     def table(self) -> str:
-        """A table for people: one line a part and the total."""
+        """Formats a text table with one line per part and the total."""
         counts = [(p, self.parameters[p], self.multiply_adds[p], self.computed[p]) for p in PARTS]
         counts.append(("total", self.total_parameters, self.total_multiply_adds, self.total_computed))
         rows = [["part", "parameters", "multiply-adds", "computed"]]
-        for name, parameters, products, computed in counts:
-            rows.append([name, f"{parameters / 1e6:.2f} M", f"{products / 1e9:.2f} G", f"{computed / 1e9:.2f} G"])
+        for name, parameters, defined, computed in counts:
+            rows.append([name, f"{parameters / 1e6:.2f} M", f"{defined / 1e9:.2f} G", f"{computed / 1e9:.2f} G"])
         return "\n".join(text_table.lines(rows, "<>>>"))
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to; name: its path, as in `parameter_shapes`."""
+    """The part of a parameter; name: its path, as in `parameter_shapes`."""
     first, _, rest = name.partition("/")
     if first.startswith("head_"):
         return "heads"
@@ -66,14 +67,14 @@ def part_of(name: str) -> str:
 
 
 def parameter_shapes(model: TaskExpert) -> dict[str, tuple[int, ...]]:
-    """Path, such as `head_depth/logits/bias`, -> shape of every parameter of a model; nothing is allocated."""
+    """Shapes of all parameters by path (`head_depth/logits/bias`); nothing is allocated."""
     params = sharding.unbox(jax.eval_shape(lambda: variables.init(model, jax.random.key(0))))["params"]
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in flat}
 
 
 def count_parameters(model: TaskExpert) -> dict[str, int]:
-    """Parameters by part, from the model's own shapes."""
+    """Number of parameters by part."""
     counts: dict[str, int] = dict.fromkeys(PARTS, 0)
     for name, shape in parameter_shapes(model).items():
         counts[part_of(name)] += math.prod(shape)
@@ -81,7 +82,7 @@ def count_parameters(model: TaskExpert) -> dict[str, int]:
 
 
 def count_multiply_adds(model: TaskExpert) -> dict[str, int]:
-    """Multiply-adds by part of one image's forward pass as it is defined, at the size that the model was built for."""
+    """Multiply-adds by part of one image's forward pass by the model's definition, at the model's image size."""
     backbone, tokens = model.backbone, math.prod(model.grid)
     width, depth, patch = backbone.width, model.width, backbone.patch_size  # C, D, P
     tasks, taps = len(model.tasks), model.taps
@@ -89,31 +90,31 @@ def count_multiply_adds(model: TaskExpert) -> dict[str, int]:
     block = (4 + 2 * backbone.mlp_ratio) * width**2 * seen + 2 * seen**2 * width
     experts = model.experts.count * tokens * (width * depth + model.experts.kernel**2 * depth**2)
     reads = model.memory.read != "none"
-    choices = model.experts.count + reads
+    slots = model.experts.count + reads
     read_area = {"conv1x1": 1, "conv3x3": 9, "identity": 0, "none": 0}[model.memory.read]
     write_area = 9 + (model.memory.write == "gated")
     positions = tokens * model.head_upsample**2
     return {
         "backbone": patch**2 * 3 * width * tokens + backbone.depth * block,
         "experts": taps * experts,
-        "gates": taps * tasks * (_gate(model, tokens, choices) + tokens * choices * depth),
+        "gates": taps * tasks * (_gate(model, tokens, slots) + tokens * slots * depth),
         "memory": taps * tasks * tokens * (read_area + write_area) * depth**2,
         "heads": sum(positions * (9 * depth**2 + depth * task.channels) for task in model.tasks),
     }
 
 
-def _gate(model: TaskExpert, tokens: int, choices: int) -> int:
-    """Multiply-adds of one task's gate at one tap."""
+def _gate(model: TaskExpert, tokens: int, slots: int) -> int:
+    """Multiply-adds of one task's gating network at one tap."""
     if model.gate.granularity in ("static", "uniform"):
         return 0
     width, hidden = model.backbone.width, model.gate.width
     local = tokens if model.gate.input in ("local", "both") else 0
     context = 1 if model.gate.input in ("context", "both") else 0
-    return (local + context) * width * hidden + (tokens if local else 1) * hidden * choices
+    return (local + context) * width * hidden + (tokens if local else 1) * hidden * slots
 
 
 def count_computed(model: TaskExpert) -> dict[str, int]:
-    """The same as it is computed: with the heads' 3x3 convolutions made of the memory, not of the upsampled memory."""
+    """Multiply-adds by part that the program computes: the heads' 3x3 convolutions run on the low-resolution memory."""
     tokens, depth = math.prod(model.grid), model.width
     upsampled = model.head_upsample**2
     heads = sum(tokens * (9 * depth**2 + upsampled * depth * task.channels) for task in model.tasks)
@@ -121,5 +122,5 @@ def count_computed(model: TaskExpert) -> dict[str, int]:
 
 
 def count(model: TaskExpert) -> Budget:
-    """The model's budget; see the module's text for what is counted."""
+    """The model's budget; the module's docstring describes what is counted."""
     return Budget(count_parameters(model), count_multiply_adds(model), count_computed(model))

@@ -1,4 +1,4 @@
-"""From a batch's uint8 picture to what the backbone sees; runs inside the jitted step."""
+"""Preprocessing of a batch inside the jitted step: normalisation and padding masks."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Integer, Shaped, UInt8
@@ -10,12 +10,12 @@ from taskexpert_jax.config import Normalisation
 def normalise(
     image: UInt8[Array | np.ndarray, "B H W 3"], window: Integer[Array | np.ndarray, "B 4"], by: Normalisation
 ) -> Float32[Array, "B H W 3"]:
-    """Normalised picture, exactly 0 in the padding.
+    """Normalises images; exactly 0 in the padding.
 
     Args:
       image: (B, H, W, 3) uint8.
-      window: (B, 4) int32: top, left, height, width of the real picture.
-      by: the model's own normalisation, `TaskExpert.normalisation`.
+      window: (B, 4) int32: top, left, height, width of the image inside its padding.
+      by: the model's normalisation, `TaskExpert.normalisation`.
 
     Returns:
       (B, H, W, 3) float32.
@@ -25,7 +25,7 @@ def normalise(
 
 
 def inside(window: Integer[Array | np.ndarray, "B 4"], height: int, width: int) -> Bool[Array, "B H W"]:
-    """(B, height, width) bool: where the real picture is."""
+    """Mask (B, height, width) bool of the image; False in the padding."""
     top, left, rows, columns = (window[:, i, None] for i in range(4))
     row, column = jnp.arange(height)[None], jnp.arange(width)[None]
     in_rows = (row >= top) & (row < top + rows)  # (B, height)
@@ -39,13 +39,13 @@ def token_pixels(
     image_size: tuple[int, int],
     patch: int,
 ) -> Float32[Array, "B N"]:
-    """(B, N) float32: how many pixels of each token's square are of the picture; 0 in padding and padding examples.
+    """Number of image pixels in each token's patch, (B, N) float32; 0 in the padding and for padding examples.
 
     Args:
-      window: (B, 4) int32, top, left, height and width of the picture inside its padding.
+      window: (B, 4) int32, top, left, height and width of the image inside its padding.
       mask: (B,), 0 for padding examples.
-      image_size: H, W; multiples of `patch`, the side of a token's square in pixels.
-      patch: that side.
+      image_size: H, W; multiples of `patch`.
+      patch: side of a token's patch in pixels.
     """
     height, width = image_size
     real = inside(window, height, width) & (mask > 0)[:, None, None]

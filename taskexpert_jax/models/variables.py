@@ -1,4 +1,4 @@
-"""A model's variables before training: freshly drawn, and as shapes with shardings, without an optimiser."""
+"""A model's variables without optimiser state: random initialisation, and shapes with shardings."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from taskexpert_jax.parallel import sharding
 
 
 def init(model: TaskExpert, key: jax.Array) -> dict[str, Any]:
-    """Fresh `params` and `batch_stats` (empty for models without batch norm), boxed with logical axis names.
+    """Random `params` and initial `batch_stats` (empty without batch norm), boxed with logical axis names.
 
-    To be traced (`jax.jit`, `jax.eval_shape`) rather than run: it contains a forward pass of one image.
+    Call it under `jax.jit` or `jax.eval_shape`, because it includes a forward pass of one image.
     """
     patch = model.backbone.patch_size
     image = jnp.zeros((1, model.grid[0] * patch, model.grid[1] * patch, 3))
@@ -21,7 +21,7 @@ def init(model: TaskExpert, key: jax.Array) -> dict[str, Any]:
 
 
 def placed(boxed: Any, mesh: Mesh) -> Any:
-    """Shape, dtype and sharding of every array of a tree boxed with logical axis names; the boxes are removed."""
+    """Unboxed tree of shapes, dtypes and shardings, from a tree boxed with logical axis names."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         sharding.unbox(boxed),
@@ -30,5 +30,5 @@ def placed(boxed: Any, mesh: Mesh) -> Any:
 
 
 def abstract_variables(model: TaskExpert, mesh: Mesh) -> dict[str, Any]:
-    """Shape, dtype and sharding of every parameter and batch statistic: {"params": ..., "batch_stats": ...}."""
+    """Shapes, dtypes and shardings of parameters and batch statistics: {"params": ..., "batch_stats": ...}."""
     return placed(jax.eval_shape(lambda: init(model, jax.random.key(0))), mesh)

@@ -1,6 +1,6 @@
-"""Work by all cores of the host, in order, with few results in memory at a time.
+"""Thread pool over all cores of the host, with ordered results and bounded memory.
 
-Threads do: decoding and compiled loops let other threads run, and processes would have to hand arrays over.
+Threads are enough, because decoding and compiled loops release the GIL; processes would have to copy arrays.
 """
 
 import collections
@@ -15,44 +15,45 @@ Arguments = ParamSpec("Arguments")
 
 
 class OrderedPool(Generic[Result]):
-    """As many threads as there are cores, whose results are taken in the order in which the work was given.
+    """One thread per core; results are taken in the order of submission.
 
-    Who gives work takes a result whenever the pool is `full`, so that few are held. `len` is the number of results
-    that are still to be taken.
+    The caller takes a result whenever the pool is `full`, which bounds the memory. `len` is the number of results not
+    yet taken.
     """
 
     def __init__(self) -> None:
         workers = os.cpu_count() or 1
         self._limit = 4 * workers
         self._threads = futures.ThreadPoolExecutor(workers)
-        self._begun: collections.deque[futures.Future[Result]] = collections.deque()
+        self._submitted: collections.deque[futures.Future[Result]] = collections.deque()
 
     def __len__(self) -> int:
-        return len(self._begun)
+        return len(self._submitted)
 
     @property
     def full(self) -> bool:
-        return len(self._begun) > self._limit
+        return len(self._submitted) > self._limit
 
     def submit(
         self, work: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
     ) -> None:
-        """Has a thread call `work`, now or when one is free."""
-        self._begun.append(self._threads.submit(work, *arguments, **options))
+        """Schedules a call of `work` on a free thread."""
+        self._submitted.append(self._threads.submit(work, *arguments, **options))
 
     def take(self) -> Result:
-        """The oldest result, when it is there; raises what its work has raised."""
-        return self._begun.popleft().result()
+        """Waits for the oldest result and returns it, or raises the error of its work."""
+        return self._submitted.popleft().result()
 
     def close(self) -> None:
-        """Drops what has not begun, and waits for what has."""
+        """Cancels work that has not started, and waits for the rest."""
         self._threads.shutdown(cancel_futures=True)
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
-    """work(item) for each item, in order.
+    """Yields work(item) for each item, in order.
 
-    Items are taken only as far as the work goes. Closing the generator, or an error in it, drops what has not begun.
+    Items are consumed only a little ahead of the work. Closing the generator, or an error, cancels work that has not
+    started.
     """
     pool: OrderedPool[Result] = OrderedPool()
     try:

@@ -1,4 +1,4 @@
-"""How tensors of a file become parameters of our backbone, and the refusal of files that do not fit.
+"""Conversion of a file's tensors into parameters of our backbone; files that do not fit are refused.
 
 Our names are paths such as `patches/embedding/kernel` or `blocks/norm1/norm/scale`. The blocks' arrays are stacked:
 (depth, ...).
@@ -18,13 +18,13 @@ Tensors = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One parameter of ours and the tensors that it is made of.
+    """One of our parameters, or one block's slice of it, and the tensors that it is built from.
 
     Attributes:
       name: our path.
-      block: the block whose share of the stacked array this is; None: the array is whole.
+      block: index in the stacked array; None where the parameter is not stacked.
       sources: the tensors' names and shapes in the file.
-      build: makes the parameter of them, in the order of `sources`.
+      build: tensors, in the order of `sources` -> our array.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How the weights of one origin are named.
+    """Naming scheme of the weights from one source.
 
     Attributes:
-      title: what a message calls them.
-      parts: of a backbone; every parameter is covered once.
-      dropped: regex of the tensors that the backbone has no use for.
-      prefix: what stands before the names of `parts` in the file, and perhaps in part before those of `dropped`.
-      trained_with: what is known of the input that they were trained with, where files do not say it.
+      title: its name in messages.
+      parts: parts of a backbone; every parameter is covered once.
+      dropped: regex of the tensors that the backbone does not use.
+      prefix: prefix of the names of `parts` in the file; the names of `dropped` may have all of it, or its first parts.
+      trained_with: known input normalisation of the training, for files that do not record it.
     """
 
     title: str
@@ -54,33 +54,33 @@ class Family:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """Parameters made of a file.
+    """Parameters built from a file.
 
     Attributes:
       arrays: by our path, float32; blocks stacked over the depth.
-      used: how many of the file's tensors they are made of.
-      left_out: names of the others, all of which the family drops or the config keeps fresh.
+      used: number of the file's tensors that they are built from.
+      unused: names of the others; the family drops them, or the config initialises their parameters at random.
     """
 
     arrays: dict[str, np.ndarray]
     used: int
-    left_out: tuple[str, ...]
+    unused: tuple[str, ...]
 
 
 def build(tensors: Tensors, family: Family, fresh: re.Pattern[str] | None, where: str) -> Built:
-    """The parameters that a file has, but for those whose path matches `fresh` wholly.
+    """Builds all parameters from a file's tensors, except those whose whole path matches `fresh`.
 
     Raises:
-      UserError: a tensor is missing, has another shape or is not known; the message has a line for each of the first
-        twelve: + the model needs it, - only the file has it, ! the shapes differ.
+      UserError: a tensor is missing, unknown or of another shape. The message lists the first twelve:
+        + missing from the file, - only in the file, ! shapes differ.
     """
     wanted = [part for part in family.parts if not (fresh and fresh.fullmatch(part.name))]
     sources = {family.prefix + name: shape for part in wanted for name, shape in part.sources.items()}
     unwanted = {family.prefix + name for part in family.parts if part not in wanted for name in part.sources}
-    left_out = tuple(sorted(tensors.keys() - sources.keys()))
+    unused = tuple(sorted(tensors.keys() - sources.keys()))
     dropped = re.compile(family.dropped)
     unknown = [
-        name for name in left_out if name not in unwanted and not dropped.fullmatch(_without(family.prefix, name))
+        name for name in unused if name not in unwanted and not dropped.fullmatch(_without_prefix(family.prefix, name))
     ]
     lines = [f"+ {name} {_text(sources[name])}: not in the file" for name in sorted(sources.keys() - tensors.keys())]
     lines += [f"- {name} {tensors[name].shape}: only in the file" for name in unknown]
@@ -92,11 +92,11 @@ def build(tensors: Tensors, family: Family, fresh: re.Pattern[str] | None, where
     if lines:
         shown = "\n  ".join(lines[:12] + ([f"... and {len(lines) - 12} more"] if len(lines) > 12 else []))
         raise UserError(
-            f"{where} ({family.title}) does not fit this config's backbone ({len(lines)} tensors; it has "
-            f"{len(tensors)}); take the variant of these weights, or name what may stay fresh in "
-            f"config.model.pretrained_fresh:\n  {shown}"
+            f"{where} ({family.title}) does not fit this config's backbone: {len(lines)} mismatches, {len(tensors)} "
+            "tensors in the file; use the backbone variant of these weights, or list the parameters that may stay "
+            f"random in config.model.pretrained_fresh:\n  {shown}"
         )
-    return Built(_assembled(tensors, family.prefix, wanted), len(sources), left_out)
+    return Built(_assembled(tensors, family.prefix, wanted), len(sources), unused)
 
 
 def _assembled(tensors: Tensors, prefix: str, parts: Sequence[Part]) -> dict[str, np.ndarray]:
@@ -111,8 +111,8 @@ def _assembled(tensors: Tensors, prefix: str, parts: Sequence[Part]) -> dict[str
     return whole | {name: np.stack(arrays) for name, arrays in blocks.items()}
 
 
-def _without(prefix: str, name: str) -> str:
-    """The name without what it shares with the prefix: of `module.backbone.`, also `module.` alone."""
+def _without_prefix(prefix: str, name: str) -> str:
+    """The name without the leading parts that it shares with `prefix`, such as `module.` of `module.backbone.`."""
     for part in re.findall(r"[^./]*[./]", prefix):
         if not name.startswith(part):
             break

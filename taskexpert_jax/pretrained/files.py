@@ -1,6 +1,6 @@
-"""Reads files of weights: .npz, .safetensors, and PyTorch's .pth, .pt or .bin without running any code that is in them.
+"""Reads weight files: .npz, .safetensors, and PyTorch's .pth, .pt or .bin without executing code from the pickle.
 
-Paths may be of this machine or `gs://` (through etils.epath). Dtypes are those of the file; bfloat16 is one of them.
+Paths are local or `gs://` (through etils.epath). Tensors keep the file's dtype, bfloat16 included.
 """
 
 from collections import OrderedDict
@@ -33,18 +33,18 @@ _TORCH_TYPES = {
     "ByteStorage": np.uint8, "BoolStorage": np.bool_,
 }  # fmt: skip
 
-# Where a PyTorch file that holds more than the tensors keeps them.
+# Keys of the tensors in a PyTorch file that holds more than a state dict.
 _STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict", "module")
 
 
 class Refused(Exception):
-    """A file asks for more than tensors."""
+    """Raised for a file whose content is not only tensors, or in a form that is not supported."""
 
 
 class Input(NamedTuple):
-    """What a file says that its model was trained on; None: it does not say.
+    """Input that a file's model was trained with; None where it is not recorded.
 
-    mean, std: by colour, of values in 0..1. size: height and width in pixels. source: where it is written.
+    mean, std: per channel, for RGB in [0, 1]. size: height and width in pixels. source: where this is recorded.
     """
 
     mean: tuple[float, ...] | None = None
@@ -54,11 +54,11 @@ class Input(NamedTuple):
 
 
 def read(where: str) -> tuple[Tensors, Metadata]:
-    """The tensors of a file by name, and its metadata (of .safetensors; others have none).
+    """The tensors of a file by name, and its metadata (empty unless .safetensors).
 
     Raises:
-      UserError: no such file, a format that is not known, a damaged file, or a PyTorch file that holds other things
-        than tensors, which are named: nothing of it is run.
+      UserError: a missing or damaged file, an unknown format, or a PyTorch file with objects other than tensors. The
+        message names the object, and no code of the file is run.
     """
     path = epath.Path(where)
     readers: Mapping[str, Callable[[bytes], tuple[Tensors, Metadata]]] = {
@@ -76,7 +76,7 @@ def read(where: str) -> tuple[Tensors, Metadata]:
     except (OSError, ImportError) as error:
         raise UserError(f"config.model.pretrained={where} cannot be read: {error}") from None
     if data.startswith(b"version https://git-lfs"):
-        raise UserError(f"{where} is a pointer that Git LFS left in the file's place: fetch the file (git lfs pull)")
+        raise UserError(f"{where} is a Git LFS pointer, not the file itself: fetch the file (git lfs pull)")
     try:
         return readers[path.suffix](data)
     except Refused as error:
@@ -84,7 +84,7 @@ def read(where: str) -> tuple[Tensors, Metadata]:
     except (zipfile.BadZipFile, safetensors.SafetensorError, pickle.UnpicklingError, ValueError, KeyError, EOFError,
             TypeError, IndexError, AttributeError) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{where} is damaged or no {path.suffix} file ({reason}): fetch it again") from None
+        raise UserError(f"{where} is damaged or not a {path.suffix} file ({reason}): download it again") from None
 
 
 def _read_npz(data: bytes) -> tuple[Tensors, Metadata]:
@@ -97,7 +97,7 @@ def _read_safetensors(data: bytes) -> tuple[Tensors, Metadata]:
     tensors = {}
     for name, of in safetensors.deserialize(data):
         if of["dtype"] not in _SAFETENSORS_TYPES:
-            raise Refused(f"tensor {name} has the dtype {of['dtype']}; known are {', '.join(_SAFETENSORS_TYPES)}")
+            raise Refused(f"tensor {name} has dtype {of['dtype']}; supported: {', '.join(_SAFETENSORS_TYPES)}")
         tensors[name] = np.frombuffer(of["data"], _SAFETENSORS_TYPES[of["dtype"]]).reshape(of["shape"])
     return tensors, header.get("__metadata__", {})
 
@@ -105,7 +105,7 @@ def _read_safetensors(data: bytes) -> tuple[Tensors, Metadata]:
 def _read_torch(data: bytes) -> tuple[Tensors, Metadata]:
     if not data.startswith(b"PK"):
         raise Refused(
-            "not in PyTorch's zip format: a file of before PyTorch 1.6, or none of PyTorch; load it there and save its "
+            "not in PyTorch's zip format: saved before PyTorch 1.6, or not by PyTorch; load it in PyTorch and save its "
             "state dict again"
         )
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -118,33 +118,33 @@ def _read_torch(data: bytes) -> tuple[Tensors, Metadata]:
 
 
 def _state_dict(content: Any) -> Tensors:
-    """The dict of tensors in what a PyTorch file holds, which may be wrapped in others."""
+    """The dict of tensors in a PyTorch file's content, which may be nested in other dicts."""
     while isinstance(content, dict) and not any(isinstance(value, np.ndarray) for value in content.values()):
         inner = [key for key in _STATE_DICT_KEYS if isinstance(content.get(key), dict)]
         if len(inner) != 1:
             keys = ", ".join(map(str, list(content)[:8])) or "none"
             raise Refused(
-                f"no tensors at the top, and of the keys {', '.join(_STATE_DICT_KEYS)} {len(inner)} are there (its "
-                f"keys: {keys}); save the state dict alone"
+                f"no tensors at the top level, and not exactly one of the keys {', '.join(_STATE_DICT_KEYS)} but "
+                f"{len(inner)} (keys: {keys}); save only the state dict"
             )
         content = content[inner[0]]
     if not isinstance(content, dict):
-        raise Refused(f"holds a {type(content).__name__}, not a dict of tensors; save the state dict alone")
+        raise Refused(f"contains a {type(content).__name__}, not a dict of tensors; save only the state dict")
     other = [str(name) for name, value in content.items() if not isinstance(value, np.ndarray)]
     if other:
-        raise Refused(f"not tensors: {', '.join(other[:4])}; save the state dict alone")
+        raise Refused(f"entries that are not tensors: {', '.join(other[:4])}; save only the state dict")
     return {str(name): value for name, value in content.items()}
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Knows dicts and tensors, and refuses every other name: a pickle can call no function but these."""
+    """Unpickler for dicts and tensors only; every other class or function is refused, so no foreign code can run."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str):
         super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")))
         self._archive, self._folder = archive, folder
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands in for a name that the pickle asks for; raises Refused for all but tensors' own."""
+        """Our replacement for a PyTorch class or function of the pickle; raises Refused for all others."""
         known = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
@@ -153,10 +153,10 @@ class _TensorUnpickler(pickle.Unpickler):
         if (module, name) in known:
             return known[module, name]
         if module == "torch" and name in _TORCH_TYPES:
-            return name  # a string: what a file can get hold of, it can also alter
+            return name  # a string, because a pickle can modify any mutable object that it gets
         raise Refused(
-            f"asks for {module}.{name}, which is no tensor: loading it could run code. In PyTorch, if you trust "
-            "the file: torch.save(torch.load(FILE, weights_only=False)['model'], NEW_FILE), or another key than 'model'"
+            f"contains {module}.{name}, which is not a tensor: loading it could run code. If you trust the file, run "
+            "in PyTorch torch.save(torch.load(FILE, weights_only=False)['model'], NEW_FILE), or with another key"
         )
 
     def persistent_load(self, pid: Any) -> np.ndarray:
@@ -168,10 +168,10 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def _rebuild_tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Any:
-    """A view of the storage, copied; its bounds are checked, as NumPy would read whatever lies beyond them."""
+    """A copy of a strided view of the storage; bounds are checked here because NumPy would read beyond them."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if offset < 0 or min((*size, *stride), default=0) < 0 or (math.prod(size) and last >= len(storage)):
-        raise ValueError("a tensor reaches beyond its storage")
+        raise ValueError("a tensor extends beyond its storage")
     steps = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False).copy()
 
@@ -181,10 +181,10 @@ def _rebuild_parameter(tensor: np.ndarray, *_: Any) -> np.ndarray:
 
 
 def described_input(where: str, metadata: Metadata) -> Input:
-    """The mean, std and image size in a file's metadata, or in the JSON beside it that timm and Hugging Face write.
+    """Mean, std and image size from a file's metadata, or from the JSON of timm or Hugging Face in the same folder.
 
     Raises:
-      UserError: such JSON is malformed.
+      UserError: malformed JSON.
     """
     folder = epath.Path(where).parent
     embedded = {key: metadata[key] for key in ("mean", "std", "input_size", "pretrained_cfg") if key in metadata}
@@ -207,7 +207,7 @@ def _json(text: str, where: str) -> dict[str, Any]:
 
 
 def _input(fields: Mapping[str, Any], source: str) -> Input:
-    """Of timm's fields (mean, std, input_size, perhaps under pretrained_cfg) or Hugging Face's (image_mean, ...)."""
+    """Input from timm's fields (mean, std, input_size, or in pretrained_cfg) or Hugging Face's (image_mean, ...)."""
     fields = fields.get("pretrained_cfg") or fields
     mean, std = (fields.get(name) or fields.get(f"image_{name}") for name in ("mean", "std"))
     size: Any = fields.get("input_size") or fields.get("crop_size") or fields.get("size")

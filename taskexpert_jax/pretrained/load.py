@@ -1,8 +1,8 @@
-"""A backbone that was trained before, in place of a random one; see docs/pretrained.md.
+"""Initialises the backbone with pretrained weights; see docs/pretrained.md.
 
-`config.model.pretrained` is a file of weights or the directory of a finished run of this project. What is loaded is
-checked as a whole before anything else happens: every parameter of the backbone is found, with its shape, and every
-tensor of the file is used or known to be of no use.
+`config.model.pretrained` is a weight file or the directory of a finished run of this project. The weights are checked
+completely first: every parameter of the backbone is there with its shape, and every tensor of the file is used or
+known to be unnecessary.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,13 +37,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Parameters for a backbone: by path, in the model's shapes, float32 on the host; and what to tell the user."""
+    """Backbone parameters by path, in the model's shapes, float32 on the host; and a report for the user."""
 
     arrays: Mapping[str, np.ndarray]
     report: str
 
     def placed(self, params: Tree) -> Tree:
-        """`params` with these in their places, sharded as they are; the other arrays are the same."""
+        """`params` with these arrays substituted, in the dtypes and shardings of the originals."""
 
         def place(path: Any, leaf: jax.Array) -> jax.Array:
             value = self.arrays.get(jax.tree_util.keystr(path, simple=True, separator="/"))
@@ -56,10 +56,10 @@ class Weights:
 
 
 def read(config: ConfigDict, model: TaskExpert) -> Weights | None:
-    """The weights of `config.model.pretrained` for the backbone of `model`; None where it is empty.
+    """The weights of `config.model.pretrained` for the backbone of `model`; None if the field is empty.
 
     Raises:
-      UserError: there is no such file, it cannot be read, or it does not fit; nothing is ever loaded in part.
+      UserError: the file is missing, unreadable or does not fit. Nothing is loaded partially.
     """
     where = config.model.pretrained
     if not where:
@@ -68,31 +68,31 @@ def read(config: ConfigDict, model: TaskExpert) -> Weights | None:
     backbone = {name: shape for name, shape in shapes.items() if is_backbone(name)}
     fresh = _pattern(config.model.pretrained_fresh, backbone)
     if (pathlib.Path(where) / "config.json").exists():
-        tensors, family, told = _read_run(pathlib.Path(where), backbone)
+        tensors, family, trained_input = _read_run(pathlib.Path(where), backbone)
     else:
         tensors, metadata = weight_files.read(where)
         family = naming.recognise(tensors, model.backbone, where)
-        told = weight_files.described_input(where, metadata)
+        trained_input = weight_files.described_input(where, metadata)
     built = build(tensors, family, fresh, where)
-    arrays, was = _on_grid(built.arrays, model.grid)
+    arrays, old_grid = _on_grid(built.arrays, model.grid)
     arrays = {name: array.reshape(backbone[name]) for name, array in arrays.items()}
-    sides = [f"{height}x{width}" for height, width in (was, model.grid)] if was else []
+    sides = [f"{height}x{width}" for height, width in (old_grid, model.grid)] if old_grid else []
     kept_or_resized = f"pos_embedding {' -> '.join(dict.fromkeys(sides))}; " if sides else ""
     lines = [
         f"loaded {built.used} of {built.used} tensors of {where} ({family.title}) into the backbone ({kept_or_resized}"
-        f"left out: {_listed(built.left_out)}); new: {_listed(name for name in shapes if name not in arrays)}",
-        _compared(told, family.trained_with, was, model, tuple(config.dataset.image_size)),
+        f"unused: {_listed(built.unused)}); random: {_listed(name for name in shapes if name not in arrays)}",
+        _input_line(trained_input, family.trained_with, old_grid, model, tuple(config.dataset.image_size)),
     ]
     return Weights(arrays, "\n".join(lines))
 
 
 def is_backbone(name: str) -> bool:
-    """Whether the parameter at a path is the backbone's."""
+    """True for the path of a backbone parameter."""
     return name.startswith(("patches/", BLOCKS))
 
 
 def _read_run(workdir: pathlib.Path, backbone: Shapes) -> tuple[Tensors, Family, Input]:
-    """The parameters of a run's best checkpoint (the latest where none was evaluated), what they are, their input."""
+    """Parameters of a run's best checkpoint (the latest if none was evaluated), their naming, their training input."""
     try:
         saved = read_run(workdir)
     except UserError as error:
@@ -112,7 +112,7 @@ def _read_run(workdir: pathlib.Path, backbone: Shapes) -> tuple[Tensors, Family,
 
 
 def _on_grid(arrays: Tensors, grid: tuple[int, int]) -> tuple[Tensors, tuple[int, int] | None]:
-    """The arrays with the position embeddings resized to `grid`, and the grid that they had (None: they are fresh)."""
+    """The arrays with position embeddings resized to `grid`, and their old grid; None if they stay random."""
     if POSITIONS not in arrays:
         return arrays, None
     height, width, _ = arrays[POSITIONS].shape
@@ -120,27 +120,27 @@ def _on_grid(arrays: Tensors, grid: tuple[int, int]) -> tuple[Tensors, tuple[int
     return arrays | {POSITIONS: resized}, (height, width)
 
 
-def _compared(
-    told: Input, known: str, grid: tuple[int, int] | None, model: TaskExpert, image_size: tuple[int, ...]
+def _input_line(
+    trained: Input, known: str, grid: tuple[int, int] | None, model: TaskExpert, image_size: tuple[int, ...]
 ) -> str:
-    """A line: the input that the weights were trained with, as far as it is known, and the one of this run."""
-    if told.mean and told.std:
-        theirs = f"mean {told.mean}, std {told.std} ({told.source})"
+    """One line that compares the input of the pretraining, as far as it is known, with the input of this run."""
+    if trained.mean and trained.std:
+        theirs = f"mean {trained.mean}, std {trained.std} ({trained.source})"
     else:
-        theirs = f"mean and std not told by the file{f'; {known}' if known else ''}"
-    size = told.size
+        theirs = f"mean and std not recorded in the file{f'; {known}' if known else ''}"
+    size = trained.size
     if size is None and grid is not None:
         size = (grid[0] * model.backbone.patch_size, grid[1] * model.backbone.patch_size)
     at = f", {size[0]}x{size[1]}" if size else ""
     own = model.normalisation
-    line = f"their input: {theirs}{at}; this run's: mean {own.mean}, std {own.std}, {image_size[0]}x{image_size[1]}"
-    if told.mean and told.std and not np.allclose([told.mean, told.std], [own.mean, own.std], atol=1e-3):
-        line += f" (for theirs: --config.model.image_mean='{told.mean}' --config.model.image_std='{told.std}')"
+    line = f"pretrained on: {theirs}{at}; this run: mean {own.mean}, std {own.std}, {image_size[0]}x{image_size[1]}"
+    if trained.mean and trained.std and not np.allclose([trained.mean, trained.std], [own.mean, own.std], atol=1e-3):
+        line += f" (to match: --config.model.image_mean='{trained.mean}' --config.model.image_std='{trained.std}')"
     return line
 
 
 def _pattern(regex: str, backbone: Shapes) -> re.Pattern[str] | None:
-    """The regex compiled, None where it is empty; raises UserError where it is malformed or matches nothing."""
+    """The compiled regex, None if empty; raises UserError if it is malformed or matches no backbone parameter."""
     if not regex:
         return None
     try:
@@ -149,14 +149,14 @@ def _pattern(regex: str, backbone: Shapes) -> re.Pattern[str] | None:
         raise UserError(f"config.model.pretrained_fresh={regex!r} is not a regular expression: {error}") from None
     if not any(map(pattern.fullmatch, backbone)):
         raise UserError(
-            f"config.model.pretrained_fresh={regex!r} matches no parameter of the backbone: they are "
+            f"config.model.pretrained_fresh={regex!r} matches no parameter of the backbone; its parameters: "
             f"{', '.join(sorted(backbone))}"
         )
     return pattern
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Names in short: those of one module as `head.*`, or `mixture/*`; a backbone's parameter in full."""
+    """A short list of names: one entry per module (`head.*`, `mixture/*`), backbone parameters in full."""
     groups = []
     for name in names:
         first, mark, rest = name.partition("/" if "/" in name else ".")

@@ -1,12 +1,12 @@
-"""How the published ViTs name their tensors, and what of ours each is.
+"""Tensor names of published ViTs, mapped to our parameters.
 
-  AugReg      .npz in the first Flax naming (google-research/vision_transformer)
-  timm        and with it DINOv2's, DeiT's and MAE's own files: `blocks.0.attn.qkv.weight`
-  Hugging Face transformers' ViTModel and Dinov2Model: `encoder.layer.0.attention.attention.query.weight`
+  AugReg        .npz with the names of google-research/vision_transformer
+  timm          also the files of DINOv2, DeiT and MAE: `blocks.0.attn.qkv.weight`
+  Hugging Face  transformers' ViTModel and Dinov2Model: `encoder.layer.0.attention.attention.query.weight`
 
-All of them are pre-norm ViTs of the same arithmetic. The final norm and every head are dropped: our taps have norms of
-their own. The class token and its position are dropped where `config.model.class_token` is False, as the benchmark's
-family does it.
+All are pre-norm ViTs with the same computation. The final norm and all heads are dropped, because our taps have their
+own norms. The class token and its position are dropped if `config.model.class_token` is False, as in the code of the
+benchmark's other methods.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +27,7 @@ POSITIONS = "patches/pos_embedding"
 
 @dataclasses.dataclass(frozen=True)
 class _Names:
-    """PyTorch names; those from `norm1` on follow `block`, dense layers go without their `.weight` and `.bias`."""
+    """PyTorch names. Those from `norm1` on are appended to `block`; `.weight` and `.bias` of layers are omitted."""
 
     patch: str
     class_token: str
@@ -35,7 +35,7 @@ class _Names:
     positions: str
     block: str
     norm1: str
-    qkv: tuple[str, ...]  # one layer for all three, or three
+    qkv: tuple[str, ...]  # one fused layer, or three
     out: str
     norm2: str
     expand: str
@@ -57,7 +57,7 @@ _TIMM = _Names(
     expand="mlp.fc1",
     contract="mlp.fc2",
     layer_scales=("ls1.gamma", "ls2.gamma"),
-    # MAE's whole training model brings its decoder; DINOv2's file the mask token.
+    # MAE's full pretraining model includes a decoder, DINOv2's file a mask token.
     dropped=r"cls_token|mask_token|(norm|fc_norm|head|pre_logits|decoder\w*)\..*|decoder_pos_embed",
 )
 _DINOV2 = dataclasses.replace(_TIMM, registers="register_tokens")
@@ -82,19 +82,19 @@ _AUGREG_PATCH = "embedding/kernel"
 
 
 def recognise(names: Iterable[str], backbone: Backbone, where: str) -> Family:
-    """The family that the tensors of a file are named by, for a backbone of ours.
+    """The naming scheme of a file's tensors, for the given backbone.
 
     Raises:
-      UserError: no family's patch embedding is there, or several of them.
+      UserError: the file has no known patch embedding, or several.
     """
     names = set(names)
     anchors = [f"{form.patch}.weight" for form in (_TIMM, _HF_VIT)] + [_AUGREG_PATCH]
     found = [(name, anchor) for name in sorted(names) for anchor in anchors if _ends_in(name, anchor)]
     if len(found) != 1:
-        listed = ", ".join(name for name, _ in found) or f"it has {', '.join(sorted(names)[:4])}, ..."
+        listed = ", ".join(name for name, _ in found) or f"its tensors: {', '.join(sorted(names)[:4])}, ..."
         raise UserError(
-            f"{where} holds {len(found)} patch embeddings of a ViT ({listed}): give a file of one ViT in AugReg's "
-            ".npz, timm's or Hugging Face's naming"
+            f"{where} has {len(found)} patch embeddings of a ViT ({listed}): use a file with one ViT, named as in "
+            "AugReg's .npz, timm or Hugging Face"
         )
     ((name, anchor),) = found
     prefix = name.removesuffix(anchor)
@@ -141,7 +141,7 @@ def _torch_block(names: _Names, backbone: Backbone, block: int) -> list[Part]:
         return Part(BLOCKS + ours, block, {at + theirs: shape}, build)
 
     def joined(ours: str, kind: str, *shape: int) -> Part:
-        """q, k and v from one tensor or three: rows are q, k, v by head."""
+        """The part of q, k and v from one tensor or three; rows are q, k, v, each by head."""
         rows = 3 * width // len(names.qkv)
         sources: Mapping[str, Shape] = {f"{at}{name}.{kind}": (rows, *shape) for name in names.qkv}
         return Part(BLOCKS + ours, block, sources, functools.partial(_joined_heads, heads=heads))
@@ -166,7 +166,7 @@ def _torch_block(names: _Names, backbone: Backbone, block: int) -> list[Part]:
 
 
 def _joined_heads(*rows: Array, heads: int) -> Array:
-    """PyTorch's (3 * C or C each, ...) -> (C, 3, heads, C / heads), or (3, heads, C / heads) of biases."""
+    """Kernels (3 * C or C each, C) -> (C, 3, heads, C / heads); biases (3 * C or C each,) -> (3, heads, C / heads)."""
     stacked = np.concatenate(rows)
     split = stacked.reshape(3, heads, -1, *stacked.shape[1:])
     return np.moveaxis(split, -1, 0) if stacked.ndim == 2 else split
@@ -216,16 +216,16 @@ def _augreg_block(backbone: Backbone, block: int) -> list[Part]:
     for ours, theirs, sizes in (("expand", "Dense_0", (width, hidden)), ("contract", "Dense_1", (hidden, width))):
         parts.append(part(f"mlp/{ours}/kernel", f"MlpBlock_3/{theirs}/kernel", sizes))
         parts.append(part(f"mlp/{ours}/bias", f"MlpBlock_3/{theirs}/bias", sizes[1:]))
-    if backbone.layer_scale:  # the files have none: the diff says so
+    if backbone.layer_scale:  # AugReg has none, so these are reported as missing
         parts += [part(name, name, (width,)) for name in ("layer_scale1", "layer_scale2")]
     return parts
 
 
-# --- tokens and positions, alike everywhere ---
+# --- tokens and positions, for all naming schemes ---
 
 
 def _tokens(class_token: str, registers: str, positions: str, backbone: Backbone) -> list[Part]:
-    """Position embeddings (1, N or 1 + N, C), and the tokens beside the patches where the backbone has them."""
+    """Parts for the position embeddings (1, N or 1 + N, C), and for the class and register tokens of the backbone."""
     width = backbone.width
     table: Shape = (1, None, width)
     parts = [Part(POSITIONS, None, {positions: table}, _patch_positions)]
@@ -239,14 +239,14 @@ def _tokens(class_token: str, registers: str, positions: str, backbone: Backbone
 
 
 def _patch_positions(table: Array) -> Array:
-    """(1, N or 1 + N, C) -> (h, w, C) of the square grid that N fills."""
+    """Reshapes patch positions (1, N or 1 + N, C) to their square grid (h, w, C)."""
     count = table.shape[1] - _has_class_position(table)
     side = math.isqrt(count)
     return table[0, -count:].reshape(side, side, -1)
 
 
 def _placed_class_token(token: Array, table: Array) -> Array:
-    """The class token with its position, (C,): where the table has one for it."""
+    """The class token (C,), plus its position embedding if the table has one."""
     return token[0, 0] + (table[0, 0] if _has_class_position(table) else 0.0)
 
 
@@ -257,8 +257,8 @@ def _has_class_position(table: Array) -> bool:
     if math.isqrt(count - 1) ** 2 == count - 1:
         return True
     raise UserError(
-        f"position embeddings {table.shape} of the weights are of no square grid of patches, with or without a class "
-        "token; only square ones can be resized"
+        f"position embeddings {table.shape} of the weights do not form a square grid of patches, with or without a "
+        "class token; only square grids can be resized"
     )
 
 

@@ -1,4 +1,4 @@
-"""The page's charts, as inline SVG; colours and fonts are the page's own style sheet's, see `report`."""
+"""Charts as inline SVG; colours and fonts come from the page's style sheet."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ import numpy as np
 from taskexpert_jax.report.markup import Element, element
 
 _WIDTH, _HEIGHT = 460, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 40, 12, 48  # margins; on the right stand the names of the lines of equal F
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 40, 12, 48  # margins; the labels of the iso-F lines are in the right one
 _F_LINES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def bar(share: float) -> Element:
-    """A horizontal bar that fills a share, in [0, 1], of its cell."""
+    """A horizontal bar that fills a fraction of its cell; share: in [0, 1]."""
     return element(
         "svg",
         element("rect", class_="track", width=100, height=10),
@@ -20,22 +20,22 @@ def bar(share: float) -> Element:
         class_="bar",
         viewBox="0 0 100 10",
         preserveAspectRatio="none",
-        aria_hidden="true",  # the number stands beside it
+        aria_hidden="true",  # the number is shown next to it
     )
 
 
 def precision_recall(
     recall: Sequence[float], precision: Sequence[float], best: int, *, title: str, best_label: str
 ) -> Element:
-    """The curve over the thresholds, with its best point marked, on lines of equal F.
+    """Precision-recall curve with its best point marked, over iso-F lines.
 
-    recall, precision: in [0, 1], in the order of the thresholds; `best` is the index of the best of them.
+    recall, precision: in [0, 1], in the order of the thresholds. best: index of the best threshold.
     """
     points = [(_x(r), _y(p)) for r, p in zip(recall, precision, strict=True)]
-    # Thresholds above which nothing is left have recall 0 and no precision to speak of.
+    # Where nothing exceeds the threshold, recall is 0 and precision undefined.
     shown = [point for point, r in zip(points, recall, strict=True) if r > 0]
     x, y = points[best]
-    # On the side that the falling curve leaves free, as long as there is room.
+    # The label stands on the side away from the curve, if there is room.
     left = recall[best] > 0.6
     return element(
         "svg",
@@ -86,8 +86,8 @@ def _axes() -> list[Element]:
 
 
 def _line_of_equal_f(f: float) -> list[Element]:
-    """Where precision and recall have the harmonic mean f, from precision 1 down to recall 1."""
-    # Even steps of the logarithm: the hyperbola's pole is at recall f / 2.
+    """The iso-F line (harmonic mean of precision and recall equal to f), from precision 1 to recall 1."""
+    # Logarithmic spacing, because the hyperbola has a pole at recall f / 2.
     recall = f / 2 + np.geomspace(f / (2 - f) - f / 2, 1 - f / 2, 40)
     precision = f * recall / (2 * recall - f)
     line = element(

@@ -1,4 +1,4 @@
-"""The page of an evaluation: metrics, IoU by class, boundary curves, worst and best examples, mean gate weights."""
+"""HTML page of an evaluation: metrics, IoU per class, boundary curves, worst and best examples, mean gate weights."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from taskexpert_jax.tasks.metrics.boundary.scores import THRESHOLDS, BoundaryCou
 
 
 def html(found: Evaluation) -> str:
-    """The page's text."""
+    """The page as HTML."""
     facts = found.facts
     title = f"Evaluation of {facts['variant']} on {facts['dataset']['name']}"
     sections = [_metrics(found), *(_task(found, task) for task in found.tasks), _gates(found)]
@@ -36,7 +36,7 @@ def _number(value: float | None) -> str:
 
 
 def _overview(found: Evaluation) -> Element:
-    """The published numbers, each a link to its task."""
+    """The published metrics, each linked to its task's section."""
     cards = []
     for row in results.rows(found.tasks, found.metrics, found.best_constant):
         if row.published:
@@ -71,8 +71,8 @@ def _metrics(found: Evaluation) -> Element:
     table = element("table", element("thead", head), *bodies, class_="metrics")
     explanation = element(
         "p",
-        "The published metric of each task is marked: ↑ higher is better, ↓ lower is better. The best constant is the "
-        "one value that, given to every pixel, scores best: what a model must beat.",
+        "The published metric of each task is marked: ↑ higher is better, ↓ lower is better. “Best constant” is the "
+        "score of the best constant prediction, a baseline that any model should beat.",
     )
     return page.section("metrics", "All metrics", explanation, page.scrolling(table))
 
@@ -82,7 +82,7 @@ def _task(found: Evaluation, task: Task) -> Element:
     name = f"{task.name}/{published.metric}"
     direction = "higher is better" if published.higher_is_better else "lower is better"
     constant = found.best_constant.get(name)
-    compared = "" if constant is None else f"; the best constant has {_number(constant)}"
+    compared = "" if constant is None else f"; best constant prediction: {_number(constant)}"
     value = element("strong", f"{published.title} {_number(found.metrics[name])}")
     parts = [element("p", value, f", {direction}{compared}.")]
     if task.name in found.per_class:
@@ -110,10 +110,10 @@ def _classes(task: Task, scores: tuple[ClassScore, ...]) -> list[Element]:
                 class_="unseen" if unseen else None,
             )
         )
-    note = " “None”: not in the ground truth; it counts as 0." if any(score.labelled == 0 for score in scores) else ""
+    note = " “None”: absent from the ground truth; counts as 0." if any(score.labelled == 0 for score in scores) else ""
     return [
-        element("h3", "IoU of each class"),
-        element("p", "In percent, pooled over the set." + note, class_="faint"),
+        element("h3", "IoU per class"),
+        element("p", "In percent, pooled over all images." + note, class_="faint"),
         element("ul", *items, class_="classes"),
     ]
 
@@ -130,7 +130,7 @@ def _curve(counts: BoundaryCounts) -> list[Element]:
     )
     return [
         element("h3", "Precision and recall of boundaries"),
-        element("p", "Over the thresholds, pooled over the set; along a dotted line F is the same.", class_="faint"),
+        element("p", "Over all thresholds, pooled over all images; F is constant along a dotted line.", class_="faint"),
         chart,
     ]
 
@@ -150,8 +150,8 @@ def _extremes(found: Evaluation, task: Task) -> list[Element]:
     ]
     if not sides:
         return []
-    classes = ", over the classes that it has" if task.class_names else ""
-    note = f"Ranked by the {ranked.score.title} of the single image{classes}. {task.kind.caption}"
+    classes = ", over the classes in it" if task.class_names else ""
+    note = f"Ranked by the {ranked.score.title} of each image{classes}. {task.kind.caption}"
     return [element("div", *sides, class_="ends"), element("p", note, class_="faint")]
 
 
@@ -165,8 +165,8 @@ def _example(task: Task, entry: Entry, score: str) -> Element:
 
 def _gates(found: Evaluation) -> Element:
     if found.gates is None:
-        text = "Not collected: the predictions are averaged over several views of each image."
+        text = "Not collected, because predictions are averaged over several views of each image."
         return page.section("gates", "Gates", element("p", text))
-    from taskexpert_jax.report import gate_table  # matplotlib is slow to import, and training does without
+    from taskexpert_jax.report import gate_table  # matplotlib is slow to import, and training does not need it
 
     return page.section("gates", "Gates", *gate_table.content(found.gates, found.tasks))

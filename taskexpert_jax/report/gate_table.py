@@ -1,4 +1,4 @@
-"""The table of a set's mean gate weights, for pages: a row a tap of a task, a column an expert slot or the memory."""
+"""HTML table of mean gate weights: one row per task and tap, one column per expert slot."""
 
 from collections.abc import Sequence
 
@@ -13,19 +13,19 @@ from taskexpert_jax.tasks import Task
 
 
 def content(gates: GateSummary, tasks: Sequence[Task]) -> list[Element]:
-    """The table with its explanation above and the scale of its colours below."""
+    """The table, with an explanation above and its colour scale below."""
     explanation = element(
         "p",
-        "Mean weight of each choice (an expert, or the memory) when a task's feature is assembled, at each tap, over "
-        "the pixels of all images (padding left out). Entropy is the mean of a pixel's, as a share of the largest "
-        "possible: 0 where one choice takes all, 1 where all weigh the same. Variation is how much the weights differ "
-        "between pixels (Jensen-Shannon divergence, as a share of the same): 0 where every pixel has the same.",
+        "Mean gate weight of each expert slot (an expert or the memory) at each tap, over the pixels of all images, "
+        "without padding. Entropy is averaged over pixels and divided by its maximum: 0 if one slot has all the "
+        "weight, 1 if all slots have equal weight. Variation measures how much the weights differ between pixels "
+        "(Jensen-Shannon divergence, divided by the same maximum): 0 if they are the same at every pixel.",
     )
     return [explanation, page.scrolling(_table(gates, tasks)), scale()]
 
 
 def scale() -> Element:
-    """The colours of the weights from 0 to 1."""
+    """Colour scale of the weights from 0 to 1."""
     stops = ", ".join(gate_maps.hexadecimal(colour) for colour in gate_maps.weight_colours()[::15])
     ticks = (element("span", text) for text in ("weight 0", "0.5", "1"))
     return element(
@@ -37,29 +37,29 @@ def scale() -> Element:
 
 
 def _table(gates: GateSummary, tasks: Sequence[Task]) -> Element:
-    choices, weights, entropy = gates
+    slots, weights, entropy = gates
     spread = variation(gates)
-    even = 1 / len(choices)
+    even = 1 / len(slots)
     bodies = []
     for task, of_task, of_entropy, of_spread in zip(tasks, weights, entropy, spread, strict=True):
-        lines = [element("tr", element("th", sentence(task.title), scope="rowgroup", colspan=len(choices) + 3))]
+        lines = [element("tr", element("th", sentence(task.title), scope="rowgroup", colspan=len(slots) + 3))]
         for tap, of_tap in enumerate(of_task):
             cells = [
                 _weight_cell(weight, f"{task.title}, tap {tap + 1}, {name}: {weight:.4f}; even weights: {even:.4f}")
-                for name, weight in zip(choices, of_tap.tolist(), strict=True)
+                for name, weight in zip(slots, of_tap.tolist(), strict=True)
             ]
             numbers = [element("td", page.number(value, ".2f")) for value in (of_entropy[tap], of_spread[tap])]
             lines.append(element("tr", element("th", str(tap + 1), scope="row"), *cells, *numbers))
         bodies.append(element("tbody", *lines))
-    return element("table", _head(choices), *bodies, class_="means")
+    return element("table", _head(slots), *bodies, class_="means")
 
 
-def _head(choices: Sequence[str]) -> Element:
-    """Two rows: the experts' numbers stand below a title of their own."""
-    experts = len(choices) - (MEMORY in choices)
+def _head(slots: Sequence[str]) -> Element:
+    """Two header rows; the experts' numbers are grouped below one title."""
+    experts = len(slots) - (MEMORY in slots)
     above: list[Element] = [element("th", "tap", scope="col", rowspan=2)]
     above.append(element("th", "weight of expert", scope="colgroup", colspan=experts, class_="group"))
-    above += [element("th", name, scope="col", rowspan=2) for name in (*choices[experts:], "entropy", "variation")]
+    above += [element("th", name, scope="col", rowspan=2) for name in (*slots[experts:], "entropy", "variation")]
     below = (element("th", str(k + 1), scope="col", class_="group") for k in range(experts))
     return element("thead", element("tr", *above), element("tr", *below))
 

@@ -1,4 +1,4 @@
-"""HTML and SVG as trees of elements: texts are escaped and tags closed by the library, not by care."""
+"""HTML and SVG as element trees, so that the library escapes text and closes tags."""
 
 from xml.etree import ElementTree
 
@@ -6,23 +6,23 @@ Element = ElementTree.Element
 
 
 def element(tag: str, *content: Element | str | None, **attributes: str | float | None) -> Element:
-    """An element with its content in order; what is None is left out.
+    """An element with its content in order; content and attributes that are None are omitted.
 
-    attributes: `class_` and `for_` lose their underscore, inside of a name it becomes a hyphen (`stroke_width`).
+    attributes: a trailing underscore is removed (`class_`, `for_`), others become hyphens (`stroke_width`).
     """
-    made = Element(tag)
+    built = Element(tag)
     for name, value in attributes.items():
         if value is not None:
-            made.set(name.rstrip("_").replace("_", "-"), value if isinstance(value, str) else f"{value:g}")
+            built.set(name.rstrip("_").replace("_", "-"), value if isinstance(value, str) else f"{value:g}")
     for part in content:
         if isinstance(part, str):
-            if len(made):
-                made[-1].tail = (made[-1].tail or "") + part
+            if len(built):
+                built[-1].tail = (built[-1].tail or "") + part
             else:
-                made.text = (made.text or "") + part
+                built.text = (built.text or "") + part
         elif part is not None:
-            made.append(part)
-    return made
+            built.append(part)
+    return built
 
 
 def sentence(text: str) -> str:
@@ -31,5 +31,5 @@ def sentence(text: str) -> str:
 
 
 def to_html(root: Element) -> str:
-    """The text of an element, as HTML."""
+    """Serialises an element as HTML."""
     return ElementTree.tostring(root, encoding="unicode", method="html") + "\n"

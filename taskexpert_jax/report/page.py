@@ -1,4 +1,4 @@
-"""The skeleton that all pages share: one HTML file that needs no other, for light and dark screens, phones, paper."""
+"""Skeleton of all pages: one self-contained HTML file, for light and dark screens, phones and print."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -8,20 +8,20 @@ from typing import Any
 
 from taskexpert_jax.report.markup import Element, element, to_html
 
-_FOLDER = pathlib.Path(__file__).parent  # of the style sheets
+_FOLDER = pathlib.Path(__file__).parent  # has the style sheets
 
 
 def html(
     title: str, header: Sequence[Element], main: Sequence[Element | None], facts: Mapping[str, Any], *, style: str
 ) -> str:
-    """The text of a page: a header, the sections, and a footer with the versions and all facts as JSON.
+    """A page as HTML: a header, the sections, and a footer with the versions and all facts as JSON.
 
     Args:
-      title: of the window.
-      header: what comes below the heading: facts, warnings, links.
-      main: the sections; None is left out.
+      title: heading and window title.
+      header: content below the heading: facts, warnings, links.
+      main: the sections; None is omitted.
       facts: see `results.facts`.
-      style: the page's own style sheet, a file of this folder; it adds to base.css.
+      style: the page's style sheet, a file in this folder, added to base.css.
     """
     sheets = ("base.css", style)
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
@@ -47,27 +47,27 @@ def html(
 
 
 def facts_list(facts: Mapping[str, Any], entries: Mapping[str, str]) -> Element:
-    """The run and its checkpoint, of `results.facts`, and the entries, name -> text; for the header."""
+    """List for the header: the run and its checkpoint from `results.facts`, then the entries, name -> text."""
     shown = {"run": facts["workdir"], "checkpoint": f"step {facts['step']} ({facts['checkpoint']})", **entries}
     parts = (element("div", element("dt", name), element("dd", text)) for name, text in shown.items())
     return element("dl", *parts, class_="facts")
 
 
 def date(facts: Mapping[str, Any]) -> str:
-    """The date of `results.facts` for people, as `2026-01-31 12:00:00 UTC`."""
+    """The date in `results.facts`, formatted as `2026-01-31 12:00:00 UTC`."""
     return facts["date"].replace("T", " ").replace("+00:00", " UTC")
 
 
 def section(name: str, title: str, *content: Element | None) -> Element:
-    """A section with a heading; links reach it as `#name`."""
+    """A section with a heading and the anchor `#name`."""
     return element("section", element("h2", title), *content, id=name)
 
 
 def scrolling(table: Element) -> Element:
-    """A table that scrolls sideways where the screen is narrower."""
+    """A table that scrolls sideways on narrow screens."""
     return element("div", table, class_="scroll")
 
 
 def number(value: float | None, form: str) -> str:
-    """The value in a format, as `.2f`; a dash for None and nan."""
+    """The value in a format such as `.2f`; a dash for None and NaN."""
     return "–" if value is None or math.isnan(value) else format(value, form)

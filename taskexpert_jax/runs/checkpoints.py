@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a run: saved in the background, the latest two and the best kept, verified, restored strictly.
+"""Orbax checkpoints of a run: saved in the background, verified, restored strictly; keeps the latest two and the best.
 
 A checkpoint has the items `params` (parameters, their moving average if any, and batch statistics: all that evaluation
 needs), `train` (optimiser state, step, random key), `data` (position in the data) and `config`.
@@ -26,14 +26,14 @@ from taskexpert_jax.runs import manager, sealing, tree
 from taskexpert_jax.runs.tree import Tree
 from taskexpert_jax.tasks import Task
 
-METRICS = "metrics/metrics"  # Orbax's name for the file of a checkpoint's metrics
-_POLL_SECONDS = 0.1  # between two looks at whether a save is complete
-_WAIT_SECONDS = 10.0  # at most, for the other writes of a checkpoint that the disk refused
+METRICS = "metrics/metrics"  # Orbax's file name for a checkpoint's metrics
+_POLL_SECONDS = 0.1  # interval between checks whether a save is complete
+_WAIT_SECONDS = 10.0  # longest wait for the other writes of a checkpoint that the disk refused
 _CLEAR_SECONDS = 1.0
 
 
 class Restored(NamedTuple):
-    """The checkpoint that a run resumes from. evaluated: it has the metrics of an evaluation at its step."""
+    """The checkpoint that a run resumes from; evaluated: it includes the metrics of its step."""
 
     items: dict[str, dict[str, Tree]]
     step: int
@@ -41,13 +41,13 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one working directory.
+    """The checkpoints of one run's directory.
 
-    Each is sealed (`sealing`) when it is complete, by a thread, so that training continues meanwhile.
+    A thread seals each (`sealing`) once it is complete, while training continues.
 
     Args:
       workdir: the run's directory; checkpoints are in its `checkpoints/`.
-      best: the task by whose main metric the best checkpoint is kept.
+      best: the task whose main metric selects the best checkpoint.
       read_only: for evaluation and prediction; the checkpoints must exist.
     """
 
@@ -59,20 +59,20 @@ class Checkpoints:
         if not read_only:
             if earlier := sorted((self.path.parent / "replaced").glob("[0-9]*")):
                 raise UserError(
-                    f"{earlier[0]} is a checkpoint that an earlier version was about to replace: move it to {self.path} "
-                    f"(in place of one there without {sealing.MANIFEST}), and start again"
+                    f"{earlier[0]} is a checkpoint that an earlier version was about to replace: move it to "
+                    f"{self.path} (replacing one there without {sealing.MANIFEST}), and start again"
                 )
             if self._first_process:
                 for step in sealing.remove_unfinished(self.path):
-                    logging.info(f"step {step} was being written when the run ended: left out")
-            processes.gather(None)  # nobody looks before that is done
+                    logging.info(f"step {step} was being written when the run ended: removed")
+            processes.gather(None)  # all processes wait for the removal
         self._manager = manager.for_run(
             self.path, self._best_key, higher_is_better=best.higher_is_better, create=not read_only
         )
         self._writers: set[threading.Thread] = set()  # of the last checkpoint
         self._sealing: threading.Thread | None = None
-        self._unsealed: OSError | None = None  # why the last checkpoint could not be sealed
-        self._refused = False  # by the disk
+        self._unsealed: OSError | None = None  # error of sealing the last checkpoint
+        self._refused = False  # a write has failed (disk full, no permission)
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(manager.quiet_late_writes())
 
@@ -87,19 +87,20 @@ class Checkpoints:
         config: Mapping[str, Any],
         metrics: Mapping[str, float] | None,
     ) -> None:
-        """Starts saving; returns when the arrays have been copied off the devices.
+        """Starts saving; returns when the arrays have been copied to the host.
 
-        If the step was saved before, by a run that was preempted before it could evaluate, only the metrics are added.
+        If the step has been saved before, by a run that was preempted before its evaluation, only the metrics are
+        added.
 
         Args:
-          step: steps done.
+          step: number of steps done.
           items: `params` and `train`, trees of arrays.
-          config: the run's config, in plain dicts.
-          metrics: of the evaluation at this very step, or None. Only evaluated checkpoints can be the best, and of
-            those the ones whose metric is a number (it is none if no label of the task was evaluated).
+          config: the run's config, as plain dicts.
+          metrics: metrics of the evaluation at this step, or None. Only checkpoints whose metric is a number can be the
+            best; it is NaN if no label of the task was evaluated.
 
         Raises:
-          UserError: this checkpoint or the one before it cannot be written.
+          UserError: this checkpoint or the previous one cannot be written.
         """
         best = math.nan if metrics is None else metrics[self._best_key]
         numbers = {} if math.isnan(best) else {self._best_key: best}
@@ -129,11 +130,11 @@ class Checkpoints:
     def _add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._first_process:
             sealing.add(self.path / str(step), METRICS, json.dumps(metrics))
-        processes.gather(None)  # all wait until they are written
-        self._manager.reload()  # or they would not count when the best is kept
+        processes.gather(None)  # all processes wait until they are written
+        self._manager.reload()  # otherwise they would not count when the best is selected
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is complete and sealed; raises UserError if it cannot be written."""
+        """Waits until the last checkpoint is complete and sealed; raises UserError if it cannot be written."""
         with self._writing():
             self._finish()
 
@@ -148,7 +149,7 @@ class Checkpoints:
             raise error
 
     def _seal(self, step: int) -> None:
-        """Seals a checkpoint as soon as it is complete; does nothing if it never is."""
+        """Seals a checkpoint once it is complete; does nothing if its save failed."""
         while self._manager.is_saving_in_progress():
             time.sleep(_POLL_SECONDS)
         folder = self.path / str(step)
@@ -170,7 +171,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns the errors of a full or failing disk into one line."""
+        """Converts errors of a full or failing disk to a UserError of one line."""
         try:
             yield
         except Exception as error:
@@ -182,23 +183,23 @@ class Checkpoints:
             sealed = [step for step in steps if sealing.sealed(self.path / str(step))]
             last = next((f"step {step}" for step in reversed(sealed or steps)), "the start")
             raise UserError(
-                f"a checkpoint cannot be written to {self.path}: {reason}; make room or give the right to write, and "
-                f"start again: the run goes on from {last}"
+                f"a checkpoint cannot be written to {self.path}: {reason}; free space or grant write permission, and "
+                f"start again: the run resumes from {last}"
             ) from error
 
     @property
     def latest(self) -> int | None:
-        """The newest step saved, good or not, or None."""
+        """The newest saved step, verified or not; None if there is none."""
         return self._manager.latest_step()
 
     def restore_newest(self, abstract: Mapping[str, Tree]) -> Restored | None:
-        """The newest good checkpoint, placed like the items of `abstract`; None if nothing was ever saved.
+        """Restores the newest intact checkpoint, with the shardings of `abstract`; None if nothing was ever saved.
 
-        Newer ones that are damaged are named, a line each, and moved to WORKDIR/damaged; so is one that had not been
-        sealed when the run was killed, because nobody can know whether its bytes are those that were written.
+        Newer checkpoints that are damaged are reported, one line each, and moved to WORKDIR/damaged. So is one that was
+        not sealed when the run was killed, because its bytes cannot be verified.
 
         Raises:
-          UserError: there are checkpoints, but none is good; or the newest good one does not fit: see `restore`.
+          UserError: no checkpoint is intact, or the newest intact one does not fit (see `restore`).
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         restored, problems = self._newest_good(steps, abstract)
@@ -207,25 +208,25 @@ class Checkpoints:
                 return None
             each = "; ".join(f"{step} {problem}" for step, problem in problems.items())
             raise UserError(
-                f"none of the checkpoints in {self.path} is good ({each}); put the files back, or use another --workdir"
+                f"no checkpoint in {self.path} is intact ({each}); restore the files, or use another --workdir"
             )
         followers = dict(itertools.pairwise(steps))
         for step, problem in problems.items():
             self._set_aside(step, problem, f", and the run falls back to step {followers[step]}")
-        # If metrics cannot be read, the best checkpoint would be deleted like any other.
+        # Checkpoints with unreadable metrics are moved too: one may be the best, and the manager would delete it.
         older = [step for step in steps if step < restored.step] if self._first_process else []
         unreadable = processes.gather(self._damaged_metrics(older))[0]
         for step, problem in unreadable.items():
             self._set_aside(step, f"is damaged: {problem}", "")
         if problems or unreadable:
-            processes.gather(None)  # all wait until they have been moved
+            processes.gather(None)  # all processes wait until they have been moved
             self._manager.reload()
         return restored
 
     def _newest_good(
         self, steps: Sequence[int], abstract: Mapping[str, Tree]
     ) -> tuple[Restored | None, dict[int, str]]:
-        """The first of `steps` that is good, and the problems of those before it."""
+        """The first intact one of `steps`, restored, and the problems of those before it."""
         own = [step for step in steps if sealing.sealed(self.path / str(step))] if self._first_process else []
         sealed = processes.gather(own)[0]
         problems = {}
@@ -247,7 +248,7 @@ class Checkpoints:
         return {step: problem for step, problem in found.items() if problem}
 
     def _restore_good(self, step: int, abstract: Mapping[str, Tree], sealed: Sequence[int]) -> Restored | str:
-        """The checkpoint, or its problem; the same in every process."""
+        """Restores a checkpoint, or returns its problem; the result is the same in all processes."""
         folder = self.path / str(step)
         if step in sealed:
             found = sealing.problem(folder) if self._first_process else None
@@ -258,7 +259,7 @@ class Checkpoints:
             return Restored(self.restore(step, abstract), step, evaluated)
         if sealed:
             return "had not been sealed when the run ended"
-        # The first of a run, or one from before checkpoints were sealed: it is good if all of it can be read.
+        # A run's first checkpoint, or one of a version without seals: intact if all of it can be read.
         restored, problem = None, None
         try:
             self._read_records(step)
@@ -274,24 +275,24 @@ class Checkpoints:
 
     def _evaluated(self, step: int) -> bool:
         items = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))
-        return items["data"].get("evaluated", True)  # older ones have no such field
+        return items["data"].get("evaluated", True)  # older checkpoints do not have this field
 
     def _read_records(self, step: int) -> None:
-        """Raises an error if anything but the arrays cannot be read: the lists of arrays, the config, metrics."""
+        """Reads everything except the arrays (lists of arrays, config, metrics); raises an error if it cannot."""
         lists = self._manager.item_metadata(step)
         for item in manager.TREES:
             if not tree.arrays(lists[item]):
-                raise ValueError(f"nothing lists the arrays of `{item}`")
+                raise ValueError(f"the list of arrays of `{item}` is missing")
         self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
         if (self.path / str(step) / "metrics").exists() and self._manager.metrics(step) is None:
-            raise ValueError("its metrics are not readable")
+            raise ValueError("its metrics cannot be read")
 
     def select(self, which: str) -> int:
-        """The step of `best`, `latest` or a number; `best` is the latest if no checkpoint was evaluated.
+        """Resolves `best`, `latest` or a number to a step; `best` is the latest if no checkpoint was evaluated.
 
         Raises:
-          UserError: there is none, or not that one; the message lists the steps that exist. Or the best is unknown
-            because the metrics of one are damaged.
+          UserError: no such checkpoint; the message lists the existing steps. Or `best` is unknown because the metrics
+            of a checkpoint are damaged.
         """
         steps = sorted(self._manager.all_steps())
         if not steps:
@@ -300,7 +301,7 @@ class Checkpoints:
             return steps[-1]
         if which == "best":
             for step, problem in self._damaged_metrics(steps).items():
-                rest = f"which is the best is not known; --checkpoint may be latest or one of {steps}"
+                rest = f"the best checkpoint is unknown; use --checkpoint=latest or one of {steps}"
                 raise UserError(f"checkpoint {self.path}/{step} is damaged: {problem}; {rest}")
             best = self._manager.best_step()
             return best if best is not None and self._best_key in (self._manager.metrics(best) or {}) else steps[-1]
@@ -309,13 +310,13 @@ class Checkpoints:
         raise UserError(f"--checkpoint={which}: not in {self.path}; use best, latest or one of {steps}")
 
     def _refuse_damaged(self, step: int) -> None:
-        # The files that evaluation reads: a third of a checkpoint with Adam's moments.
+        # Only the files that evaluation reads, a third of a checkpoint with Adam's moments.
         if problem := sealing.problem(self.path / str(step), "params", "metrics", "_CHECKPOINT_METADATA"):
             raise self._damaged(step, problem)
 
     def _damaged(self, step: int, problem: str) -> UserError:
         others = [other for other in sorted(self._manager.all_steps()) if other != step]
-        rest = f"; --checkpoint may be one of {others}" if others else ""
+        rest = f"; use --checkpoint with one of {others}" if others else ""
         return UserError(f"checkpoint {self.path}/{step} is damaged: {problem}{rest}")
 
     def _saved(self, step: int, item: str) -> Tree:
@@ -327,7 +328,7 @@ class Checkpoints:
             raise self._damaged(step, found or f"its `{item}` cannot be read") from error
 
     def restore(self, step: int, abstract: Mapping[str, Tree]) -> dict[str, dict[str, Tree]]:
-        """The items saved at `step`, placed like those of `abstract`; raises UserError if anything does not fit."""
+        """Restores the items of `step` with the shardings of `abstract`; raises UserError if anything does not fit."""
         for item in manager.TREES:
             self._check(step, item, abstract[item])
         items = {item: ocp.args.StandardRestore(abstract[item]) for item in manager.TREES}
@@ -335,15 +336,14 @@ class Checkpoints:
         return {item: restored[item] for item in manager.TREES}
 
     def restore_variables(self, step: int, abstract: Mapping[str, Tree]) -> dict[str, Tree]:
-        """Parameters (averaged if the run has them) and batch statistics, for evaluation.
+        """Restores parameters (averaged if the run has them) and batch statistics, without the optimiser state.
 
         Args:
-          step: one that was saved.
-          abstract: `params` and `batch_stats` with shardings. Arrays are returned in its float dtypes, whichever they
-            were saved in. The optimiser's state is not read.
+          step: a saved step.
+          abstract: `params` and `batch_stats` with shardings; arrays are cast to its float dtypes.
 
         Raises:
-          UserError: anything does not fit, or is damaged.
+          UserError: the checkpoint is damaged or does not fit.
         """
         self._refuse_damaged(step)
         averaged = {"ema": abstract["params"]} if "ema" in self._saved(step, "params") else {}
@@ -354,10 +354,10 @@ class Checkpoints:
         return {"params": restored.get("ema", restored["params"]), "batch_stats": restored["batch_stats"]}
 
     def restore_parameters(self, step: int) -> Tree:
-        """Parameters (averaged if the run has them) as host arrays in the shapes that they were saved in."""
+        """Restores parameters (averaged if the run has them) as host arrays in their saved shapes."""
         self._refuse_damaged(step)
         saved = self._saved(step, "params")
-        # NumPy arrays as targets: nothing is placed on devices, which may be others than those of the run.
+        # NumPy targets keep the arrays on the host, because this process may have other devices than the run.
         hosts = jax.tree.map(
             lambda leaf: np.empty(leaf.shape, leaf.dtype), saved, is_leaf=lambda x: hasattr(x, "shape")
         )
@@ -366,9 +366,9 @@ class Checkpoints:
         return restored.get("ema", restored["params"])
 
     def _check(self, step: int, item: str, expected: Tree, *, cast: bool = False) -> None:
-        """Refuses a checkpoint whose names, shapes or dtypes differ: nothing is ever restored in part.
+        """Raises UserError if names, shapes or dtypes of an item differ, so that nothing is restored partially.
 
-        cast: accepts any float dtype in place of another.
+        cast: treats all float dtypes as equal.
         """
         lines, count = tree.differences(self._saved(step, item), expected, cast=cast)
         if lines:
@@ -390,6 +390,6 @@ class Checkpoints:
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
-    """The steps that a run has saved, oldest first; none if there is no such directory."""
+    """The saved steps of a run, oldest first; empty if the directory does not exist."""
     path = workdir.absolute() / "checkpoints"
     return sorted(ocp.utils.checkpoint_steps(path)) if path.is_dir() else []

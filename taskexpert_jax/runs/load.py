@@ -1,4 +1,4 @@
-"""A trained model from its run's directory, without its optimiser."""
+"""Loads a trained model from its run's directory, without the optimiser state."""
 
 import contextlib
 import pathlib
@@ -16,16 +16,16 @@ from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.tasks import best_task, from_config
 
 def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[TaskExpert, Any, int]:
-    """(model, variables on the mesh, step) of a run's checkpoint, without its optimiser.
+    """Loads (model, variables on the mesh, step) from a run's checkpoint, without the optimiser state.
 
     Args:
       config: the run's config.
       workdir: the run's directory.
       which: "best", "latest" or a step.
-      mesh: where the variables go.
+      mesh: mesh for the variables.
 
     Raises:
-      UserError: an invalid config, or a checkpoint that is not there, is damaged or does not fit.
+      UserError: an invalid config, or a checkpoint that is missing, damaged or does not fit.
     """
     check(config)
     tasks = from_config(config)

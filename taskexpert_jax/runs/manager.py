@@ -1,4 +1,4 @@
-"""Orbax's checkpoint manager for a run: which checkpoints are kept, how items are read, what is logged."""
+"""Orbax's checkpoint manager for a run: retention policy, item handlers, and filters for its log."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -18,8 +18,8 @@ from taskexpert_jax.errors import disk_refusal
 TREES = ("params", "train")  # items of a checkpoint that are trees of arrays
 RECORDS = ("data", "config")  # items that are JSON
 _REPORTED_ELSEWHERE = (
-    "Requested `tracked_metric`",  # at every save without an evaluation
-    "Failed to json parse Metadata file",  # of a damaged checkpoint, which `Checkpoints` reports
+    "Requested `tracked_metric`",  # logged at every save without an evaluation
+    "Failed to json parse Metadata file",  # a damaged checkpoint, which `Checkpoints` reports
 )
 
 
@@ -30,16 +30,16 @@ def _worth_logging(record: logging_module.LogRecord) -> bool:
 
 
 logging.get_absl_logger().addFilter(_worth_logging)
-# Python's warning about writes that had not started when an earlier one failed.
+# Python's warning about writes that have not started when an earlier one fails.
 warnings.filterwarnings("ignore", message="coroutine '.*' was never awaited", category=RuntimeWarning)
 
 
 @contextlib.contextmanager
 def quiet_late_writes() -> Iterator[None]:
-    """Hides the tracebacks of writes that end after an earlier one failed; `Checkpoints` reports that one.
+    """Hides tracebacks of writes that finish after an earlier one failed; `Checkpoints` reports the first failure.
 
-    Orbax closes its event loop at the first write that fails. TensorStore's threads, which finish the others, then
-    find it closed, and have nowhere to raise that but here.
+    Orbax closes its event loop at the first failed write. TensorStore's threads that finish other writes then find it
+    closed, and their error reaches only `sys.unraisablehook`.
     """
     before = sys.unraisablehook
 
@@ -55,7 +55,7 @@ def quiet_late_writes() -> Iterator[None]:
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's manager, which can also be opened if a checkpoint's metrics are damaged; they are None then."""
+    """Orbax's manager, except that damaged metrics are None and do not prevent opening."""
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """The metrics of the evaluation at `step`; None if there was none."""
@@ -70,7 +70,7 @@ def for_run(path: pathlib.Path, best_key: str, *, higher_is_better: bool, create
     """A manager that keeps the latest two checkpoints and the one with the best `best_key` among its metrics."""
 
     def metric(metrics: Mapping[str, float]) -> float:
-        # Absent if the metric was not a number, or if the run's best task was another then.
+        # Absent if the metric was NaN, or if the run's best task was a different one.
         return metrics.get(best_key, -math.inf if higher_is_better else math.inf)
 
     policy = preservation_policy.AnyPreservationPolicy(

@@ -1,6 +1,6 @@
-"""Seals on checkpoints: the size and checksum of every file, to tell whether a file was damaged later.
+"""Seals of checkpoints: a manifest with the size and checksum of every file, to detect damage.
 
-Once a checkpoint is complete, `manifest.json` in its folder lists the size and checksum of each of its files.
+Once a checkpoint is complete, `manifest.json` is written to its folder.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,14 +16,14 @@ _BLOCK = 1 << 22  # bytes read at a time
 
 
 def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """All files of a checkpoint but its manifest."""
+    """All files of a checkpoint except its manifest."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
             yield path
 
 
 def size(folder: pathlib.Path) -> int:
-    """Bytes of all files in a folder."""
+    """Total size of a folder's files in bytes, without the manifest."""
     return sum(path.stat().st_size for path in files(folder))
 
 
@@ -34,9 +34,9 @@ def seal(folder: pathlib.Path) -> None:
 
 
 def add(folder: pathlib.Path, name: str, text: str) -> None:
-    """Adds a file to a sealed checkpoint; the other files are neither read nor changed.
+    """Adds a file to a sealed checkpoint; other files are neither read nor changed.
 
-    It belongs to the checkpoint once the manifest lists it. The checkpoint is good at every moment until then, too.
+    The file belongs to the checkpoint once the manifest lists it. The checkpoint stays valid throughout.
     """
     found = _listed(folder)
     path = folder / name
@@ -56,9 +56,9 @@ def sealed(folder: pathlib.Path) -> bool:
 
 
 def problem(folder: pathlib.Path, *parts: str) -> str | None:
-    """Description of the first file that differs from the manifest; None if there is none, or no manifest.
+    """Describes the first file that differs from the manifest; None if all match, or if there is no manifest.
 
-    parts: reads only these files and folders of `folder`, such as `metrics`; none: all.
+    parts: restricts the check to these files and folders of `folder`, such as `metrics`; default: all.
     """
     if not sealed(folder):
         return None
@@ -67,9 +67,9 @@ def problem(folder: pathlib.Path, *parts: str) -> str | None:
     except OSError as error:
         return f"{MANIFEST} cannot be read: {error.strerror}"
     except (ValueError, TypeError, AttributeError):
-        return f"{MANIFEST} is not readable"
+        return f"{MANIFEST} is malformed"
     if not expected:
-        return f"{MANIFEST} lists nothing"
+        return f"{MANIFEST} lists no files"
     for name, (length, checksum) in expected.items():
         wanted = not parts or pathlib.PurePath(name).parts[0] in parts
         if wanted and (found := _difference(folder / name, length, checksum)):
@@ -89,7 +89,7 @@ def _write_manifest(folder: pathlib.Path, listed: Mapping[str, tuple[int, int]])
 
 def _write(folder: pathlib.Path, path: pathlib.Path, text: str) -> None:
     """Writes a file of a checkpoint atomically."""
-    partial = folder.parent / f".{folder.name}.{MANIFEST}"  # beside it, because the folder may be deleted at any time
+    partial = folder.parent / f".{folder.name}.{MANIFEST}"  # outside the folder, which may be deleted at any time
     try:
         with partial.open("w") as file:
             file.write(text)
@@ -106,13 +106,13 @@ def _difference(path: pathlib.Path, length: int, checksum: int) -> str | None:
     try:
         if path.stat().st_size != length:
             return f"has {path.stat().st_size} of {length} bytes"
-        return None if _checksum(path) == checksum else "has other bytes than were written"
+        return None if _checksum(path) == checksum else "has another checksum than when it was written"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 
 
 def set_aside(folder: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
-    """Moves a checkpoint into another folder, numbered if its name is taken there; returns its new path."""
+    """Moves a checkpoint into another folder, with a number appended if its name is taken; returns the new path."""
     to.mkdir(exist_ok=True)
     names = (folder.name if i == 0 else f"{folder.name}_{i}" for i in range(10_000))
     target = next(to / name for name in names if not (to / name).exists())
@@ -120,7 +120,7 @@ def set_aside(folder: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
 
 
 def remove_unfinished(root: pathlib.Path) -> list[int]:
-    """Removes the remains of interrupted writes from a folder of checkpoints; returns their steps."""
+    """Removes remains of interrupted writes from a folder of checkpoints; returns their steps."""
     steps = []
     for path in sorted(root.glob("*.orbax-checkpoint-tmp*")):
         steps += [int(step) for step in re.findall(r"^\d+", path.name)]

@@ -1,4 +1,4 @@
-"""Trees of arrays: the arrays' names, and the differences between two trees."""
+"""Trees of arrays: names of the arrays, and differences between two trees."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ Tree = Any  # a pytree of arrays
 
 
 def arrays(tree: Tree) -> dict[str, Any]:
-    """Name, such as `params/head_depth/logits/bias` -> array, of a tree of arrays or of their metadata."""
+    """Flattens a tree of arrays, or of their metadata, by name (`params/head_depth/logits/bias`)."""
 
     def is_array(node: Any) -> bool:
         return hasattr(node, "shape") and hasattr(node, "dtype")
@@ -18,9 +18,9 @@ def arrays(tree: Tree) -> dict[str, Any]:
 
 
 def differences(saved: Tree, wanted: Tree, *, cast: bool = False) -> tuple[list[str], int]:
-    """A line for every array that is in one tree only or differs in shape or dtype; and the number of all arrays.
+    """One line per array that is in only one tree or differs in shape or dtype; and the number of all arrays.
 
-    cast: accepts any float dtype in place of another.
+    cast: treats all float dtypes as equal.
     """
     old, new = (
         {name: f"{tuple(leaf.shape)} {_dtype(leaf, cast)}" for name, leaf in arrays(tree).items()}

@@ -1,4 +1,4 @@
-"""A run's directory belongs to one config, and to one program at a time."""
+"""A run's directory: bound to one config, and locked by one program at a time."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 from taskexpert_jax.config import flat, read_run
 from taskexpert_jax.errors import UserError
 
-# What may change when a run is resumed: where and how fast it runs and what it reports, not what it computes.
+# Fields that may change on resume: they affect speed, placement and reports, not the computation.
 FREE = ("mesh.", "eval.", "log.", "guard.", "checkpoint.", "dataset.cache", "dataset.threads", "dataset.data_dir")
 
 
@@ -21,7 +21,7 @@ FREE = ("mesh.", "eval.", "log.", "guard.", "checkpoint.", "dataset.cache", "dat
 def lock(workdir: pathlib.Path) -> Iterator[None]:
     """Creates the directory and locks it for this program while the body runs.
 
-    The kernel holds the lock and releases it when the program ends, however it ends; the file remains.
+    The operating system releases the lock when the program ends for any reason; the lock file remains.
 
     Raises:
       UserError: another program holds the lock; the message names it. Nothing is changed.
@@ -31,7 +31,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}; give another") from error
+        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}; use another") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,16 +52,16 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Makes the directory and writes config.json, or checks that the one there is the same.
+    """Creates the directory and writes config.json, or checks an existing config.json against the config.
 
     Args:
       workdir: the run's directory.
-      config: plain dict form of the config. Fields that the run's own config lacks, because the program did not have
-        them when it started, must have their default.
+      config: the config as plain dicts. Fields that are missing from an existing config.json, because they did not
+        exist when the run started, must have their defaults.
 
     Raises:
-      UserError: the directory belongs to a run with another config; the message lists the fields. Or its config cannot
-        be read. Nothing is written.
+      UserError: the directory belongs to a run with another config (the message lists the differing fields), or its
+        config cannot be read. Nothing is written.
     """
     path = workdir / "config.json"
     wanted = json.loads(json.dumps(config))
@@ -76,12 +76,12 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     if differences:
         listed = "".join(f"\n  {line}" for line in differences)
         raise UserError(
-            f"{workdir} holds a run of another config; use another --workdir, or what the run started with:{listed}"
+            f"{workdir} has a run with another config; use another --workdir, or the values of that run:{listed}"
         )
 
 
 def note_other_data(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
-    """A line if the data of `config` are not those that the run in the workdir was trained on, else empty."""
+    """A note if the data of `config` differ from the training data of the run in the workdir, else empty."""
     path = workdir / "config.json"
     if not path.exists():
         return ""
@@ -92,7 +92,7 @@ def note_other_data(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    """A line for every field that differs, but those that may."""
+    """One line per differing field, except those in FREE."""
     for name in sorted(saved.keys() | wanted.keys()):
         if name.startswith(FREE) or (name in saved and name in wanted and saved[name] == wanted[name]):
             continue

@@ -1,4 +1,4 @@
-"""Writers of a run's scalars and images: metrics.jsonl, and TensorBoard events if TensorFlow is installed."""
+"""Writes a run's scalars and images: metrics.jsonl, and TensorBoard events if TensorFlow is installed."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -15,7 +15,7 @@ from taskexpert_jax.errors import UserError, disk_refusal
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[None]:
-    """Raises UserError with the path and the reason if the body cannot write: a full disk, or no permission."""
+    """Raises UserError with path and reason if the body cannot write because of a full disk or missing permission."""
     try:
         yield
     except Exception as error:
@@ -23,17 +23,17 @@ def writing(path: pathlib.Path) -> Iterator[None]:
         if reason is None:
             raise
         raise UserError(
-            f"{path} cannot be written: {reason}; make room or give the right to write, and start again: the run goes "
-            "on from its last checkpoint"
+            f"{path} cannot be written: {reason}; free space or grant write permission, and start again: the run "
+            "resumes from its last checkpoint"
         ) from error
 
 
 class RunWriter:
-    """Writes scalars to `metrics.jsonl` (one JSON object a line, appended) and, through clu, to TensorBoard.
+    """Writes scalars to `metrics.jsonl` (one JSON object per line, appended) and to TensorBoard (through clu).
 
     Args:
       workdir: the run's directory.
-      first: the step that the run resumes from; lines of later steps, from before it was stopped, are removed.
+      first: the step that the run resumes from; existing lines of later steps are removed.
       active: False in all but one process of a run; nothing is written then.
     """
 
@@ -44,7 +44,7 @@ class RunWriter:
         self._summary = _summary_writer(workdir) if active else None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line: step, time in seconds since the epoch, and the values."""
+        """Appends one line: step, Unix time in seconds, and the values."""
         if self._lines is None:
             return
         with writing(self._path):
@@ -55,11 +55,11 @@ class RunWriter:
                 self._summary.write_scalars(step, dict(values))
                 self._summary.flush()
 
-    def images(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+    def images(self, step: int, examples: Mapping[str, np.ndarray]) -> None:
         """Adds (H, W, 3) uint8 images to TensorBoard."""
-        if self._summary is not None and pictures:
+        if self._summary is not None and examples:
             with writing(self._path.with_name("events.*")):
-                self._summary.write_images(step, {name: picture[None] for name, picture in pictures.items()})
+                self._summary.write_images(step, {name: image[None] for name, image in examples.items()})
                 self._summary.flush()
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class RunWriter:
 
 
 def _open_lines(path: pathlib.Path, first: int) -> TextIO:
-    """The file, open for appending, without lines of steps after `first` and without an incomplete last line."""
+    """Opens the file for appending, after removing lines of steps after `first` and an incomplete last line."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         partial = path.with_suffix(".jsonl.partial")
@@ -83,7 +83,7 @@ def _open_lines(path: pathlib.Path, first: int) -> TextIO:
 
 
 def _summary_writer(workdir: pathlib.Path) -> Any:
-    """clu's writer, whose type cannot be named without importing TensorFlow; None if that is not installed."""
+    """clu's writer (its type would need TensorFlow's import); None if TensorFlow or tensorboard is not installed."""
     try:
         from clu import metric_writers
     except ImportError:

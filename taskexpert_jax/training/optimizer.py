@@ -1,4 +1,4 @@
-"""The protocol's optimiser (clip, L2, Adam, polynomial decay), and what other trainings of ViTs use in its place."""
+"""Optimiser of the protocol (clipping, L2, Adam, polynomial decay), and common alternatives for ViTs."""
 
 from collections.abc import Callable
 import math
@@ -13,7 +13,7 @@ Tree = Any  # a pytree of arrays
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:
-    """step -> learning rate, after an optional linear warm-up.
+    """Learning rate schedule, with an optional linear warm-up.
 
     polynomial: learning_rate * (1 - step / num_steps) ** schedule_power; cosine: half a cosine wave down to 0.
     """
@@ -30,10 +30,10 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
 
 
 def build(config: ConfigDict) -> optax.GradientTransformation:
-    """The optimiser of `config.optimizer`.
+    """Builds the optimiser of `config.optimizer`.
 
-    In the order of the field's code: the gradient is clipped to a global norm, weight_decay * parameter is added to it
-    (an L2 term, not AdamW's decay), then come Adam's moments (0.9, 0.999, eps 1e-8) and the learning rate. With
+    In the order of the published implementations: clips the gradient to a global norm, adds weight_decay * parameter
+    (an L2 term, not AdamW's decay), then applies Adam's moments (0.9, 0.999, eps 1e-8) and the learning rate. With
     `algorithm=adamw` the decay is added after the moments instead, to kernels only.
     """
     settings = config.optimizer
@@ -49,10 +49,10 @@ def build(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def backbone_rates(params: Tree, rate: float, layer_decay: float, depth: int) -> Tree:
-    """The factor on the learning rate of every parameter; arrays that broadcast to the parameters' shapes.
+    """Learning rate factors of all parameters, as arrays that broadcast to the parameters' shapes.
 
-    New parts (experts, gates, memory, heads) have 1. Block i of `depth`, from 0, has rate * layer_decay ** (depth - i),
-    the patch and position embeddings rate * layer_decay ** (depth + 1), as in BEiT's fine-tuning (arXiv 2106.08254).
+    1 for new parts (experts, gates, memory, heads), rate * layer_decay ** (depth - i) for block i (from 0), and rate *
+    layer_decay ** (depth + 1) for patch and position embeddings, as in BEiT's fine-tuning (arXiv 2106.08254).
     Parameters of blocks are stacked as (depth, ...).
     """
 
@@ -77,14 +77,14 @@ def _scale_backbone(rate: float, layer_decay: float, depth: int) -> optax.Gradie
 
 
 def _kernels(params: Tree) -> Tree:
-    """Which parameters are kernels: biases, norms and embeddings are not decayed."""
+    """Mask of the kernels, which are decayed; biases, norms and embeddings are not."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path[-1:]), params)
 
 
 def average(decay: float) -> Callable[[Tree, Tree, jax.Array], Tree]:
-    """(average, parameters, step) -> average: an exponential moving average of the parameters, in float32.
+    """Update (average, parameters, step) -> average of an exponential moving average, in float32.
 
-    Its decay rises from 0.1 towards `decay` as (1 + step) / (10 + step), so that the start is soon forgotten.
+    Its decay rises from 0.1 towards `decay` as (1 + step) / (10 + step), so that initial values are soon forgotten.
     """
 
     def update(averaged: Tree, params: Tree, step: jax.Array) -> Tree:

@@ -1,4 +1,4 @@
-"""The training state: what a step changes, its initial value on a mesh, and its items in a checkpoint."""
+"""Training state: its fields, initialisation on a mesh, and conversion to checkpoint items."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,9 +16,12 @@ from taskexpert_jax.runs.tree import Tree
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that a step changes. A checkpoint of it, with the config, resumes a run exactly.
+    """Everything that a step changes; with the config it is enough to resume a run exactly.
 
-    step: int32 scalar, steps done. rng: (2,) uint32 key data; step i draws from fold_in(rng, i).
+    Attributes:
+      step: int32 scalar, number of steps done.
+      rng: (2,) uint32 key data; step i draws from fold_in(rng, i).
+      ema: moving average of the parameters; {} if `optimizer.ema_decay` is 0.
     """
 
     step: jax.Array
@@ -26,14 +29,14 @@ class TrainState(struct.PyTreeNode):
     batch_stats: Tree
     opt_state: Tree
     rng: jax.Array
-    ema: Tree  # moving average of the parameters; {} where `optimizer.ema_decay` is 0
+    ema: Tree
 
     def variables(self) -> dict[str, Tree]:
-        """The variables that are evaluated: averaged parameters where the run has them."""
+        """Variables for evaluation: averaged parameters if the run has them, and batch statistics."""
         return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
 
     def to_items(self) -> dict[str, dict[str, Tree]]:
-        """The two items of a checkpoint: `params`, all that evaluation needs, and `train`, the rest."""
+        """Converts to the items of a checkpoint: `params`, which evaluation needs, and `train`, the rest."""
         averaged = {"ema": self.ema} if self.ema else {}
         return {
             "params": {"params": self.params, "batch_stats": self.batch_stats, **averaged},
@@ -42,16 +45,16 @@ class TrainState(struct.PyTreeNode):
 
     @classmethod
     def from_items(cls, items: Mapping[str, Mapping[str, Tree]]) -> "TrainState":
-        """The inverse of `to_items`."""
+        """Inverse of `to_items`."""
         return cls(**{"ema": {}, **items["params"]}, **items["train"])
 
 
 def abstract_and_shardings(
     model: TaskExpert, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, *, averaged: bool = False
 ) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
-    """(initialiser, abstract state, its shardings): nothing is allocated.
+    """Returns (initialiser, abstract state, its shardings), without allocating arrays.
 
-    The initialiser is a function without arguments that returns the unboxed state; jit it with the shardings.
+    The initialiser takes no arguments and returns the unboxed state; jit it with the shardings.
     averaged: adds a moving average of the parameters to the state.
     """
 

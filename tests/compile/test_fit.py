@@ -1,10 +1,11 @@
-"""The compile mode: its report of a config, its advice, topologies by name, what it refuses."""
+"""`--mode=compile`: its report, its advice, topologies by name, and errors."""
 
 import dataclasses
 import importlib.util
 import json
 import math
 import pathlib
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -33,7 +34,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def small_config(*, data: int = -1, fsdp: int = 1):
-    """A model that has every part once, and an image a device."""
+    """A model with one of each part, and one image per device."""
     config = nyud.get_config("tiny")
     config.tasks = ("depth",)
     config.checkpoint.best_task = "depth"
@@ -46,7 +47,7 @@ def small_config(*, data: int = -1, fsdp: int = 1):
 
 @pytest.fixture(scope="module")
 def report():
-    """Both steps, over eight devices with two copies of the model."""
+    """Report of both steps on eight devices, with two copies of the model."""
     return fit.compile_steps(small_config(data=2, fsdp=4))
 
 
@@ -55,7 +56,7 @@ def bytes_of(tree) -> int:
 
 
 def bytes_on_a_device(tree) -> int:
-    """What one device holds of a tree of abstract arrays with shardings."""
+    """Bytes of one device's shards of a tree of abstract arrays."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -92,7 +93,7 @@ def test_arguments_are_the_shards_of_state_and_batch_and_results_take_the_states
     found = bytes_on_a_device(state) + bytes_on_a_device(batch) + bytes_of(kept)
     assert train.arguments == pytest.approx(found, abs=64)
     assert bytes_on_a_device(state) < 0.5 * bytes_of(state)
-    addresses = 8 * (len(jax.tree.leaves((state, kept))) + 1)  # of results, on CPUs
+    addresses = 8 * (len(jax.tree.leaves((state, kept))) + 1)  # pointers to results, on CPUs
     assert 0 <= train.reserved - train.arguments - train.temporaries - bytes_of(kept) <= addresses
 
 
@@ -113,15 +114,15 @@ def test_an_abstract_batch_is_what_the_pipeline_makes():
     tasks = from_config(config)
     mesh = sharding.make_mesh(config.mesh, {})
     found = abstract_batch(tasks, 8, (64, 80), mesh)
-    made = pipeline._spec(tasks, (64, 80))
-    del made["id"]  # stays on the host
+    expected = pipeline._spec(tasks, (64, 80))
+    del expected["id"]  # stays on the host
     assert {key: (leaf.shape, leaf.dtype.name) for key, leaf in found.items()} == {
-        key: ((8, *spec.shape), spec.dtype.name) for key, spec in made.items()
+        key: ((8, *spec.shape), spec.dtype.name) for key, spec in expected.items()
     }
     assert {leaf.sharding for leaf in found.values()} == {sharding.batch_sharding(mesh)}
 
 
-@pytest.mark.parametrize(("name", "near"), [("v5e-8x8", "did you mean v5e:8x8?"), ("dgx", "known are v4:2x2x1")])
+@pytest.mark.parametrize(("name", "near"), [("v5e-8x8", "did you mean v5e:8x8?"), ("dgx", "v4:2x2x1")])
 def test_an_unknown_topology_is_refused_with_the_known_ones(name, near):
     with pytest.raises(UserError, match=rf"^--topology={name}: .*v5e:2x2, 2x4, 4x4.*h200:1, 2, 4, 8") as error:
         topologies.devices(name)
@@ -152,15 +153,14 @@ def test_too_large_a_program_is_a_verdict_with_advice():
     config = small_config()
     config.batch_size = 32
     advised = advice.advice(config, sharding.make_mesh(config.mesh, {}))
-    assert compile_report.verdict(Program(needed, fits=False), 16 * GIB, advised) == (
-        "does not fit: needs 20.50 GiB of 16; try --config.model.remat=True or --config.mesh.fsdp=8 or "
-        "a smaller batch or --config.accumulate_steps (now 4 images a device)"
-    )
+    verdict = compile_report.verdict(Program(needed, fits=False), 16 * GIB, advised)
+    facts = r"does not fit.* 20\.50 GiB of 16.*--config\.model\.remat=True or --config\.mesh\.fsdp=8 or .*"
+    assert re.match(facts + r"--config\.accumulate_steps .*\b4 images", verdict)
 
 
 @pytest.fixture
 def tried(monkeypatch):
-    """Configs that are tried; none fits but with remat, fsdp=8 and two micro-batches."""
+    """Configs that are tried; only remat, fsdp=8 and two micro-batches together fit."""
     seen = []
 
     def compiled(config, topology, step, devices, memory):
@@ -185,8 +185,7 @@ def test_what_does_not_fit_is_tried_with_changes_until_it_does(tried, report):
     changed = dataclasses.replace(report, memory=16 * GIB, programs={"train": program}, trials=found)
     lines = compile_report.text(changed).splitlines()
     assert lines[3].startswith("train step, global batch 8: does not fit: needs 17.00 GiB of 16; try ")
-    assert lines[4:] == [
-        "  the compiler gave up",
+    assert lines[5:] == [
         "  with --config.model.remat=True: 17.00 GiB, does not fit",
         "  with --config.mesh.fsdp=8: 17.00 GiB, does not fit",
         "  with --config.model.remat=True --config.mesh.fsdp=8: 17.00 GiB, does not fit",
@@ -205,12 +204,12 @@ def test_an_evaluation_that_does_not_fit_is_not_told_to_change_the_training(repo
 
 
 @pytest.mark.multidevice
-@pytest.mark.parametrize(("needed", "told"), [(100, False), (110, True)])
-def test_a_gpu_program_above_xlas_share_of_the_memory_is_told(report, needed, told):
+@pytest.mark.parametrize(("needed", "advised"), [(100, False), (110, True)])
+def test_a_gpu_program_above_xlas_share_of_the_memory_is_told(report, needed, advised):
     program = dataclasses.replace(report.programs["train"], needed=needed * GIB, fits=True)
     changed = {"memory": 141 * GIB, "device_kind": "NVIDIA H200", "programs": {"train": program}}
     text = compile_report.text(dataclasses.replace(report, **changed))
-    assert ("set XLA_PYTHON_CLIENT_MEM_FRACTION" in text) is told
+    assert ("XLA_PYTHON_CLIENT_MEM_FRACTION" in text) is advised
 
 
 @pytest.mark.multidevice
@@ -227,7 +226,7 @@ def test_quick_is_for_tpus_alone(topology):
 
 
 def test_a_config_is_held_against_the_devices_that_it_is_compiled_for(monkeypatch):
-    """Not against this process's own: a fused kernel of GPUs can be compiled for them where there are none."""
+    """A fused GPU kernel can be compiled in a process that has no GPU."""
     config = small_config()
     config.model.attention, config.dtype = "cudnn", "bfloat16"
     tasks = from_config(config)
@@ -268,7 +267,7 @@ def test_the_layout_of_the_main_memory_is_read_from_the_compilers_notes(tmp_path
 
 @pytest.mark.multidevice
 def test_the_gradient_of_a_gathered_kernel_is_in_shards():
-    """Asked for as the kernel itself, it would be reduced whole over all devices, each of which then takes its part."""
+    """With the kernel's own sharding it would be all-reduced over all devices before each takes its shard."""
     mesh = sharding.make_mesh(small_config(data=1, fsdp=8).mesh, {})
     split = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))
     kernel = jax.ShapeDtypeStruct((3, 3, 16, 8), jnp.float32, sharding=split)
@@ -287,7 +286,7 @@ def test_the_gradient_of_a_gathered_kernel_is_in_shards():
 def test_verdict_of_a_program_that_fits():
     assert compile_report.verdict(Program(GIB, fits=True), 16 * GIB, ()) == "fits (1.00 of 16 GiB)"
     unknown = compile_report.verdict(Program(GIB, fits=None), None, ())
-    assert unknown == "needs 1.00 GiB a device; how much there is, is not known"
+    assert "1.00 GiB" in unknown and "fit" not in unknown
 
 
 def test_compiling_asks_for_no_workdir():
@@ -305,7 +304,7 @@ def test_the_mode_prints_its_report_and_writes_it(report, monkeypatch, tmp_path,
     assert written["programs"]["train"]["collectives"]["all-reduce"]["sent"] == sent
     printed = capsys.readouterr().out
     assert "8 x cpu, data=2 x fsdp=4 x tensor=1" in printed and "eval step, global batch 8: needs" in printed
-    with pytest.raises(UserError, match=r"--report=.*: there is no folder"):
+    with pytest.raises(UserError, match=r"--report=.*/nowhere/report\.json: .*/nowhere "):
         fit.run(None, None, tmp_path / "nowhere" / "report.json")
 
 
@@ -321,7 +320,7 @@ def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
     assert program.arguments >= bytes_on_a_device(state) + bytes_on_a_device(batch)  # tiles of 8 x 128 need more
     assert {"all-gather", "all-reduce"} <= program.collectives.keys()
     assert program.uncounted_loops == 0
-    # Without machine code it is the same program. The time of a whole compilation and the peak are not known then.
+    # Without machine code the program is the same, but compile time and peak are unknown.
     quick = fit.compile_steps(config, "v5e:2x4", steps=("train",), quick=True).programs["train"]
     assert quick == dataclasses.replace(program, compile_seconds=None, peak=None, needed=quick.needed)
     assert quick.needed == quick.reserved >= program.peak > quick.arguments

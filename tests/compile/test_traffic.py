@@ -1,4 +1,4 @@
-"""Traffic of a compiled program: collectives are counted with their loops, groups and pieces."""
+"""Traffic of a compiled program: collectives in loops, by group size, and split into parts."""
 
 import jax
 import jax.numpy as jnp
@@ -91,15 +91,15 @@ def test_collectives_of_a_program_are_counted_with_their_loops_and_groups():
     assert found == {
         "all-gather": Traffic(1, 64 * 16 * 2, 64 * 16 * 2 * 7 // 8),  # one channel in two fusions
         "all-reduce": Traffic(1, 44, 66),  # groups of four: 2 * 3/4
-        "collective-permute": Traffic(15, 15 * 1024, 15 * 1024),  # 5 turns of 1, 3, 5 below 7
-        # Two fusions, whole in spite of their channel, and one that is written as such.
+        "collective-permute": Traffic(15, 15 * 1024, 15 * 1024),  # 5 iterations of 1, 3, 5 below 7
+        # Two fusions, complete though they share a channel, and one plain reduce-scatter.
         "reduce-scatter": Traffic(3, (64 + 128) * 4 + 2 * 32 * 4, (64 + 128) * 4 * 7 // 8 + 32 * 4),
     }
     assert uncounted_loops == 0
 
 
 def test_a_gather_whose_pieces_stand_in_a_loop_is_counted_where_it_begins():
-    """So does XLA's TPU compiler hide a gather behind the products of an inner loop."""
+    """XLA's TPU compiler overlaps a gather with the matmuls of an inner loop this way."""
     pieces = """  %x = f32[256]{0} get-tuple-element(%p), index=1
   %f5 = bf16[64,16]{1,0} fusion(%x), kind=kCustom, calls=%first_piece
 """
@@ -111,7 +111,7 @@ def test_a_gather_whose_pieces_stand_in_a_loop_is_counted_where_it_begins():
 
 
 def test_an_instruction_that_is_broken_into_lines_ends_no_computation():
-    """As XLA writes the call of a Pallas kernel: what comes after it in a loop's body counts as well."""
+    """XLA writes the call of a Pallas kernel on several lines; instructions after it in the loop body count too."""
     at = "  %x = f32[256]{0:T(256)} get-tuple-element(%p), index=1\n"
     kernel = (
         '  %k = f32[256]{0} custom-call(%x), frontend_attributes={kernel_metadata={\n"profile":"{}"\n}}, metadata={}\n'

@@ -262,7 +262,7 @@ def spoilt(root: pathlib.Path, fault: str) -> None:
         ("format", r"\S+/semseg/a/5.tif: convert this file to .png or .npy"),
         ("broken png", r"\S+/semseg/a/5.png: not a readable label \(.*\); replace it, or remove it"),
         ("broken npy", r"\S+/depth/a/5.npy: not a readable label \(.*\); replace it, or remove it"),
-        ("broken image", r"\S+/images/a/5.png: not a readable picture"),
+        ("broken image", r"\S+/images/a/5.png: not a readable image"),
         ("size", r"\S+/semseg/a/5.png: 32x49, but the image is 32x48; a label must be as large as its image"),
         ("channels", r"\S+/semseg/a/5.png: uint8 of shape \(32, 48, 3\), but .* semseg has 1 .*; save it as a grey or"),
         ("class", r"\S+/semseg/a/5.png: holds 4, but with 4 classes a label holds 0 to 3, and 255 .*; fix"),

@@ -1,4 +1,4 @@
-"""Work by all cores: in order, a little ahead only, errors handed on, nothing begun once nobody waits for it."""
+"""Thread pool: ordered results, bounded read-ahead, propagated errors, and cancellation."""
 
 import operator
 import os

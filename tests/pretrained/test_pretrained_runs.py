@@ -1,4 +1,4 @@
-"""Training that begins with the backbone of another run, of other taps, tasks and size."""
+"""Training initialised with the backbone of another run, with other taps, tasks and image size."""
 
 import shutil
 
@@ -26,13 +26,13 @@ def stop(*_):
 
 
 def begun(config, at):
-    """The state that a run begins with, saved at step 0: the run is stopped when it asks for its first batch."""
+    """Initial state of a run, saved at step 0: the run is stopped when it requests its first batch."""
     return train.train(config, at, stop, stop)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The directory of a run of the demo in small, and its backbone's arrays with the blocks on one axis."""
+    """Directory of a small run of the demo, and its backbone's arrays, blocks stacked."""
     at = tmp_path_factory.mktemp("finished") / "run"
     config = demo_config()
     return at, backbone_of(begun(config, at).params)
@@ -59,8 +59,8 @@ def test_training_begins_with_the_backbone_of_a_run_of_other_taps_tasks_and_size
     assert "tensor" in str(state.params["blocks"]["attention"]["qkv_kernel"].sharding.spec)
     printed = capsys.readouterr().err
     assert f"loaded 15 of 15 tensors of {source} (a run of this project at step 0) into the backbone " in printed
-    assert "(pos_embedding 4x6 -> 6x6; left out: head_depth/*, head_semseg/*, initial_memory, mixture/*)" in printed
-    assert "std (0.229, 0.224, 0.225) (config.json), 32x48; this run's: mean" in printed
+    assert "(pos_embedding 4x6 -> 6x6; unused: head_depth/*, head_semseg/*, initial_memory, mixture/*)" in printed
+    assert "std (0.229, 0.224, 0.225) (config.json), 32x48; this run: mean" in printed
 
 
 def test_a_resumed_run_does_not_read_the_weights_again(finished, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Random weights of a ViT written in the names of each family, in NumPy alone, and PyTorch's files without PyTorch."""
+"""Random ViT weights in each naming scheme, in NumPy only, and PyTorch files written without PyTorch."""
 
 import collections
 import io
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def random_blocks(*, width, depth, heads, patch, grid, mlp_ratio=4, seed=0):
-    """A ViT's arrays in plain terms: by name, blocks' with their number; q, k and v as (C in, heads, C / heads)."""
+    """A ViT's arrays by name, blocks' prefixed with their index; q, k and v as (C in, heads, C / heads)."""
     draw = np.random.default_rng(seed).normal
     each, hidden = width // heads, mlp_ratio * width
     shapes = {"patch": (patch, patch, 3, width), "patch_bias": (width,), "cls": (width,), "cls_position": (width,)}

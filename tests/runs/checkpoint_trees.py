@@ -1,4 +1,4 @@
-"""Checkpoints of small trees of arrays, in place of a model's."""
+"""Checkpoints of small trees of arrays instead of a model's."""
 
 import contextlib
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ def abstract(size=SIZE):
 
 
 def same(one, other):
-    """Whether two trees have the same dtypes and bits."""
+    """True if two trees have the same dtypes and bits."""
     arrays = ([np.asarray(leaf) for leaf in jax.tree.leaves(tree)] for tree in (one, other))
     return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(*arrays, strict=True))
 
@@ -47,7 +47,7 @@ def opened(workdir, **options):
 
 
 def save(workdir, steps, metrics=None):
-    """metrics: step -> mIoU, of the steps that are evaluated."""
+    """Saves the steps; metrics: mIoU by step, for the evaluated ones."""
     with opened(workdir) as checkpoints:
         for step in steps:
             value = (metrics or {}).get(step)
@@ -65,5 +65,5 @@ def opened_newest(workdir):
 
 
 def unseal(workdir, step):
-    """As when the program is killed after the last file was written, and before it was sealed."""
+    """Removes the seal, as if the program was killed after the last file was written and before sealing."""
     (workdir / "checkpoints" / str(step) / sealing.MANIFEST).unlink()

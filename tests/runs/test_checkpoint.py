@@ -1,4 +1,4 @@
-"""Checkpoints of small trees: what is kept, other devices and dtypes, versions of JAX, and their listing."""
+"""Checkpoints of small trees: retention, other devices, dtypes and JAX versions, and the listing."""
 
 import math
 import os
@@ -71,7 +71,7 @@ def test_an_evaluation_without_a_number_is_not_the_best_and_is_not_repeated(tmp_
 
 
 def test_a_run_of_the_first_version_of_the_format_is_resumed(tmp_path):
-    """Written before checkpoints got metrics in place; with averaged parameters."""
+    """The archive was written before metrics were added in place; it has averaged parameters."""
     with tarfile.open(pathlib.Path(__file__).parent / "first_format.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
 
@@ -79,7 +79,7 @@ def test_a_run_of_the_first_version_of_the_format_is_resumed(tmp_path):
         averaged = jax.tree.map(lambda leaf: 3 * leaf, state(step, 64).params)
         return state(step, 64).replace(ema=averaged)
 
-    def close(one, other):  # random numbers drawn by another compilation differ in the last bit
+    def close(one, other):  # random numbers of another compilation differ in the last bit
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
     wanted = abstract(64).replace(ema=abstract(64).params)
@@ -111,7 +111,7 @@ MESHES = {1: (1, 1, 1), 2: (1, 2, 1), 4: (2, 1, 2), 8: (1, 2, 4)}
 
 
 def placed(mesh):
-    """Shapes of the state with its kernels split over fsdp and tensor, and the rest on all devices."""
+    """Abstract state with kernels sharded over fsdp and tensor, and the rest replicated."""
 
     def place(leaf):
         split = PartitionSpec("fsdp", "tensor") if leaf.ndim == 2 else PartitionSpec()
@@ -181,7 +181,7 @@ def test_training_goes_on_in_the_dtypes_that_were_saved(on_eight):
 
 
 def test_checkpoints_are_read_across_jax_versions(tmp_path):
-    """Both ways with the interpreter of another environment, which has another version of JAX."""
+    """Saves and reads in both directions with the interpreter of an environment with another JAX version."""
     other = os.environ.get("TASKEXPERT_OTHER_PYTHON")
     if not other:
         pytest.skip("set TASKEXPERT_OTHER_PYTHON to the interpreter of an environment with another version of JAX")

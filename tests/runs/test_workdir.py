@@ -1,4 +1,4 @@
-"""A run's directory: one config, one program at a time."""
+"""A run's directory: one config, and a lock for one program at a time."""
 
 import json
 import os
@@ -25,7 +25,7 @@ with workdir.lock(pathlib.Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another program that has the directory: (its process, the directory)."""
+    """Another program that holds the lock: (its process, the directory)."""
     folder = tmp_path / "run"
     command = [sys.executable, "-c", HOLD, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -68,7 +68,7 @@ def test_all_that_differs_is_listed_a_line_each(tmp_path):
     config.model.gate.top_k = 2
     config.tasks = ("semseg",)
     for field, value in (("guard.skip_steps", 9), ("eval.flip", True), ("mesh.fsdp", 8), ("log.images", 7)):
-        config.update_from_flattened_dict({field: value})  # may change: they do not change what is computed
+        config.update_from_flattened_dict({field: value})  # may change, because they do not affect the computation
     with pytest.raises(UserError) as refusal:
         workdir.claim(tmp_path, config.to_dict())
     _, *lines = str(refusal.value).splitlines()

@@ -1,4 +1,4 @@
-"""What a run writes about itself, and a disk that takes nothing more."""
+"""metrics.jsonl of a run, and a full disk."""
 
 import errno
 import json
@@ -11,7 +11,7 @@ from taskexpert_jax.errors import UserError, disk_refusal
 from taskexpert_jax.runs import writer as writers
 
 
-def test_a_run_that_goes_on_drops_the_lines_of_steps_that_it_repeats(tmp_path):
+def test_a_resumed_run_drops_the_lines_of_steps_that_it_repeats(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "cut in t')
     writer = writers.RunWriter(tmp_path, 2)
