@@ -67,11 +67,11 @@ def read_picture(root: pathlib.Path, member: str, channels: int) -> np.ndarray:
     """
     content = read_bytes(root, member)
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            picture.verify()  # checks checksums up to the end of the file; decoding stops at the last pixel
-        with Image.open(io.BytesIO(content)) as picture:
-            mode = picture.mode
-            array = np.asarray(picture.convert("RGB") if channels == 3 else picture)
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()  # checks checksums up to the end of the file; decoding stops at the last pixel
+        with Image.open(io.BytesIO(content)) as image:
+            mode = image.mode
+            array = np.asarray(image.convert("RGB") if channels == 3 else image)
     except images.UNREADABLE as error:
         raise Problems([f"{member} is corrupt, it does not decode as an image; {AGAIN}"]) from error
     if array.dtype == np.bool_:

@@ -34,8 +34,8 @@ class Plan:
     whole_person: float  # least distance at which a standing person is fully in view
     placed: list[Placed] = dataclasses.field(default_factory=list)
     taken: list[tuple[float, float, float, float]] = dataclasses.field(default_factory=list)  # x, z, half-extents
-    sights: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)  # bearing and half width in radians, distance
-    hung: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)  # wall, position along it, half width
+    sights: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)  # bearing, half width, distance
+    hung: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)  # wall, place along it, half width
 
     def bearing(self, x: float, z: float) -> float:
         """Horizontal angle of a point from the camera's axis, radians, positive to the right."""

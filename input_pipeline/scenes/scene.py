@@ -49,7 +49,7 @@ def render(index: int, *, seed: int = 0, height: int = 96, width: int = 128) -> 
 
     labels = _labels(scene, hits, seen, (height, width))
     uneven = _changes(hits.solid.reshape(height, width)) | _creases(labels["normals"])
-    image = _picture(scene, pairs, (x, y), (hits, seen), uneven)
+    image = _render_image(scene, pairs, (x, y), (hits, seen), uneven)
     return {"image": image, **labels, "id": f"scene_{seed}_{index:06d}"}
 
 
@@ -80,7 +80,7 @@ def _boundaries(instance: np.ndarray) -> np.ndarray:
 
 
 def _subject(semseg: np.ndarray, instance: np.ndarray) -> np.ndarray:
-    """Salient pixels (H, W) bool: all people; without people, the largest object by area, weighted towards the centre."""
+    """Salient pixels (H, W) bool: all people; without people, the largest object, by centre-weighted area."""
     people = semseg == layout.PERSON
     if people.any():
         return people
@@ -107,7 +107,7 @@ def _creases(normals: np.ndarray) -> np.ndarray:
     return _changes((normals > 0.3).astype(np.int8) @ np.array([1, 2, 4], np.int8))
 
 
-def _picture(
+def _render_image(
     scene: Scene,
     pairs: Pairs,
     rays: tuple[np.ndarray, np.ndarray],
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write SCENE.png to")
     parser.add_argument("--count", type=int, default=6)
     parser.add_argument(
-        "--first", type=int, default=1_000_000, help="number of the first scene; the default is far beyond the training scenes"
+        "--first", type=int, default=1_000_000, help="number of the first scene; the default is far beyond training"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, nargs=2, default=(96, 128), metavar=("HEIGHT", "WIDTH"))
