@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pascal_layout
-from pascal_layout import PERSON, SHEEP, save_matrix, save_image
+from pascal_layout import PERSON, SHEEP, save_image, save_matrix
 from PIL import Image
 import pytest
 from skimage import morphology
