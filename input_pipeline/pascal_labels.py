@@ -21,7 +21,7 @@ from taskexpert_jax.tasks.metrics.boundary.thinning import thin
 
 cv2.setNumThreads(1)  # examples are read in parallel, so threads within one example only compete
 
-MAX_SIZE = 500  # pixels, of the longer side of an image
+MAX_SIZE = 500  # pixels, longest side of an image
 CLASSES = class_names.VOC
 VOID = 255
 CONTEXT_CLASSES = 459  # of LabelMap, numbered from 1

@@ -216,7 +216,7 @@ def _batches(
                 yield batch
         except tf.errors.OpError:
             if failures:
-                raise failures[min(failures)] from None  # the first by position, for a reproducible error
+                raise failures[min(failures)] from None  # the first by position, not by time
             raise
 
     batches = iterate()

@@ -88,7 +88,7 @@ class ReplacingSource:
             if len(self._unreadable) >= self._limit:
                 before = f" after {self._limit} others" if self._limit else ""
                 raise UserError(
-                    f"{what}{before}; build the data again, or set --config.guard.skip_examples=N to replace up to N"
+                    f"{what}{before}; fix or rebuild the data, or set --config.guard.skip_examples=N to replace up to N"
                 ) from error
             self._unreadable[index] = error
             print(f"warning: {what}; replaced, {len(self._unreadable)} of at most {self._limit}", flush=True)

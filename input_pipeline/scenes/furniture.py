@@ -188,7 +188,7 @@ def rug(rng: np.random.Generator) -> Design:
         grain=0.2,
         fine=(50.0, 50.0),
     )
-    # So thin that its side never fills a pixel: a rug has the floor's normals.
+    # Thinner than a pixel, so that all pixels of a rug have the floor's normals.
     design = Design("rug", half_x, half_z, 0.001)
     design.block((-half_x, half_x), (0, 0.001), (-half_z, half_z), weave)
     return design

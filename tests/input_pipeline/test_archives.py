@@ -135,7 +135,7 @@ def test_of_many_faults_the_first_are_shown_and_all_are_counted(
 
 
 def test_a_label_may_have_one_of_several_files(layout: pathlib.Path) -> None:
-    """As for PASCAL-Context's classes; the fault names both files."""
+    """The first existing file is used, as for PASCAL-Context's classes; the fault names both."""
     module = SimpleNamespace(
         ID_FILES={"val": "gt_sets/val.txt"},
         PUBLISHED_COUNTS={"val": 1},

@@ -123,7 +123,7 @@ def test_where_zero_is_void_classes_count_from_one(tmp_path):
     path = save(tmp_path / "s.png", np.uint8([[0, 1, 4, 255]]))
     label = folder.read_label(path, RECORDS["semseg"], (1, 4), zero_is_void=True)
     assert label.ravel().tolist() == [255, 0, 3, 255]
-    with pytest.raises(UserError, match=r"holds 4, but with 4 classes a label holds 0 to 3"):
+    with pytest.raises(UserError, match=r"holds 4, .*0 to 3"):
         folder.read_label(path, RECORDS["semseg"], (1, 4))
 
 
@@ -264,15 +264,15 @@ def spoilt(root: pathlib.Path, fault: str) -> None:
         ("broken npy", r"\S+/depth/a/5.npy: not a readable label \(.*\); replace it, or remove it"),
         ("broken image", r"\S+/images/a/5.png: not a readable"),
         ("size", r"\S+/semseg/a/5.png: 32x49, .*32x48; .*size of its image"),
-        ("channels", r"\S+/semseg/a/5.png: uint8 of shape \(32, 48, 3\), but .* semseg has 1 .*; save it as a grey or"),
-        ("class", r"\S+/semseg/a/5.png: holds 4, but with 4 classes a label holds 0 to 3, and 255 .*; fix"),
-        ("negative", r"\S+/semseg/a/5.npy: holds -2, but with 4 classes"),
-        ("fractions", r"\S+/semseg/a/5.npy: holds floating-point numbers; classes are whole numbers"),
-        ("grey mask", r"\S+/edge/a/5.png: holds 37; a mask holds 0 and 255, or 0 and 1, and 128 where unlabelled"),
-        ("mixed mask", r"\S+/sal/a/5.png: holds 0, 1, 255; a mask holds 0 and 255, or 0 and 1"),
-        ("millimetres", r"\S+/depth/a/5.npy: nothing is nearer than 1000 m; floating-point depth must be in metres"),
-        ("8 bits", r"\S+/depth/a/5.png: has 8 bits a pixel; save depth as PNG of 16 bits in millimetres"),
-        ("long normals", r"\S+/normals/a/5.npy: has components beyond 1; normals are vectors of length 1"),
+        ("channels", r"\S+/semseg/a/5.png: uint8 of shape \(32, 48, 3\), .*semseg has 1 .*; save it as"),
+        ("class", r"\S+/semseg/a/5.png: holds 4, .*0 to 3, .*255"),
+        ("negative", r"\S+/semseg/a/5.npy: holds -2, .*4 classes"),
+        ("fractions", r"\S+/semseg/a/5.npy: holds floating-point"),
+        ("grey mask", r"\S+/edge/a/5.png: holds 37; .*0 and 255, .*0 and 1, .*128"),
+        ("mixed mask", r"\S+/sal/a/5.png: holds 0, 1, 255; .*0 and 255"),
+        ("millimetres", r"\S+/depth/a/5.npy: .*1000 m.*metres"),
+        ("8 bits", r"\S+/depth/a/5.png: .*8 bits.*16.*millimetres"),
+        ("long normals", r"\S+/normals/a/5.npy: .*beyond 1; "),
     ],
 )
 def test_a_fault_is_one_line_that_says_what_where_and_what_to_do(config, root, fault, line):
