@@ -1,11 +1,12 @@
-"""The paper's claims as configs: what each part of the model is worth.
+"""Ablations of the paper's claims: one config for each part of the model.
 
   python main.py --config=configs/ablation.py:static --workdir=DIR --config.dataset.data_dir=DATA
   python main.py --config=configs/ablation.py:static,pascal_context,vit_b16 --workdir=DIR --config.dataset.data_dir=DATA
 
-benchmarks/ablation.py trains many of them and writes one table. The part after the colon is RUNG[,BENCHMARK[,VARIANT]];
-the rungs are below. The benchmark is nyud or pascal_context, the variant one of `config.VARIANTS` or `small`, the
-default: a little ViT on frames of 96x128 that two CPU cores train in minutes (docs/results.md).
+benchmarks/ablation.py trains many of them and writes one table. The part after the colon is RUNG[,BENCHMARK[,VARIANT]]:
+a rung is one of the model changes below; the benchmark is nyud or pascal_context; the variant is one of
+`config.VARIANTS` or `small`, the default, a small ViT on 96x128 images that trains in minutes on two CPU cores
+(docs/results.md).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,25 +21,25 @@ BENCHMARKS: Mapping[str, Callable[[str], ConfigDict]] = {
 }
 SMALL = "small"
 
-# The mean of K experts is one expert K times as wide: so static decoding has all the experts' parameters and no gate.
+# The mean of K experts is one expert of K times the width, so static decoding keeps all experts' parameters.
 _NO_MEMORY = {"model.memory.read": "none"}
 _STATIC = {"model.gate.granularity": "uniform", **_NO_MEMORY}
 
-# Each claim of the abstract against the rung before it, with as many parameters as the full model, within 5 %.
+# Each rung adds one claim of the abstract to the rung before it; parameters equal those of the full model within 5 %.
 LADDER: Mapping[str, Mapping[str, object]] = {
-    "static": _STATIC,  # shared features: the same sum of the experts for every task and every place
-    "static_gates": {"model.gate.granularity": "static", **_NO_MEMORY},  # each task has its own fixed sum of experts
-    "dynamic_gates": _NO_MEMORY,  # the sum depends on the input; the taps' features are added, but not read
-    "full": {},  # the memory is one more expert
+    "static": _STATIC,  # shared features: the same mean of the experts for all tasks and tokens
+    "static_gates": {"model.gate.granularity": "static", **_NO_MEMORY},  # a fixed weighted sum of experts for each task
+    "dynamic_gates": _NO_MEMORY,  # input-dependent weights; the memory only accumulates the taps' features
+    "full": {},  # the memory is an additional expert
 }
 
-# Changes of the full model. These differ in size, as what they take away or add does.
+# Changes of the full model; these also change the number of parameters.
 CHANGES: Mapping[str, Mapping[str, object]] = {
     "experts_1": {"model.experts": 1},
     "experts_3": {"model.experts": 3},
     "experts_8": {"model.experts": 8},
-    "no_read": _NO_MEMORY,  # written, never read: the taps' features are summed for the heads
-    "no_write": {**_NO_MEMORY, "model.memory.write": "replace"},  # nothing is kept: the last tap's features alone
+    "no_read": _NO_MEMORY,  # written but not read: the heads get the sum of the taps' features
+    "no_write": {**_NO_MEMORY, "model.memory.write": "replace"},  # no accumulation: only the last tap's features
     "taps_1": {"model.taps": 1},
     "taps_2": {"model.taps": 2},
     "gate_image": {"model.gate.granularity": "image"},
@@ -57,19 +58,19 @@ CHANGES: Mapping[str, Mapping[str, object]] = {
     "layer_norm": {"model.norm": "layer"},
 }
 TAPS_ALL = "taps_all"  # a tap after every block
-SINGLE = "single_"  # single_TASK: static decoding of one task, what delta-m is taken against
+SINGLE = "single_"  # single_TASK: static decoding of one task, the baseline of delta-m
 
 
 def rungs(config: ConfigDict) -> tuple[str, ...]:
-    """The names that `get_config` takes for a benchmark's config."""
+    """Names of all rungs for a benchmark's config."""
     return (*LADDER, *CHANGES, TAPS_ALL, *(f"{SINGLE}{task}" for task in config.tasks))
 
 
 def get_config(variant: str = f"full,nyud,{SMALL}") -> ConfigDict:
-    """The config of RUNG[,BENCHMARK[,VARIANT]].
+    """Builds the config of RUNG[,BENCHMARK[,VARIANT]].
 
     Raises:
-      ValueError: an unknown rung, benchmark or variant, with the known ones.
+      ValueError: an unknown rung, benchmark or variant; lists the known ones.
     """
     parts = variant.split(",")
     rung, benchmark, size = (*parts, *("nyud", SMALL)[len(parts) - 1 :])[:3]
@@ -90,13 +91,13 @@ def get_config(variant: str = f"full,nyud,{SMALL}") -> ConfigDict:
     changes = _STATIC if rung.startswith(SINGLE) else {**LADDER, **CHANGES}.get(rung, {})
     config.update_from_flattened_dict(dict(changes))
     if size == SMALL and rung in ("static", "static_gates"):
-        config.model.feature_width += 4  # what the gates and the reads have of the small model's parameters
+        config.model.feature_width += 4  # makes up for the parameters of gates and memory reads
     config.variant = f"{rung},{benchmark},{size}"
     return config
 
 
 def _shrink(config: ConfigDict) -> None:
-    """Makes the benchmark's config so small that a CPU trains it in minutes, from a backbone made likewise."""
+    """Shrinks the benchmark's config and its backbone for training in minutes on a CPU."""
     config.dtype = "float32"
     height, width = (96, 128) if config.dataset.name == "nyud" else (128, 128)
     config.dataset.downscale = width / config.dataset.image_size[1]

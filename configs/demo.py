@@ -1,8 +1,8 @@
-"""The demo: a small TaskExpert on the built-in scenes, all six tasks, a few minutes on two CPU cores, no download.
+"""Demo: a small TaskExpert on the built-in scenes, all six tasks, a few minutes on two CPU cores, no download.
 
   python main.py --config=configs/demo.py --workdir=runs/demo
 
-`make demo` does it whole. Patches of 8 pixels and few, narrow layers: the scenes are small pictures.
+`make demo` runs all steps. The scenes are small images, hence patches of 8 pixels and few, narrow layers.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from taskexpert_jax import config as fields
 
 
 def get_config(variant: str = "demo") -> ConfigDict:
-    """The demo's config; `tiny` is the tests' form.
+    """Builds the demo's config; `tiny` is the variant for tests.
 
     Raises:
       ValueError: another variant.
@@ -23,7 +23,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.variant = variant
     config.dtype = "float32"
     config.tasks = ("semseg", "depth", "normals", "edge", "human_parts", "sal")
-    # Not the protocol's weights: for a few minutes from scratch, what is learned slowly counts more.
+    # Differ from the protocol's weights: training from scratch takes minutes only, so slow tasks get larger weights.
     config.loss_weights = ConfigDict(
         {"semseg": 3.0, "depth": 3.0, "normals": 5.0, "edge": 20.0, "human_parts": 6.0, "sal": 30.0}
     )
@@ -31,7 +31,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
     config.dataset.image_size = (96, 128)  # scenes are rendered at this size
     config.dataset.cache = True  # render each scene once
     config.dataset.threads = 2
-    config.augment.scale_min = 1.0  # the scenes vary enough by themselves
+    config.augment.scale_min = 1.0  # the scenes vary enough without augmentation
     config.augment.scale_max = 1.0
     config.augment.photometric_probability = 0.0
     config.model.width = 128

@@ -3,7 +3,7 @@
   python -m input_pipeline.prepare pascal_context --archive=PASCALContext.tar.gz --data_dir=DATA
   python main.py --config=configs/pascal_context.py:vit_l16 --workdir=DIR --config.dataset.data_dir=DATA
 
-Protocol: the benchmark family's (docs/paper_vs_code.md). A full-size run has not been measured yet.
+Protocol of the multi-task benchmarks (docs/paper_vs_code.md). No full-size run has been measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from taskexpert_jax import config as fields
 
 
 def get_config(variant: str = "vit_l16") -> ConfigDict:
-    """The config for a backbone variant (`config.VARIANTS`); `tiny` is the tests' form."""
+    """Builds the config for a backbone variant (`config.VARIANTS`); `tiny` is the variant for tests."""
     config = fields.base(variant, "pascal_context")
     config.tasks = ("semseg", "human_parts", "sal", "normals", "edge")
     config.loss_weights = ConfigDict({"semseg": 1.0, "human_parts": 2.0, "sal": 5.0, "normals": 10.0, "edge": 50.0})

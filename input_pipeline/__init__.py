@@ -1,6 +1,6 @@
-"""Data sets and batches: everything that imports TensorFlow, and nothing else does.
+"""Data sets and batches; the only package that imports TensorFlow.
 
-TensorFlow only decodes and transforms pictures here, so its start-up notices are of no use to a user of this program.
+TensorFlow only feeds batches, so its start-up notices are silenced: they do not concern the user.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What data set archives have in common: faults by the line, pictures read with care, id files, members, extraction."""
+"""Verification and extraction of data set archives: id files, members, images, and a list of all faults."""
 
 import collections
 from collections.abc import Callable, Iterable, Mapping
@@ -25,25 +25,25 @@ AGAIN = "get the archive again"
 
 
 class Problems(UserError):
-    """Faults of an archive, each one line: what is wrong, where, and what to do.
+    """Faults of an archive, one line each: what is wrong, where, and what to do.
 
     Attributes:
-      lines: the faults; as a string they stand below each other.
+      lines: the faults; `str` joins them with newlines.
     """
 
     def __init__(self, lines: Iterable[str]):
         self.lines = tuple(lines)
-        super().__init__(self.lines)  # what pickling hands to __init__ again
+        super().__init__(self.lines)  # `args`, which unpickling passes to __init__
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
 
 
 def read_all(readers: Mapping[str, Callable[[], T]]) -> dict[str, T]:
-    """What each of the functions returns, by its key; all are called, so that every fault is found at once.
+    """Return values of all functions, by key; all are called even after a fault, so that every fault is found at once.
 
     Raises:
-      Problems: those of all functions, in order.
+      Problems: the faults of all functions, in order.
     """
     values, lines = {}, []
     for key, read in readers.items():
@@ -57,23 +57,23 @@ def read_all(readers: Mapping[str, Callable[[], T]]) -> dict[str, T]:
 
 
 def read_picture(root: pathlib.Path, member: str, channels: int) -> np.ndarray:
-    """The picture `root/member`, (h,w,channels) uint8, decoded whole, so that every kind of damage is found.
+    """Reads the image `root/member`, (h,w,channels) uint8; verifies and fully decodes it, so that damage is found.
 
-    Three channels: RGB, from whatever colours the file has. One: the stored values; a palette's are its indices, those
-    of one bit a pixel are 0 and 255.
+    channels: 3 converts to RGB from any colour mode. 1 returns the stored values: indices of a palette image, 0 and 255
+    of a 1-bit image.
 
     Raises:
-      Problems: the file is missing or damaged, it is not a picture, or it has other channels.
+      Problems: the file is missing, damaged or not an image, or has another number of channels or bits.
     """
     content = read_bytes(root, member)
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            picture.verify()  # checksums, and the end of the file: decoding stops at the last pixel
-        with Image.open(io.BytesIO(content)) as picture:
-            mode = picture.mode
-            array = np.asarray(picture.convert("RGB") if channels == 3 else picture)
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()  # checks checksums up to the end of the file; decoding stops at the last pixel
+        with Image.open(io.BytesIO(content)) as image:
+            mode = image.mode
+            array = np.asarray(image.convert("RGB") if channels == 3 else image)
     except images.UNREADABLE as error:
-        raise Problems([f"{member} is corrupt, it does not decode as a picture; {AGAIN}"]) from error
+        raise Problems([f"{member} is corrupt, it does not decode as an image; {AGAIN}"]) from error
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     array = array[..., None] if array.ndim == 2 else array
@@ -85,26 +85,26 @@ def read_picture(root: pathlib.Path, member: str, channels: int) -> np.ndarray:
 
 
 def read_bytes(root: pathlib.Path, member: str) -> bytes:
-    """The content of the file `root/member`.
+    """Reads the file `root/member`.
 
     Raises:
-      Problems: it is missing or cannot be read.
+      Problems: the file is missing or cannot be read.
     """
     try:
         return (root / member).read_bytes()
     except FileNotFoundError as error:
         raise Problems([f"{member} is missing; {AGAIN}"]) from error
     except OSError as error:
-        raise Problems([f"{member} cannot be read ({error.strerror}); look at its permissions"]) from error
+        raise Problems([f"{member} cannot be read ({error.strerror}); check its permissions"]) from error
 
 
 class Listing(NamedTuple):
-    """What an archive says that it holds.
+    """Examples of an archive, according to its id files.
 
     Attributes:
-      ids: split -> the ids to build, in the order of the split's id file.
-      left_out: split -> how many more ids the id file has, whose image is not there.
-      missing: example id -> faults, of those that lack a file.
+      ids: split -> ids to build, in the order of the split's id file.
+      left_out: split -> number of further ids in the id file, omitted because their image is missing.
+      missing: example id -> faults, for examples with missing files.
     """
 
     ids: dict[str, list[str]]
@@ -113,15 +113,15 @@ class Listing(NamedTuple):
 
 
 def list_examples(root: pathlib.Path, module: ModuleType, *, allow_subset: bool) -> Listing:
-    """The ids of every split, checked against each other, the published counts and the files that are there.
+    """Lists the ids of every split, checked for duplicates and against the published counts and the existing files.
 
     Args:
-      root: the folder that holds the id files and the members.
-      module: the data set's; its `ID_FILES`, `PUBLISHED_COUNTS` and `members` say what is expected.
-      allow_subset: any number of ids will do, and those without an image are left out.
+      root: folder with the id files and the members.
+      module: module of the data set, with `ID_FILES`, `PUBLISHED_COUNTS` and `members`.
+      allow_subset: accepts any number of ids and omits ids without an image.
 
     Raises:
-      Problems: an id file is missing, empty or names an id twice; the counts are others than the published ones.
+      Problems: an id file is missing, empty or names an id twice, or the counts differ from the published ones.
     """
     ids, lines, first_seen = {}, [], {}
     for split, file in module.ID_FILES.items():
@@ -148,7 +148,7 @@ def list_examples(root: pathlib.Path, module: ModuleType, *, allow_subset: bool)
 
 
 def _read_ids(root: pathlib.Path, file: str) -> list[str]:
-    """The ids in the file `root/file`, one a line."""
+    """Reads the ids in the file `root/file`, one per line."""
     if not (root / file).is_file():
         raise Problems([f"{file} is missing; give the archive, or the folder extracted from it"])
     try:
@@ -165,10 +165,10 @@ def _read_ids(root: pathlib.Path, file: str) -> list[str]:
 def _check_members(
     root: pathlib.Path, module: ModuleType, ids: Mapping[str, list[str]], *, allow_subset: bool
 ) -> Listing:
-    """The ids less those that `allow_subset` leaves out, and the files that the others lack."""
+    """Finds missing files; with `allow_subset`, omits the ids whose image is missing."""
 
     @functools.cache
-    def names(folder: pathlib.Path) -> frozenset[str]:  # listing a folder beats asking for each of its files
+    def names(folder: pathlib.Path) -> frozenset[str]:  # one listing is faster than a look-up per file
         return frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
 
     def exists(member: str) -> bool:
@@ -198,7 +198,7 @@ Parts = dict[str, np.ndarray | bytes]
 
 
 class Reading(NamedTuple):
-    """An example as it was read: its parts and their digest, or its faults and neither."""
+    """Result of reading an example: parts and their digest, or faults with parts None and digest empty."""
 
     parts: Parts | None
     digest: str
@@ -208,7 +208,7 @@ class Reading(NamedTuple):
 def read_with_digest(
     read_example: Callable[[pathlib.Path, str], Parts], root: pathlib.Path, example_id: str
 ) -> Reading:
-    """The example as `read_example` gives it, with the SHA-256 of its parts' names, types, shapes and contents."""
+    """Reads an example with `read_example`; the digest is the SHA-256 of its parts' names, dtypes, shapes and bytes."""
     try:
         parts = read_example(root, example_id)
     except Problems as problems:
@@ -225,17 +225,17 @@ def extract(archive: pathlib.Path, target: pathlib.Path) -> None:
     """Extracts the tar file `archive` into the existing folder `target`, in one pass over the archive.
 
     Raises:
-      UserError: not a tar file; a truncated or damaged one; one with a member that would land outside of `target`.
+      UserError: not a tar file, a truncated or damaged one, or one with a member that leads outside of `target`.
     """
     try:
         with tarfile.open(archive) as tar:
             for member in tqdm.tqdm(tar, desc="extracting", unit=" files", mininterval=1.0):
                 tar.extract(member, target, filter="data")
             while tar.fileobj is not None and tar.fileobj.read(2**20):
-                pass  # the checksum of a compressed file stands at its end, after the last member
+                pass  # reads on to a compressed file's checksum, after the last member
     except tarfile.FilterError as error:
-        raise UserError(f"{archive}: refused, as a member is unsafe to extract: {error}") from error
+        raise UserError(f"{archive}: refused because a member is unsafe to extract: {error}") from error
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's trouble, not the archive's
+            raise  # an error of the disk, not of the archive
         raise UserError(f"{archive}: it is not a tar file, or it is truncated or corrupt; {AGAIN}") from error

@@ -1,4 +1,4 @@
-"""Names of the classes of semantic segmentation, in the order of their labels; configs and data sets read them."""
+"""Class names of semantic segmentation in label order, read by configs and data sets."""
 
 # fmt: off
 NYUD = (

@@ -1,10 +1,10 @@
-"""Your own data: a folder of images, and beside it a folder of labels for each task that has some.
+"""Your own data: a folder of images and a folder of labels for each task.
 
-    DATA/train.txt, DATA/val.txt    ids, one a line; an id may contain sub-folders: kitchen/0001
+    DATA/train.txt, DATA/val.txt    ids, one per line; an id may contain sub-folders: kitchen/0001
     DATA/images/ID.jpg              or another format that Pillow reads
-    DATA/TASK/ID.png or ID.npy      the label, as large as the image; an image may lack it
+    DATA/TASK/ID.png or ID.npy      the label, same size as the image; optional for each image
 
-docs/add_a_dataset.md says how label files are coded; the kind of the task's values (`Task.kind`) reads them.
+The format of label files is described in docs/add_a_dataset.md; `Task.kind` decodes them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,16 @@ LABEL_SUFFIXES = (".png", ".npy")
 
 
 def read_label(path: pathlib.Path, task: Task, size: tuple[int, int], *, zero_is_void: bool = False) -> np.ndarray:
-    """The label of a file: (h,w,label_channels) in the task's `label_dtype`, `Task.missing` where it has none.
+    """Reads a label, (h,w,label_channels) in the task's `label_dtype`; unlabelled pixels are `Task.missing`.
 
     Args:
-      path: a .png or .npy file, coded as docs/add_a_dataset.md says.
-      task: whose label it is.
+      path: a .png or .npy file in the format of docs/add_a_dataset.md.
+      task: task of the label.
       size: height and width of the image.
-      zero_is_void: of a map of classes: 0 is unlabelled and the classes count from 1.
+      zero_is_void: in class maps, 0 is unlabelled and classes are numbered from 1.
 
     Raises:
-      UserError: a file that cannot be read, of another size or number of channels, or with values out of range.
+      UserError: the file cannot be read, has another size or number of channels, or values out of range.
     """
     try:
         values = images.read_numbers(path)
@@ -44,12 +44,12 @@ def read_label(path: pathlib.Path, task: Task, size: tuple[int, int], *, zero_is
     if values.ndim != 3 or values.shape[2] != task.label_channels or values.dtype.kind not in "biuf":
         raise UserError(
             f"{path}: {values.dtype} of shape {values.shape}, but a label of {task.name} has {task.label_channels} "
-            f"number(s) a pixel; save it as {task.kind.label_form}"
+            f"number(s) per pixel; save it as {task.kind.label_form}"
         )
     if values.shape[:2] != size:
         height, width = values.shape[:2]
         raise UserError(
-            f"{path}: {height}x{width}, but the image is {size[0]}x{size[1]}; a label must be as large as its image"
+            f"{path}: {height}x{width}, but the image is {size[0]}x{size[1]}; save the label in the size of its image"
         )
     try:
         return task.kind.read_label(values, zero_is_void).astype(task.label_dtype)
@@ -58,10 +58,10 @@ def read_label(path: pathlib.Path, task: Task, size: tuple[int, int], *, zero_is
 
 
 class FolderSource:
-    """One split of a folder; see `records.Source`. A label that an image lacks is absent from its example.
+    """One split of a folder; see `records.Source`. An example has no entry for a label that is missing.
 
     Attributes:
-      files: for each example its id, and its file of "image" and of every task that it has a label for.
+      files: id of each example, and its files: "image", and one per task that has a label.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class FolderSource:
         largest: tuple[float, float],
         zero_is_void: Sequence[str],
     ):
-        """Takes what `source` found.
+        """Holds the files that `source` found.
 
         Args:
-          files: for each example its id, and the files of "image" and of the tasks that it has a label for.
-          tasks: the records of all of them.
-          largest: height and width that an image is reduced to fit.
-          zero_is_void: names of tasks in whose maps 0 is unlabelled.
+          files: id of each example, and its files: "image", and one per task that has a label.
+          tasks: all tasks of the split.
+          largest: height and width; larger images are downscaled to fit.
+          zero_is_void: names of the tasks in whose class maps 0 is unlabelled.
         """
         self.labels = tuple(task.name for task in tasks)
         self.files = files
@@ -103,26 +103,26 @@ class FolderSource:
 
 
 def source(config: ConfigDict, split: str) -> FolderSource:
-    """A split of the folder `config.data_dir`: its file SPLIT.txt says which images.
+    """A split of the folder `config.data_dir`; the file SPLIT.txt lists its images.
 
-    config: the `dataset` part of the config. Images that, reduced by `downscale`, do not fit `image_size` are reduced
-    until they do. Of the folder's labels those named in `labels` are read.
+    config: the `dataset` part of the config. Images that still exceed `image_size` after `downscale` are downscaled
+    further until they fit. Only the labels named in `labels` are read.
 
     Raises:
-      UserError: no folder, no id list, an id without image, or a task that no image of the split has a label for.
+      UserError: no folder, no id list, an id without image, or a task without any label in the split.
     """
     root = pathlib.Path(config.data_dir).expanduser()
     tasks = build(config.labels, loss_weights=dict.fromkeys(config.labels, 1.0), semseg_classes=config.semseg_classes)
     ids = _ids(root, split)
     paths = {"image": _paths(root / "images", ids, images.SUFFIXES)}
     paths |= {task.name: _paths(root / task.name, ids, LABEL_SUFFIXES) for task in tasks}
-    lacking = [example_id for example_id in ids if example_id not in paths["image"]]
-    if lacking:
-        suffix = pathlib.PurePath(lacking[0]).suffix.lower() in images.SUFFIXES
+    missing = [example_id for example_id in ids if example_id not in paths["image"]]
+    if missing:
+        suffix = pathlib.PurePath(missing[0]).suffix.lower() in images.SUFFIXES
         what_to_do = "write ids without suffix" if suffix else "add the image or remove the id"
         raise UserError(
-            f"{root / split}.txt: no image {root / 'images' / lacking[0]}.jpg, .png or the like "
-            f"({len(lacking)} of {len(ids)} ids have none); {what_to_do}"
+            f"{root / split}.txt: no image {root / 'images' / missing[0]}.jpg, .png or the like "
+            f"({len(missing)} of {len(ids)} ids have none); {what_to_do}"
         )
     for task in tasks:
         if not paths[task.name]:
@@ -136,7 +136,7 @@ def source(config: ConfigDict, split: str) -> FolderSource:
 
 
 def fingerprint(config: ConfigDict) -> str:
-    """What tells this folder from others: a hash of the ids and of the files' names and sizes, not of their content."""
+    """Fingerprint of the folder: a hash of the ids and of the files' suffixes and sizes, not of their content."""
     content = hashlib.sha256()
     for split in (config.train_split, config.eval_split):
         for example_id, files in source(config, split).files:
@@ -146,22 +146,22 @@ def fingerprint(config: ConfigDict) -> str:
 
 
 def _ids(root: pathlib.Path, split: str) -> list[str]:
-    """The ids of a split, in the order of its list."""
+    """Ids of a split, in the order of its list."""
     if not root.is_dir():
-        raise UserError(f"no folder {root}; give the one with your data: --config.dataset.data_dir=FOLDER")
+        raise UserError(f"no folder {root}; set the folder with your data: --config.dataset.data_dir=FOLDER")
     path = root / f"{split}.txt"
     if not path.is_file():
-        raise UserError(f"no id list {path}; write into it the ids of the images of {split!r}, one a line")
+        raise UserError(f"no id list {path}; create it with the ids of the images of {split!r}, one per line")
     lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     ids = [line.strip() for line in lines if line.strip()]
     if not ids:
-        raise UserError(f"{path} is empty; write into it the ids of the images of {split!r}, one a line")
+        raise UserError(f"{path} is empty; add the ids of the images of {split!r}, one per line")
     return ids
 
 
 def _paths(folder: pathlib.Path, ids: Sequence[str], suffixes: Sequence[str]) -> dict[str, pathlib.Path]:
-    """Id -> its file, for the ids that have one."""
-    # The folder is listed once: on a network, asking for each file takes long.
+    """Id -> file, for the ids that have one."""
+    # Lists the folder once, because a look-up per file is slow on network file systems.
     present: dict[str, list[str]] = {}
     for parent, _, names in os.walk(folder, followlinks=True):
         inside = pathlib.Path(parent).relative_to(folder)
@@ -171,12 +171,12 @@ def _paths(folder: pathlib.Path, ids: Sequence[str], suffixes: Sequence[str]) ->
                 present.setdefault((inside / stem).as_posix(), []).append(suffix)
     paths = {}
     for example_id in ids:
-        there = present.get(example_id, [])
-        usable = [suffix for suffix in there if suffix.lower() in suffixes]
+        found = present.get(example_id, [])
+        usable = [suffix for suffix in found if suffix.lower() in suffixes]
         if len(usable) > 1:
             raise UserError(f"{folder / example_id}: there are {' and '.join(usable)}; keep one of them")
-        if there and not usable:
-            raise UserError(f"{folder / example_id}{there[0]}: convert this file to {' or '.join(suffixes)}")
+        if found and not usable:
+            raise UserError(f"{folder / example_id}{found[0]}: convert this file to {' or '.join(suffixes)}")
         if usable:
             paths[example_id] = folder / f"{example_id}{usable[0]}"
     return paths

@@ -1,6 +1,6 @@
-"""NYUD-v2 in its multi-task copy (`NYUDv2.tar.gz`, folder `NYUDv2/`): 795 training and 654 validation frames, 425x560.
+"""NYUD-v2, multi-task copy (`NYUDv2.tar.gz`, folder `NYUDv2/`): 795 training and 654 validation images of 425x560.
 
-Layout: `gt_sets/{train,val}.txt` one id a line; for each id `images/ID.png` RGB, `segmentation/ID.png` 0 void and 1..40
+Layout: `gt_sets/{train,val}.txt` one id per line; for each id `images/ID.png` RGB, `segmentation/ID.png` 0 void, 1..40
 classes, `depth/ID.npy` float metres with 0 invalid, `normals/ID.png` n = 2*v/255 - 1, `edge/ID.png` 0 or 255.
 """
 
@@ -22,36 +22,36 @@ from taskexpert_jax import images
 FOLDER = "NYUDv2"
 ID_FILES = {"train": "gt_sets/train.txt", "val": "gt_sets/val.txt"}
 PUBLISHED_COUNTS = {"train": 795, "val": 654}
-MAX_SIZE = (448, 576)  # height and width that no frame of the multi-task copy exceeds
+MAX_SIZE = (448, 576)  # largest height and width in the multi-task copy
 PARTS = {
     "image": Part("uint8", 3),
     "semseg": Part("uint8", 1),
     "depth": Part("float32", 1),
-    "normals": Part("uint8", 3),  # as coded in the file: half the size of the decoded ones
+    "normals": Part("uint8", 3),  # encoded as in the file: half the bytes of decoded float16
     "edge": Part("uint8", 1),
 }
 CLASSES = class_names.NYUD
 VOID = 255
-MAX_DEPTH = 1000  # metres; no sensor of the data set sees further, but depth in millimetres does
-# The three components of a normal by their code; OpenCV knows float16 only as bits.
+MAX_DEPTH = 1000  # metres; beyond the sensor's range, so larger values are millimetres
+# Byte -> component of a normal, as the bits of a float16, because cv2.LUT takes no float16.
 _COMPONENTS = (np.arange(256, dtype=np.float32) * 2 / 255 - 1).astype(np.float16).view(np.uint16)
 
 
 def members(example_id: str) -> dict[str, tuple[str, ...]]:
-    """Part of an example -> its file in the archive."""
+    """Part of an example -> file in the archive."""
     folders = {"image": "images", "semseg": "segmentation", "depth": "depth", "normals": "normals", "edge": "edge"}
     return {part: (f"{folder}/{example_id}.{'npy' if part == 'depth' else 'png'}",) for part, folder in folders.items()}
 
 
 def read_example(root: pathlib.Path, example_id: str) -> dict[str, np.ndarray]:
-    """The parts of one example as they are stored, every file of it read and checked.
+    """Reads and checks all files of one example; returns its parts as they are stored.
 
     Returns:
       image (h,w,3) uint8 RGB; semseg (h,w,1) uint8, classes from 0, void 255; depth (h,w,1) float32 metres, 0 invalid;
-      normals (h,w,3) uint8 as coded in the file; edge (h,w,1) uint8, 0 or 1.
+      normals (h,w,3) uint8, encoded as in the file; edge (h,w,1) uint8, 0 or 1.
 
     Raises:
-      Problems: a file is missing, damaged, of another size than the image, or holds values that it cannot have.
+      Problems: a file is missing, damaged, of another size than the image, or has values out of range.
     """
     read = {
         "image": functools.partial(archives.read_picture, channels=3),
@@ -86,30 +86,30 @@ def _read_depth(root: pathlib.Path, member: str) -> np.ndarray:
         stored = np.load(content, allow_pickle=False)
         if not isinstance(stored, np.ndarray) or stored.dtype.kind not in "fiu":
             raise ValueError("not an array of real numbers")
-    except (*images.UNREADABLE, tokenize.TokenError, MemoryError) as error:  # a header is a line of Python
+    except (*images.UNREADABLE, tokenize.TokenError, MemoryError) as error:  # the .npy header is parsed as Python
         raise Problems([f"{member} is corrupt, it does not load as an array of numbers; {AGAIN}"]) from error
     depth = stored[..., None] if stored.ndim == 2 else stored
     if depth.ndim != 3 or depth.shape[2] != 1 or not depth.size:
         raise Problems([f"{member} has the shape {stored.shape} instead of (height, width); {AGAIN}"])
     if not np.isfinite(depth).all():
-        raise Problems([f"{member} has values that are not finite; invalid depth is 0: {AGAIN}"])
+        raise Problems([f"{member} has NaN or Inf values, but invalid depth is 0; {AGAIN}"])
     if depth.min() < 0:
-        raise Problems([f"{member} has the negative depth {depth.min():g}; invalid depth is 0: {AGAIN}"])
+        raise Problems([f"{member} has the negative depth {depth.min():g}, but invalid depth is 0; {AGAIN}"])
     if depth.max() > MAX_DEPTH:
         raise Problems(
-            [f"{member} has the depth {depth.max():g}, but it counts in metres: probably millimetres; divide by 1000"]
+            [f"{member} has the depth {depth.max():g}, beyond {MAX_DEPTH} m: probably millimetres; divide by 1000"]
         )
     return depth.astype(np.float32)
 
 
 def _check_sizes(parts: dict[str, np.ndarray], files: dict[str, str]) -> None:
-    """Raises Problems where the parts of an example differ in size, or are those of another copy of NYUD."""
+    """Raises Problems if the parts of an example differ in size, or exceed the size of the multi-task copy."""
     height, width = parts["image"].shape[:2]
     if height > MAX_SIZE[0] or width > MAX_SIZE[1]:
         raise Problems(
             [
-                f"{files['image']} is {height}x{width}: another copy of NYUD-v2; get the multi-task copy with frames "
-                f"of at most {MAX_SIZE[0]}x{MAX_SIZE[1]} (rows 45:470 and columns 40:600 of the 480x640 frames)"
+                f"{files['image']} is {height}x{width}: another copy of NYUD-v2; get the multi-task copy with images "
+                f"of at most {MAX_SIZE[0]}x{MAX_SIZE[1]} (rows 45:470 and columns 40:600 of the 480x640 originals)"
             ]
         )
     lines = []
@@ -122,7 +122,7 @@ def _check_sizes(parts: dict[str, np.ndarray], files: dict[str, str]) -> None:
 
 
 class Builder(records.ArchiveBuilder):
-    """Two splits, in the order of their id files."""
+    """NYUD-v2: splits `train` and `val`, examples in the order of the id files."""
 
     name = "nyud"
     VERSION = tfds.core.Version("2.0.0")
@@ -130,7 +130,7 @@ class Builder(records.ArchiveBuilder):
 
 
 def _decoded(parts: Example) -> Example:
-    """Stored parts -> the example: normals in [-1, 1]."""
+    """Decodes stored parts: normals to float16 in [-1, 1]."""
     return {**parts, "normals": cv2.LUT(parts["normals"], _COMPONENTS).view(np.float16)}
 
 

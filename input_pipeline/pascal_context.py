@@ -1,10 +1,10 @@
-"""PASCAL-Context in its multi-task copy (`PASCALContext.tar.gz`): 4998 training and 5105 validation images.
+"""PASCAL-Context, multi-task copy (`PASCALContext.tar.gz`): 4998 training and 5105 validation images.
 
-Layout: `ImageSets/Context/{train,val}.txt` one id a line; for each id `JPEGImages/ID.jpg`, at most 500x500;
+Layout: `ImageSets/Context/{train,val}.txt` one id per line; for each id `JPEGImages/ID.jpg`, at most 500x500;
 `semseg/VOC12/ID.png` or else `semseg/pascal-context/ID.png`, 0 background and 1..20 classes, 255 void;
 `human_parts/ID.mat`, PASCAL-Part's struct `anno`; `sal_distill/ID.png`, salient above 127; `normals_distill/ID.png`,
-n = 2*v/255 - 1; `pascal-context/trainval/ID.mat`, whose `LabelMap` of 459 context classes says where the boundaries are
-and where the normals are valid. `pascal_labels` decodes the files when the data set is built.
+n = 2*v/255 - 1; `pascal-context/trainval/ID.mat`, `LabelMap` of 459 context classes, from which boundaries and the
+valid pixels of the normals are computed. `pascal_labels` decodes the files when the data set is built.
 """
 
 from ml_collections import ConfigDict
@@ -26,12 +26,12 @@ PARTS = {
     "sal": Part("uint8", 1),
     "normals": Part("float16", 3),
     "edge": Part("uint8", 1),
-    "edge_benchmark": Part("uint8", 1),  # odsF's boundaries, which are not the ones to learn
+    "edge_benchmark": Part("uint8", 1),  # ground truth of odsF, different from the training label
 }
 
 
 class Builder(records.ArchiveBuilder):
-    """Two splits, in the order of their id files."""
+    """PASCAL-Context: splits `train` and `val`, examples in the order of the id files."""
 
     name = "pascal_context"
     VERSION = tfds.core.Version("1.0.0")

@@ -1,8 +1,7 @@
-"""The files of PASCAL-Context's multi-task copy, decoded into the arrays that are stored.
+"""Decoding of the files of PASCAL-Context's multi-task copy into labels.
 
-The labels are the benchmark family's: VOC's classes, boundaries of the context labels, human parts of PASCAL-Part, and
-normals and saliency distilled from other models. The layout is described in `pascal_context`.
-Nothing here needs TensorFlow.
+Labels of the multi-task benchmark: VOC's classes, boundaries of the context labels, human parts of PASCAL-Part, and
+normals and saliency distilled from other models. The layout is described in `pascal_context`. Works without TensorFlow.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,16 +19,16 @@ from input_pipeline.archives import AGAIN, Problems
 from taskexpert_jax.tasks.metrics.boundary.candidates import region_boundaries
 from taskexpert_jax.tasks.metrics.boundary.thinning import thin
 
-cv2.setNumThreads(1)  # examples are read in parallel: threads inside of one would get in each other's way
+cv2.setNumThreads(1)  # examples are read in parallel, so threads within one example only compete
 
-MAX_SIZE = 500  # pixels that no side of an image exceeds
+MAX_SIZE = 500  # pixels, longest side of an image
 CLASSES = class_names.VOC
 VOID = 255
-CONTEXT_CLASSES = 459  # of LabelMap; they count from 1
-PERSON = 15  # among the classes of PASCAL-Part's objects
+CONTEXT_CLASSES = 459  # of LabelMap, numbered from 1
+PERSON = 15  # class index of persons in PASCAL-Part
 
 # fmt: off
-# Names of a person's parts in PASCAL-Part -> its part among the six that are told apart, as `tasks.HUMAN_PARTS`.
+# Name of a person's part in PASCAL-Part -> label among the six of `tasks.HUMAN_PARTS`.
 _PERSON_PARTS = {
     part: number
     for number, parts in enumerate(
@@ -45,7 +44,7 @@ _PERSON_PARTS = {
     )
     for part in parts
 }
-# Context classes on which the normals' teacher can be trusted: those with a namesake in NYUD, where it was trained.
+# Context classes with valid normals: those that also occur in NYUD, on which the normals' teacher was trained.
 NORMALS_CLASSES = (
     3, 4, 6, 9, 10, 11, 13, 15, 17, 18, 22, 23, 29, 30, 33, 34, 36, 37, 38, 39, 41, 43, 46, 49, 50, 51, 53, 55, 56,
     59, 61, 62, 65, 66, 68, 69, 72, 73, 78, 83, 84, 85, 87, 88, 95, 96, 101, 104, 105, 107, 111, 113, 115, 122, 124,
@@ -60,7 +59,7 @@ _HAS_NORMALS = np.isin(np.arange(CONTEXT_CLASSES + 1), NORMALS_CLASSES)
 
 
 def members(example_id: str) -> dict[str, tuple[str, ...]]:
-    """Part of an example -> its file in the archive, or files of which the first that is there counts."""
+    """Part of an example -> its candidate files in the archive; the first that exists is used."""
     return {
         "image": (f"JPEGImages/{example_id}.jpg",),
         "semseg": (f"semseg/VOC12/{example_id}.png", f"semseg/pascal-context/{example_id}.png"),
@@ -72,15 +71,15 @@ def members(example_id: str) -> dict[str, tuple[str, ...]]:
 
 
 def read_example(root: pathlib.Path, example_id: str) -> dict[str, np.ndarray | bytes]:
-    """The parts of one example as they are stored, every file of it read and checked.
+    """Reads and checks all files of one example; returns its parts as they are stored.
 
     Returns:
-      image: the JPEG file; the labels as large as it (h,w): semseg (h,w,1) uint8, void 255; human_parts (h,w,1) uint8,
-      0 where no part is, so wholly 0 for an image without persons; sal and edge (h,w,1) uint8, 0 or 1; edge_benchmark
-      (h,w,1) uint8, 0 or 1, the boundaries that the benchmark has odsF count; normals (h,w,3) float16, 0 where invalid.
+      image: the bytes of the JPEG file. Labels of its size (h,w): semseg (h,w,1) uint8, void 255; human_parts (h,w,1)
+      uint8, 0 background, all 0 for an image without persons; sal and edge (h,w,1) uint8, 0 or 1; edge_benchmark
+      (h,w,1) uint8, 0 or 1, the boundaries that odsF is computed on; normals (h,w,3) float16, 0 where invalid.
 
     Raises:
-      Problems: a file is missing, damaged, or holds values that it cannot have.
+      Problems: a file is missing, damaged, or has values out of range.
     """
     files = {part: _present(root, alternatives) for part, alternatives in members(example_id).items()}
     read = {
@@ -115,48 +114,48 @@ def read_example(root: pathlib.Path, example_id: str) -> dict[str, np.ndarray | 
 
 
 def boundaries(context: np.ndarray) -> np.ndarray:
-    """Boundaries between context labels (h,w), (h,w) bool: where their Laplacian is not 0, thinned."""
-    # 3x3, four neighbours, mirrored at the border; exact.
+    """Boundaries (h,w) bool of context labels (h,w): non-zero pixels of their Laplacian, thinned."""
+    # OpenCV's default: 3x3, four neighbours, mirrored at the border; exact in float32.
     return thin(np.asarray(cv2.Laplacian(context, cv2.CV_32F)) != 0)
 
 
 def normals(coded: np.ndarray, context: np.ndarray) -> np.ndarray:
-    """Normals (h,w,3) float32 from their code (h,w,3) uint8: n = 2 * v / 255 - 1; 0 where the context has none.
+    """Decodes normals (h,w,3) uint8 to float32, n = 2 * v / 255 - 1; 0 at context classes without valid normals.
 
-    context: context labels (h,w); if of another size, the nearest one.
+    context: context labels (h,w); another size is resized by nearest neighbour.
     """
     valid = _resized(_HAS_NORMALS[context].astype(np.uint8), coded.shape[:2]) != 0
     return np.where(valid, 2 * coded.astype(np.float32) / 255 - 1, np.float32(0))
 
 
 def saliency(shares: np.ndarray) -> np.ndarray:
-    """What is salient, uint8, 0 or 1, from the teacher's shares as bytes: more than half."""
+    """Binary saliency, uint8, 0 or 1: the teacher's probability, stored as bytes, above one half."""
     return (shares > 255 // 2).astype(np.uint8)
 
 
 def human_parts(annotation: np.ndarray) -> np.ndarray:
-    """Parts of all persons, (h,w) uint8 with 0 where there is none; (1,1) if there are no persons with parts.
+    """Part labels of all persons, (h,w) uint8, 0 background; (1,1) if no person has parts.
 
-    annotation: PASCAL-Part's struct `anno` as SciPy reads it; later parts and persons cover earlier ones.
+    annotation: PASCAL-Part's struct `anno` as read by SciPy; later parts and persons overwrite earlier ones.
 
     Raises:
-      KeyError: a field is missing, with its name.
-      ValueError: a part that persons do not have; masks that are empty or of different sizes.
+      KeyError: the name of a missing field.
+      ValueError: an unknown part, or masks that are empty or differ in size.
     """
     label = None
     for name, mask in _parts_of_persons(annotation):
         if name not in _PERSON_PARTS:
-            raise ValueError(f"a person with the part {name!r}, which PASCAL-Part does not know")
+            raise ValueError(f"a person with the part {name!r}, which is no part of PASCAL-Part")
         label = np.zeros(mask.shape, np.uint8) if label is None else label
         if mask.shape != label.shape or mask.ndim != 2 or not mask.size:
             sizes = " and ".join("x".join(map(str, shape)) for shape in dict.fromkeys((label.shape, mask.shape)))
-            raise ValueError(f"masks of {sizes}, which should all be as large as the image")
+            raise ValueError(f"masks of {sizes}, which should all have the size of the image")
         label[mask != 0] = _PERSON_PARTS[name]
     return np.zeros((1, 1), np.uint8) if label is None else label
 
 
 def _parts_of_persons(annotation: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and mask of the parts of all persons in PASCAL-Part's struct `anno`, in order."""
+    """Yields name and mask of all parts of all persons in PASCAL-Part's struct `anno`, in order."""
     for image in _structs(annotation, "anno", ("objects",)):
         for found in _structs(image["objects"], "anno.objects", ("class_ind", "parts")):
             if np.ravel(found["class_ind"]).tolist() == [PERSON]:
@@ -165,10 +164,10 @@ def _parts_of_persons(annotation: np.ndarray) -> Iterator[tuple[str, np.ndarray]
 
 
 def _structs(array: np.ndarray, path: str, fields: Sequence[str]) -> list[Mapping[str, np.ndarray]]:
-    """The structs in what SciPy makes of a struct array; of MATLAB's empty array [], which stands for none, none.
+    """Structs of a struct array as SciPy reads it; none for MATLAB's empty array [].
 
     Raises:
-      KeyError: they lack one of the fields.
+      KeyError: a field is missing.
     """
     if not array.size:
         return []
@@ -179,23 +178,23 @@ def _structs(array: np.ndarray, path: str, fields: Sequence[str]) -> list[Mappin
 
 
 def _resized(label: np.ndarray, size: tuple[int, ...], *, cubic: bool = False) -> np.ndarray:
-    """The label (h,w) or (h,w,c) at the size (height, width), always (h,w,c); by the nearest pixel unless `cubic`."""
+    """Resizes a label (h,w) or (h,w,c) to (height, width), by nearest neighbour or `cubic`; returns (h,w,c)."""
     if label.shape[:2] != size:
-        # The family's own call, which takes the pixel to the upper left.
+        # The same call as the benchmark, because its INTER_NEAREST takes the upper-left pixel.
         label = label.astype(np.uint8) if label.dtype == np.bool_ else label
         label = cv2.resize(label, size[::-1], interpolation=cv2.INTER_CUBIC if cubic else cv2.INTER_NEAREST)
     return label if label.ndim == 3 else label[..., None]
 
 
 def _present(root: pathlib.Path, files: Sequence[str]) -> str:
-    """The first of the files that is there, or all of their names for the message that says that none is."""
+    """The first file that exists, or all names joined by " or " for the message that none exists."""
     return next((file for file in files if (root / file).is_file()), " or ".join(files))
 
 
 def _read_image(root: pathlib.Path, member: str) -> np.ndarray:
     image = archives.read_picture(root, member, 3)
-    if not archives.read_bytes(root, member).startswith(b"\xff\xd8"):  # it is stored as it is, and read as JPEG
-        raise Problems([f"{member} is a picture of another kind than JPEG; {AGAIN}"])
+    if not archives.read_bytes(root, member).startswith(b"\xff\xd8"):  # stored unchanged, decoded as JPEG
+        raise Problems([f"{member} is an image but not a JPEG file; {AGAIN}"])
     return image
 
 
@@ -212,7 +211,7 @@ def _read_context(root: pathlib.Path, member: str) -> np.ndarray:
     stored = _read_variable(root, member, "LabelMap")
     if stored.ndim != 2 or not stored.size or stored.dtype.kind not in "buif":
         raise Problems([f"{member} has a LabelMap of {stored.dtype} {stored.shape}, not (height, width); {AGAIN}"])
-    with np.errstate(invalid="ignore"):  # not a number: found below
+    with np.errstate(invalid="ignore"):  # NaN is reported below
         context = stored.astype(np.uint16)
     if np.any(wrong := (context != stored) | (context > CONTEXT_CLASSES)):
         value = stored[wrong][0]
@@ -231,11 +230,11 @@ def _read_human_parts(root: pathlib.Path, member: str) -> np.ndarray:
 
 
 def _read_variable(root: pathlib.Path, member: str, name: str) -> np.ndarray:
-    """The variable `name` of a MATLAB file, as SciPy gives it: structs are arrays of objects by field."""
+    """Variable `name` of a MATLAB file as SciPy reads it: structs are arrays of objects by field."""
     content = io.BytesIO(archives.read_bytes(root, member))
     try:
         stored: dict[str, Any] = scipy.io.loadmat(content, variable_names=[name])
-    except Exception as error:  # whatever its reader stumbles over: there are a dozen types
+    except Exception as error:  # SciPy's reader raises a dozen types on damaged files
         raise Problems([f"{member} is corrupt, it does not load as a MATLAB file; {AGAIN}"]) from error
     if name not in stored:
         raise Problems([f"{member} has no field {name}; {AGAIN}"])

@@ -1,10 +1,10 @@
-"""Data set -> batches of NumPy arrays, for training (endless, random) and for evaluation (each example once).
+"""Batches of NumPy arrays for training (endless, shuffled, augmented) and for evaluation (each example once).
 
-A training batch is a function of the seed and the step: the epoch's order is a stateless permutation, and every random
-transform draws from (seed, position in the stream). So a run resumes at any step at once, and the global batch is the
-same for any number of processes. Each process reads its own rows only.
+A training batch is a function of seed and step: the order of an epoch is a stateless permutation, and every random
+transform draws from (seed, position in the stream). A run therefore resumes at any step without replaying the stream,
+and the global batch does not depend on the number of processes. Each process reads only its own rows.
 
-The work on an example is NumPy and OpenCV; tf.data gives it threads, batches and prefetching.
+Examples are decoded and transformed with NumPy and OpenCV; tf.data provides threads, batching and prefetching.
 """
 
 import atexit
@@ -28,17 +28,17 @@ from taskexpert_jax.tasks import Task
 
 Batch = dict[str, np.ndarray]
 
-# The accelerators are JAX's; TensorFlow would take their memory.
+# Hides accelerators from TensorFlow, which would allocate the memory that JAX needs.
 tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")
 
-_ORDER = 0  # stream of random numbers; the others are the transforms'
+_ORDER = 0  # random stream of the epoch order; `transforms` uses the others
 
-# Batches that somebody still iterates over. They are ended before Python ends: TensorFlow's threads, which call back
-# into Python, would else meet an interpreter that is half gone and abort the program, whatever its exit status.
+# Iterators in use. They are closed at exit: TensorFlow's threads call back into Python, and on an interpreter that is
+# shutting down this aborts the program, whatever its exit status.
 _iterating: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
-# Decoded examples of the splits opened so far in this process, by what they depend on.
+# Cached splits of this process; the key is the data config, the split and the tasks.
 _kept: dict[str, KeptSource] = {}
 
 
@@ -49,18 +49,18 @@ def _end_iterations() -> None:
 
 
 def with_benchmark_labels(tasks: Sequence[Task], source: Source) -> tuple[Task, ...]:
-    """The tasks, and for each whose boundary benchmark has a label of its own in the source, one that carries it."""
+    """The tasks, plus one for each separate boundary-benchmark label (`Task.benchmark_label`) of the source."""
     benchmarked = [task for task in tasks if task.boundary_benchmark and task.benchmark_label in source.labels]
     return (*tasks, *(dataclasses.replace(task, name=task.benchmark_label) for task in benchmarked))
 
 
 def open_source(config: ConfigDict, tasks: Sequence[Task], split: str) -> Source:
-    """The split of `config.name`, reduced by `config.downscale` and, with `config.cache`, kept in memory once decoded.
+    """Opens a split of `config.name`, downscaled by `config.downscale` and cached in memory if `config.cache`.
 
     config: the `dataset` part of the config.
 
     Raises:
-      UserError: an unknown data set, or one without the label of a task.
+      UserError: an unknown data set, or one without labels for a task.
     """
     key = "\n".join([config.to_json_best_effort(sort_keys=True), split, *(task.name for task in tasks)])
     if config.cache and key in _kept:
@@ -77,15 +77,15 @@ def open_source(config: ConfigDict, tasks: Sequence[Task], split: str) -> Source
 
 
 def record_fingerprint(config: ConfigDict) -> None:
-    """Fills in `config.dataset.fingerprint`, so that it is recorded which data a run has seen.
+    """Sets `config.dataset.fingerprint`, which records the data of a run.
 
-    A data set is known by its `fingerprint(config.dataset)`, one built from an archive by what `prepare` has recorded;
-    other data sets are not: those have no such field.
+    The fingerprint is `fingerprint(config.dataset)` of the data set's module, or the one recorded by `prepare` for data
+    built from an archive. Data sets with neither have no such field, and nothing is set.
 
     config: the whole config.
 
     Raises:
-      UserError: the field names other data, or there are none.
+      UserError: the field is the fingerprint of other data, or the data are missing.
     """
     dataset = config.dataset
     module = records.dataset_module(dataset.name)
@@ -97,26 +97,26 @@ def record_fingerprint(config: ConfigDict) -> None:
         return
     if dataset.fingerprint not in ("", found):
         raise UserError(
-            f"config.dataset.fingerprint={dataset.fingerprint}, but the data of {dataset.name!r} are {found}; "
-            "give the data_dir of the data that you mean, or leave the field empty to take these"
+            f"config.dataset.fingerprint={dataset.fingerprint}, but the data of {dataset.name!r} have {found}; "
+            "set the data_dir of the intended data, or leave the field empty to use these"
         )
     dataset.fingerprint = found
 
 
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The indices of an epoch's examples: every epoch is a permutation of its own, whatever came before."""
+    """Indices of an epoch's examples: a permutation that depends on seed and epoch only."""
     return transforms.generator((seed, epoch), _ORDER).permutation(count)
 
 
 def shuffled_index(position: int, seed: int, count: int) -> int:
-    """Index of the example at a position of the endless stream over `count` examples."""
+    """Index of the example at a position of the endless shuffled stream of `count` examples."""
     epoch, place = divmod(position, count)
     return int(_epoch_order(seed, epoch, count)[place])
 
 
 def crop_strengths(config: ConfigDict) -> dict[str, Any]:
-    """The strengths of `transforms.random_scale_and_crop` in a config."""
+    """Arguments of `transforms.random_scale_and_crop` from a config."""
     augment = config.augment
     return {
         "size": tuple(config.dataset.image_size),
@@ -128,7 +128,7 @@ def crop_strengths(config: ConfigDict) -> dict[str, Any]:
 
 
 def colour_strengths(config: ConfigDict) -> dict[str, Any]:
-    """The strengths of `transforms.photometric_distortion` in a config."""
+    """Arguments of `transforms.photometric_distortion` from a config."""
     augment = config.augment
     return {
         "brightness": augment.brightness,
@@ -140,7 +140,7 @@ def colour_strengths(config: ConfigDict) -> dict[str, Any]:
 
 
 def augmented(example: Example, config: ConfigDict, tasks: Sequence[Task], position: int) -> Example:
-    """The example of a source as training sees it at a position of the stream: the protocol's transforms in order."""
+    """Applies the protocol's training transforms, in order, to the example at a position of the stream."""
     seed = (config.seed, position)
     example = transforms.random_scale_and_crop(example, tasks, seed, **crop_strengths(config))
     example = transforms.random_flip(example, tasks, seed, probability=config.augment.flip_probability)
@@ -156,13 +156,14 @@ def _train_example(source: Source, config: ConfigDict, tasks: Sequence[Task], po
 
 
 def _eval_example(source: Source, size: tuple[int, int], tasks: Sequence[Task], count: int, position: int) -> Example:
-    """The padded example at a position; from `count` on, the last one again with mask 0 and no id."""
+    """Padded example at a position; from `count` on, a repetition of the last one with mask 0 and an empty id."""
     example = source.load(min(position, count - 1))
     height, width = example["image"].shape[:2]
     if height > size[0] or width > size[1]:
         raise UserError(
-            f"example {example['id']} is {height}x{width} and does not fit frames of {size[0]}x{size[1]}; give larger "
-            f"ones, seen in windows: --config.eval.image_size='({max(height, size[0])},{max(width, size[1])})'"
+            f"example {example['id']} is {height}x{width}, larger than evaluation frames of {size[0]}x{size[1]}; "
+            "for sliding-window inference set "
+            f"--config.eval.image_size='({max(height, size[0])},{max(width, size[1])})'"
         )
     example = transforms.pad_centre(transforms.mark_invalid(example, tasks), tasks, size=size)
     real = position < count
@@ -170,7 +171,7 @@ def _eval_example(source: Source, size: tuple[int, int], tasks: Sequence[Task], 
 
 
 def _spec(tasks: Sequence[Task], size: tuple[int, int]) -> dict[str, tf.TensorSpec]:
-    """What a finished example holds."""
+    """Shapes and dtypes of a finished example."""
     spec = {
         "image": tf.TensorSpec((*size, 3), tf.uint8),
         "window": tf.TensorSpec((4,), tf.int32),
@@ -183,7 +184,7 @@ def _spec(tasks: Sequence[Task], size: tuple[int, int]) -> dict[str, tf.TensorSp
 def _batches(
     load: Callable[[int], Example], spec: dict[str, tf.TensorSpec], positions: tf.data.Dataset, rows: int, threads: int
 ) -> Iterator[Batch]:
-    """Batches of `rows` of load(position), in order, by several threads; an error of `load` is raised as it is."""
+    """Batches of `rows` examples load(position), in order, loaded by several threads; re-raises errors of `load`."""
     failures: dict[int, BaseException] = {}
 
     def arrays(position: np.int64) -> list[Any]:
@@ -203,7 +204,7 @@ def _batches(
     dataset = positions.map(tensors, num_parallel_calls=threads or tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(rows, drop_remainder=True).prefetch(2)
     options = tf.data.Options()
-    # One example a thread: threads inside single operations would only get in each other's way.
+    # Each thread loads one example; threads within single operations would only compete.
     options.threading.max_intra_op_parallelism = 1
     options.threading.private_threadpool_size = threads or os.cpu_count() or 1
 
@@ -215,7 +216,7 @@ def _batches(
                 yield batch
         except tf.errors.OpError:
             if failures:
-                raise failures[min(failures)] from None  # the first in order, whichever came first in time
+                raise failures[min(failures)] from None  # the first by position, not by time
             raise
 
     batches = iterate()
@@ -226,18 +227,18 @@ def _batches(
 def train_batches(
     config: ConfigDict, tasks: Sequence[Task], *, start_step: int = 0, rows: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[Batch]:
-    """The training batches from `start_step` on, without end: this process's rows of each global batch.
+    """Endless training batches from `start_step` on: this process's rows of each global batch.
 
     Args:
-      rows: their places in the global batch, see `processes.batch_rows`; all if None.
+      rows: indices of this process's rows in the global batch, see `processes.batch_rows`; None for all.
 
     Returns:
       image (b,H,W,3) uint8, each task's label (b,H,W,c), window (b,4) int32, mask (b,) float32 of ones, id (b,) str;
       b = len(rows).
 
     Raises:
-      UserError: the data set is missing or lacks a task's labels; while iterating, more examples cannot be read than
-        `config.guard.skip_examples`.
+      UserError: the data set or a task's labels are missing; while iterating, more than `config.guard.skip_examples`
+        examples cannot be read.
     """
     own = range(config.batch_size) if rows is None else rows
     split = config.dataset.train_split
@@ -260,26 +261,26 @@ def eval_batches(
     rows: Sequence[int] | np.ndarray | None = None,
     split: str | None = None,
 ) -> Iterator[Batch]:
-    """Every example of the split once and in order, or the first `config.eval.max_examples` of them (0: all).
+    """Evaluation batches: each example of the split once, in order; at most `config.eval.max_examples` (0: all).
 
-    The last batch is filled up with examples of mask 0 and id "". Every process gets as many batches. Frames have
-    `config.eval.image_size`, or `config.dataset.image_size` where that is empty.
+    The last batch is padded with examples of mask 0 and id "". All processes get the same number of batches. The frame
+    size is `config.eval.image_size`, or `config.dataset.image_size` if that is empty.
 
     Args:
-      batch_size: the global one.
-      rows: as of `train_batches`.
-      split: config.dataset.eval_split if None.
+      batch_size: global batch size.
+      rows: as in `train_batches`.
+      split: None for config.dataset.eval_split.
 
     Returns:
-      as `train_batches`; where the data set has a `Task.benchmark_label`, that too.
+      as `train_batches`, plus the `Task.benchmark_label` if the data set has one.
 
     Raises:
-      UserError: as `train_batches`; while iterating, an image larger than a frame.
+      UserError: as `train_batches`; while iterating, an image larger than the frame.
     """
     own = range(batch_size) if rows is None else rows
     size = frame_size(config)
     dataset = config.dataset.copy_and_resolve_references()
-    dataset.image_size = size  # or a data set that reduces images would reduce them to the model's own size
+    dataset.image_size = size  # otherwise `folder` would downscale images to the model's own size
     source = open_source(dataset, tasks, split or dataset.eval_split)
     labelled = with_benchmark_labels(tasks, source)
     count = min(len(source), config.eval.max_examples or len(source))

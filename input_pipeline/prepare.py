@@ -1,9 +1,9 @@
 """Verifies an archive and builds a data set: python -m input_pipeline.prepare DATASET --archive=PATH --data_dir=DIR.
 
-The archive is a tar file (.tar.gz or another compression) or the folder extracted from it; it is only read. One pass
-reads and checks every file of every example and writes the data set into a hidden folder inside of DIR, which is moved
-to DIR/DATASET/VERSION when it is complete. Wrong input ends with a line for each fault, one line `error: ...` and
-status 2, and leaves nothing half-built behind.
+The archive is a tar file (.tar.gz or another compression) or the folder extracted from it; it is never modified. One
+pass reads and checks every file of every example and writes the data set into a hidden folder in DIR, which is moved to
+DIR/DATASET/VERSION when complete. Wrong input prints one line per fault and one line `error: ...`, exits with status 2
+and leaves no partial data set.
 """
 
 import argparse
@@ -33,29 +33,31 @@ SHOWN_FAULTS = 20
 
 @contextlib.contextmanager
 def _lock(path: pathlib.Path, what: str) -> Iterator[None]:
-    """Holds the lock file `path` and removes it in the end; however the process ends, the lock ends with it.
+    """Holds the lock file `path` and removes it at the end; the operating system releases the lock of a killed process.
+
+    what: the locked resource, for the message.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds the lock.
     """
     while True:
         with path.open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(f"{what} is being built by another process; wait until it has ended") from error
+                raise UserError(f"{what} is being built by another process; wait until it has finished") from error
             if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 try:
                     yield
                 finally:
                     path.unlink()
                 return
-        # Another process removed the file after it was opened here: a lock on it would keep nobody out.
+        # Another process removed the file after it was opened here, so the lock protects nothing: try again.
 
 
 @contextlib.contextmanager
 def _scratch_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The new folder `path`, removed in the end; what a killed process has left there is removed first."""
+    """Creates the empty folder `path` and removes it at the end; first removes what a killed process has left there."""
     try:
         if path.exists():
             shutil.rmtree(path)
@@ -66,10 +68,10 @@ def _scratch_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _build(module: ModuleType, root: pathlib.Path, listing: archives.Listing, target: pathlib.Path) -> str:
-    """Reads, checks and writes all examples into the existing folder `target`; returns their fingerprint.
+    """Reads and checks all examples and writes them into the existing folder `target`; returns their fingerprint.
 
     Raises:
-      Problems: those of all examples; nothing more is written from the first one on.
+      Problems: the faults of all examples; writing stops at the first one.
     """
     faults = [line for lines in listing.missing.values() for line in lines]
     readable = [
@@ -99,7 +101,7 @@ def _build(module: ModuleType, root: pathlib.Path, listing: archives.Listing, ta
 def _summarise(
     module: ModuleType, listing: archives.Listing, data_dir: pathlib.Path
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Figures of each split of the data set built under `data_dir`, and the lines of a table of them."""
+    """Statistics of each split of the data set built under `data_dir`, and the lines of a table of them."""
     figures, tasks = {}, ()
     for split in listing.ids:
         source = module.source(SimpleNamespace(data_dir=str(data_dir)), split)
@@ -115,7 +117,7 @@ def _summarise(
 
 
 def _members(folder: pathlib.Path, module: ModuleType) -> pathlib.Path:
-    """The folder of the archive's members: `folder`, or the archive's own folder in it."""
+    """Folder of the archive's members: `folder`, or its sub-folder `module.FOLDER` if that exists."""
     return folder / module.FOLDER if (folder / module.FOLDER).is_dir() else folder
 
 
@@ -125,12 +127,12 @@ def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path, *, allo
     Args:
       dataset: a module of input_pipeline that has a `Builder`.
       archive: a tar file or the folder extracted from it.
-      data_dir: where built data sets are kept.
-      allow_subset: builds sets of other counts than the published ones too, without the ids that have no image.
+      data_dir: folder of built data sets.
+      allow_subset: accepts other counts than the published ones, and omits ids without an image.
 
     Raises:
       Problems: the faults of the archive.
-      UserError: an unknown data set; no archive, or no tar file; a data set that is there already, or is being built.
+      UserError: an unknown data set; no archive, or not a tar file; a data set that exists or is being built.
     """
     start = time.monotonic()
     module = records.dataset_module(dataset)
@@ -142,7 +144,7 @@ def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path, *, allo
         )
     if data_dir.resolve().is_relative_to(_members(archive, module).resolve()):
         raise UserError(
-            f"--data_dir={data_dir} lies inside of the archive folder, which is only read; choose another one"
+            f"--data_dir={data_dir} lies inside of the archive folder, which is not modified; choose another folder"
         )
     target = data_dir / module.Builder.name / str(module.Builder.VERSION)
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -151,7 +153,7 @@ def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path, *, allo
         _scratch_folder(data_dir / f".{dataset}-incomplete") as scratch,
     ):
         if target.exists():
-            raise UserError(f"{target} is there already; delete it to build it again")
+            raise UserError(f"{target} exists already; delete it to build it again")
         root = archive
         if not archive.is_dir():
             root = scratch / "archive"
@@ -179,7 +181,7 @@ def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path, *, allo
 
 
 def _run(args: argparse.Namespace) -> int:
-    """Prepares, and prints the summary or what is wrong; returns the exit status."""
+    """Prepares the data set and prints the summary or the faults; returns the exit status."""
     try:
         archive, data_dir = args.archive.expanduser(), args.data_dir.expanduser()
         print("\n".join(prepare(args.dataset, archive, data_dir, allow_subset=args.allow_subset)))
@@ -201,23 +203,23 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program; returns its exit status."""
+    """Runs the program; returns its exit status."""
     parser = argparse.ArgumentParser("python -m input_pipeline.prepare", description="Verifies and builds a data set.")
     parser.add_argument("dataset", help="a data set, such as nyud")
     parser.add_argument(
         "--archive", type=pathlib.Path, required=True, help="the tar file or the folder extracted from it"
     )
-    parser.add_argument("--data_dir", type=pathlib.Path, required=True, help="where built data sets are kept")
+    parser.add_argument("--data_dir", type=pathlib.Path, required=True, help="folder of built data sets")
     parser.add_argument(
         "--allow-subset",
         action="store_true",
-        help="also build what is not the published set: other counts, and without the ids that have no image",
+        help="accept other counts than the published ones, and omit ids without an image",
     )
     return _run(parser.parse_args(arguments))
 
 
 def _stop(number: int, frame: Any) -> None:
-    """Ends the program by an exception, so that the scratch folder is removed."""
+    """Exits by an exception, so that the scratch folder is removed."""
     del frame
     sys.exit(128 + number)
 

@@ -1,7 +1,7 @@
-"""What the data set modules share: how to find one, how examples are stored, and random access to what was built.
+"""Data set interface and storage: look-up of data set modules, writing of examples, random access to built data.
 
-An example is a dict of NumPy arrays. It is stored as it is needed: label maps ready, rows of pixels as bytes, which
-ArrayRecord compresses with zstd. Reading one takes a fifth of the time that PNG files take (benchmarks/README.md).
+An example is a dict of NumPy arrays. Labels are stored ready for use, as raw bytes of pixel rows, which ArrayRecord
+compresses with zstd. Reading takes a fifth of the time of PNG files (benchmarks/README.md).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,32 +25,32 @@ Example = dict[str, Any]
 
 
 class Source(Protocol):
-    """One split of a data set. Every data set module gives one by `source(config.dataset, split)`.
+    """One split of a data set, returned by `source(config.dataset, split)` of every data set module.
 
     Attributes:
-      labels: names of the tasks that at least some of the examples have a label for.
+      labels: names of the tasks with a label in at least some examples.
     """
 
     labels: tuple[str, ...]
 
     def __len__(self) -> int:
-        """How many examples the split holds."""
+        """Number of examples in the split."""
         ...
 
     def load(self, index: int) -> Example:
-        """The decoded example at `index` in [0, len); called by several threads at once.
+        """Decodes the example at `index` in [0, len); called by several threads at once.
 
-        It holds `image` (h,w,3) uint8, `id` (str), and the label (h,w,c) of each task that this image has one for, in
-        the task's `label_dtype`, with `Task.missing` where a pixel is invalid. The caller does not change the arrays.
+        Returns `image` (h,w,3) uint8, `id` (str), and the label (h,w,c) of each task that is labelled for this image,
+        in the task's `label_dtype`, with `Task.missing` at invalid pixels. The caller must not change the arrays.
         """
         ...
 
 
 def dataset_module(name: str) -> ModuleType:
-    """The module `input_pipeline.NAME`, a data set: it has `source`, and `Builder` if it is built from an archive.
+    """Imports the data set module `input_pipeline.NAME`: it has `source`, and `Builder` if it is built from an archive.
 
     Raises:
-      UserError: there is no such data set.
+      UserError: unknown data set.
     """
     path = f"input_pipeline.{name}"
     module = None
@@ -63,24 +63,24 @@ def dataset_module(name: str) -> ModuleType:
 
 
 class Part(NamedTuple):
-    """How a part of an example is stored: the bytes of its rows, (h,w,channels) of `dtype`."""
+    """Storage format of a part of an example: the bytes of an array (h,w,channels) of `dtype`."""
 
     dtype: str
     channels: int
 
 
-PREPARED = "prepared.json"  # beside the records: what `prepare` says of them
-_SHARD = 1000  # examples a file
-JPEG = Part("jpeg", 3)  # a JPEG file as it came, decoded whenever it is read: a tenth of its pixels' size
+PREPARED = "prepared.json"  # in the folder of the records: fingerprint and statistics, written by `prepare`
+_SHARD = 1000  # examples per file
+JPEG = Part("jpeg", 3)  # the unchanged JPEG file, decoded at every read; a tenth of the size of its pixels
 
 
 class ArchiveBuilder:
-    """Writes a TFDS data set example by example; a data set's subclass says its name, version and parts.
+    """Writes a TFDS data set example by example; subclasses define name, version and parts.
 
-    TFDS's own builders collect a split in temporary files, uncompressed, and sort it in memory before they write.
+    TFDS's own builders first collect a split in uncompressed temporary files and sort it in memory.
 
     Attributes:
-      PARTS: name -> how it is stored, of everything in an example but `id` and `size`.
+      PARTS: name -> storage format of every part of an example except `id` and `size`.
     """
 
     name: ClassVar[str]
@@ -88,8 +88,8 @@ class ArchiveBuilder:
     PARTS: ClassVar[Mapping[str, Part]]
 
     def __init__(self, directory: pathlib.Path, splits: Iterable[str]):
-        """Begins the data set, with these splits, in the existing folder `directory`."""
-        # Bytes: TFDS's lists of numbers triple the time to build, and its encoded tensors log a deprecation when read.
+        """Starts a data set with these splits in the existing folder `directory`."""
+        # Raw bytes, because TFDS's lists of numbers triple the build time and its encoded tensors log a deprecation.
         stored = {part: tfds.features.Tensor(shape=(), dtype=np.object_) for part in self.PARTS}
         features = tfds.features.FeaturesDict(
             {"id": tfds.features.Text(), "size": tfds.features.Tensor(shape=(2,), dtype=np.int32), **stored}
@@ -102,10 +102,10 @@ class ArchiveBuilder:
         self._writer.initialize_splits(list(splits))
 
     def add(self, split: str, example: Example) -> None:
-        """Appends an example: `id`, and for each part an array (h,w,c), or the bytes of a JPEG file.
+        """Appends an example: `id`, and for each part an array (h,w,c) or the bytes of a JPEG file.
 
         Raises:
-          UserError: it cannot be written; the disk may be full.
+          UserError: the example cannot be written, for example because the disk is full.
         """
         encoded, size = {"id": example["id"]}, None
         for name, part in self.PARTS.items():
@@ -120,14 +120,14 @@ class ArchiveBuilder:
             self._writer.add_examples({split: [{**encoded, "size": np.asarray(size, np.int32)}]})
 
     def close(self) -> None:
-        """Completes the data set; see `add`."""
+        """Completes the data set; raises as `add`."""
         with _writing():
             self._writer.close_all()
 
 
 @contextlib.contextmanager
 def _writing() -> Iterator[None]:
-    """Tells what ArrayRecord's and TensorFlow's file systems raise as a fault that the user can mend."""
+    """Converts write errors of ArrayRecord and TensorFlow to UserError, because the user can fix them."""
     try:
         yield
     except (RuntimeError, tf.errors.OpError) as error:
@@ -135,27 +135,27 @@ def _writing() -> Iterator[None]:
 
 
 def _decoded(parts: Mapping[str, Part], serialized: bytes) -> Example:
-    """A stored record -> its id and its parts, (h,w,c) arrays over the record's own memory."""
+    """Decodes a record to its id and parts, (h,w,c) arrays that are views of the record's bytes (JPEG: decoded)."""
     features = tf.train.Example.FromString(serialized).features.feature
     height, width = features["size"].int64_list.value
     example: Example = {"id": features["id"].bytes_list.value[0].decode()}
     for name, part in parts.items():
         content = np.frombuffer(features[name].bytes_list.value[0], np.uint8)
         if part is JPEG:
-            # Labels lie on the pixels as they are stored, whatever orientation a camera has noted beside them.
-            picture = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-            assert picture is not None  # it was decoded when the data set was built
-            example[name] = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+            # Labels refer to the stored pixels, so the EXIF orientation is ignored.
+            image = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            assert image is not None  # it was decoded once when the data set was built
+            example[name] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         else:
             example[name] = content.view(part.dtype).reshape(height, width, part.channels)
     return example
 
 
 def _directory(builder: type[ArchiveBuilder], data_dir: str) -> pathlib.Path:
-    """The folder of the data set built under `data_dir`.
+    """Folder of the data set built under `data_dir`.
 
     Raises:
-      UserError: it was not built.
+      UserError: the data set has not been built.
     """
     directory = pathlib.Path(data_dir).expanduser() / builder.name / str(builder.VERSION)
     if not (directory / "dataset_info.json").is_file():
@@ -167,10 +167,10 @@ def _directory(builder: type[ArchiveBuilder], data_dir: str) -> pathlib.Path:
 
 
 def fingerprint(builder: type[ArchiveBuilder], data_dir: str) -> str:
-    """What `prepare` has recorded to tell the data set built under `data_dir` from any other.
+    """Fingerprint of the data set built under `data_dir`, as recorded by `prepare`.
 
     Raises:
-      UserError: it was not built, or not by `prepare`.
+      UserError: the data set has not been built, or its record is missing or damaged.
     """
     path = _directory(builder, data_dir) / PREPARED
     try:
@@ -180,7 +180,7 @@ def fingerprint(builder: type[ArchiveBuilder], data_dir: str) -> str:
 
 
 class RecordSource:
-    """One split of a data set that was built with `ArchiveBuilder`."""
+    """One split of a data set built by `ArchiveBuilder`."""
 
     def __init__(
         self,
@@ -192,19 +192,19 @@ class RecordSource:
         """Opens the split.
 
         Args:
-          builder: the data set's.
-          data_dir: where `prepare` built it.
-          split: a split that it has.
-          finish: stored parts -> the example, for what is cheaper to compute than to read.
+          builder: builder of the data set.
+          data_dir: folder in which `prepare` built it.
+          split: name of the split.
+          finish: stored parts -> example; computes what is cheaper to compute than to read.
 
         Raises:
-          UserError: the data set was not built under `data_dir`, or has no such split.
+          UserError: the data set has not been built under `data_dir`, or has no such split.
         """
         directory = _directory(builder, data_dir)
         built: Any = tfds.builder_from_directory(str(directory))
         if split not in built.info.splits:
             raise UserError(f"{directory} has no split {split!r}; it has {', '.join(sorted(built.info.splits))}")
-        # `.data_source` below TFDS's own gives the stored bytes; TFDS would decode them, slowly.
+        # The inner `.data_source` returns the stored bytes; TFDS's own decodes them, slowly.
         self._records = built.as_data_source(split=split).data_source
         self._decode = functools.partial(_decoded, builder.PARTS)
         self._finish = finish

@@ -1,9 +1,9 @@
-"""A sheet of examples as training sees them, with every label on its own and laid over the image.
+"""Contact sheet of training examples after augmentation, with every label alone and overlaid on the image.
 
   python -m input_pipeline.show configs/demo.py --output=OUT [--count=4] [--split=train] [--stored] [--check]
 
-Look whether labels lie on what they name, whether the keys say the right names and metres, and what is ignored (black,
-dark blue in masks, hatched over the image). The training split is shown augmented, any other one as evaluated.
+Check that labels are aligned with the image, that the keys show the right class names and metres, and which pixels are
+ignored (black, dark blue in masks, hatched over the image). Other splits are shown as evaluation sees them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,18 +25,18 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import threads
 from taskexpert_jax.tasks import Task, canvas, drawing, from_config
 
-HATCH = (255, 0, 200)  # over ignored pixels: a colour that few images have
-PERIOD = 8  # pixels from one stripe of the hatching to the next; a stripe is two wide
-MOST_FAULTS = 20  # that are printed
+HATCH = (255, 0, 200)  # RGB over ignored pixels, a rare colour in images
+PERIOD = 8  # of the hatching, pixels; a stripe is two pixels wide
+MOST_FAULTS = 20  # largest number of faults printed
 
 
 def _ignored(label: np.ndarray, task: Task) -> np.ndarray:
-    """(H,W,c) -> (H,W) bool."""
+    """Ignored pixels of a label (H,W,c), (H,W) bool."""
     return (label == task.ignore).any(axis=-1)
 
 
 def overlay(image: np.ndarray, label: np.ndarray, task: Task) -> np.ndarray:
-    """The label's colours half-transparent over the image, ignored pixels hatched: (H,W,3) uint8."""
+    """Label colours blended half and half with the image, ignored pixels hatched: (H,W,3) uint8."""
     blended = (image.astype(np.uint16) + drawing.colour(task, task.label_values(label))) // 2
     rows, columns = np.indices(image.shape[:2])
     ignored = _ignored(label, task)
@@ -46,7 +46,7 @@ def overlay(image: np.ndarray, label: np.ndarray, task: Task) -> np.ndarray:
 
 
 def rows_of(title: str, example: Example, tasks: Sequence[Task]) -> list[list[canvas.Cell | None]]:
-    """Two rows of a sheet: the image with a picture of each label, and below each label the two together."""
+    """Two rows of a sheet: the image and each label drawn, and below each label its overlay on the image."""
     image = example["image"]
     labels: list[canvas.Cell | None] = [(title, canvas.at_display_size(image))]
     over: list[canvas.Cell | None] = [None]
@@ -62,9 +62,9 @@ def rows_of(title: str, example: Example, tasks: Sequence[Task]) -> list[list[ca
 
 
 def examples(config: ConfigDict, tasks: Sequence[Task], split: str, *, stored: bool) -> Iterator[tuple[str, Example]]:
-    """Titles and examples of a split, finished: without end as training sees them, or once as evaluation does.
+    """Titles and transformed examples of a split: endless for the training split, each once for any other.
 
-    config: the whole config; stored: before each example of training comes what its random transforms began with.
+    config: the whole config. stored: yields each training example before augmentation too.
     """
     if split != config.dataset.train_split:
         for batch in pipeline.eval_batches(config, tasks, batch_size=1, split=split):
@@ -81,10 +81,10 @@ def examples(config: ConfigDict, tasks: Sequence[Task], split: str, *, stored: b
 
 
 def draw(config: ConfigDict, split: str, count: int, *, stored: bool) -> Image.Image:
-    """The sheet of `count` examples of a split; arguments as `examples`.
+    """Draws the sheet of `count` examples of a split; arguments as `examples`.
 
     Raises:
-      UserError: a config or a data set that cannot be used.
+      UserError: an invalid config or data set.
     """
     tasks = from_config(config)
     rows = []
@@ -95,9 +95,9 @@ def draw(config: ConfigDict, split: str, count: int, *, stored: bool) -> Image.I
 
 
 def check(config: ConfigDict) -> list[str]:
-    """Reads every example of the training and the evaluation split; returns faults, a line each, and prints the rest.
+    """Reads every example of the training and the evaluation split; returns the faults, one line each.
 
-    Printed are, for each split and task, how many images have a label, and the share of their pixels that it covers.
+    Prints for each split and task the number of labelled images and the mean share of their pixels that is labelled.
     """
     tasks = from_config(config)
     dataset = config.dataset.copy_and_resolve_references()
@@ -120,7 +120,7 @@ def check(config: ConfigDict) -> list[str]:
 
 
 def _labelled_shares(source: Source, tasks: Sequence[Task], index: int) -> list[float] | str:
-    """The share of the pixels of an example that each task's label covers, or what is wrong with it."""
+    """Labelled share of an example's pixels for each task, or the message of the fault."""
     try:
         example = transforms.mark_invalid(source.load(index), tasks)
     except UserError as error:
@@ -139,11 +139,11 @@ def _flags_of(argv: Sequence[str]) -> list[str]:
 def main() -> None:
     """Defines the flags and runs the program."""
     config = config_flags.DEFINE_config_file("config", None, "Config file and variant; also the first argument.")
-    output = flags.DEFINE_string("output", None, "Folder that gets SPLIT.png.")
-    count = flags.DEFINE_integer("count", 4, "How many examples.", lower_bound=1)
-    split = flags.DEFINE_string("split", None, "A split of the data set; default: the one of training.")
-    stored = flags.DEFINE_bool("stored", False, "Show the examples of training without augmentation too.")
-    checking = flags.DEFINE_bool("check", False, "First read every example, and list what is wrong with them.")
+    output = flags.DEFINE_string("output", None, "Folder to write SPLIT.png to.")
+    count = flags.DEFINE_integer("count", 4, "Number of examples.", lower_bound=1)
+    split = flags.DEFINE_string("split", None, "Split of the data set; default: the training split.")
+    stored = flags.DEFINE_bool("stored", False, "Show training examples without augmentation too.")
+    checking = flags.DEFINE_bool("check", False, "First read every example and list the faults.")
     flags.mark_flags_as_required(["config", "output"])
 
     def run(argv: Sequence[str]) -> None:
@@ -157,7 +157,7 @@ def main() -> None:
             if checking.value and (faults := check(config.value)):
                 for fault in faults[:MOST_FAULTS]:
                     print(f"error: {fault}", file=sys.stderr)
-                raise UserError(f"{len(faults)} faults; mend them and check again")
+                raise UserError(f"{len(faults)} faults; fix them and check again")
             name = split.value or config.value.dataset.train_split
             path = pathlib.Path(str(output.value)) / f"{name}.png"
             sheet = draw(config.value, name, count.value, stored=stored.value)

@@ -1,4 +1,4 @@
-"""Sources of examples made of another source: reduced, kept in memory, or with what cannot be read replaced."""
+"""Wrappers of a `records.Source`: downscaling, caching in memory, and replacement of unreadable examples."""
 
 from collections.abc import Sequence
 import threading
@@ -12,7 +12,7 @@ from taskexpert_jax.tasks import Task
 
 
 class ReducedSource:
-    """A source whose frames are reduced by `factor`, with a label for each of the given tasks and no other."""
+    """Downscales examples by `factor`; they have a label for each of the given tasks and no other."""
 
     def __init__(self, source: Source, tasks: Sequence[Task], factor: float):
         self.labels = tuple(task.name for task in tasks)
@@ -30,7 +30,7 @@ class ReducedSource:
 
 
 class KeptSource:
-    """A source that decodes every example once and keeps it in memory from then on."""
+    """Caches decoded examples in memory; each is decoded once."""
 
     def __init__(self, source: Source):
         self.labels = source.labels
@@ -48,21 +48,21 @@ class KeptSource:
 
 
 class ReplacingSource:
-    """A source whose unreadable examples are replaced by the next readable one, up to a number of them.
+    """Replaces up to `limit` unreadable examples, each by the next readable one.
 
-    What replaces an example depends on the data alone, so a run that goes on sees the same. Each is named once.
+    The replacement depends on the data alone, so a resumed run sees the same examples. Each one is reported once.
 
     Args:
-      source: whose examples.
-      title: of the data and split, for messages.
-      limit: how many different examples may be replaced in this process.
+      source: the wrapped source.
+      title: name of data set and split, for messages.
+      limit: largest number of different examples that may be replaced in this process.
     """
 
     def __init__(self, source: Source, title: str, limit: int):
         self.labels = source.labels
         self._source, self._title, self._limit = source, title, limit
         self._unreadable: dict[int, Exception] = {}
-        self._lock = threading.Lock()  # examples are loaded by several threads
+        self._lock = threading.Lock()  # several threads load examples
 
     def __len__(self) -> int:
         return len(self._source)
@@ -71,13 +71,13 @@ class ReplacingSource:
         """See `Source.load`.
 
         Raises:
-          UserError: one more example than may be replaced, named with what is wrong with it.
+          UserError: more than `limit` examples cannot be read; names the last one and its fault.
         """
         for tried in range(index, index + len(self)):
             try:
                 if tried % len(self) not in self._unreadable:
                     return self._source.load(tried % len(self))
-            except Exception as error:  # whatever broken bytes lead to in a decoder
+            except Exception as error:  # decoders raise many types on damaged files
                 self._note(tried % len(self), error)
         raise UserError(f"no example of {self._title} can be read")
 
@@ -90,7 +90,7 @@ class ReplacingSource:
             if len(self._unreadable) >= self._limit:
                 before = f" after {self._limit} others" if self._limit else ""
                 raise UserError(
-                    f"{what}{before}; prepare the data anew, or let --config.guard.skip_examples=N of them be replaced"
+                    f"{what}{before}; fix or rebuild the data, or set --config.guard.skip_examples=N to replace up to N"
                 ) from error
             self._unreadable[index] = error
             logging.warning(f"{what}; replaced, {len(self._unreadable)} of at most {self._limit}")

@@ -1,7 +1,7 @@
-"""What a built data set holds, in figures: sizes of the frames, frequencies of the classes, range of the depth.
+"""Statistics of a built data set: image sizes, class frequencies, range of depth.
 
-They are counted from the records as training reads them, so that they also show that what was built can be read.
-Which figures a task has follows from the kind of its values (`Task.kind`).
+They are computed from the records as training reads them, which also verifies that the records can be read. `Task.kind`
+defines the statistics of a task.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,30 +19,33 @@ from taskexpert_jax.parallel import threads
 from taskexpert_jax.tasks import Task, kinds
 from taskexpert_jax.tasks.kinds import Counts
 
-MOST_EXAMPLES = 2000  # of a split; of more, so many are looked at: a minute, on two cores
+MOST_EXAMPLES = 2000  # read per split, evenly spaced if it is larger; takes a minute on two cores
 
 
 def _count_example(source: Source, tasks: Sequence[Task], index: int) -> tuple[tuple[int, int], list[Counts]]:
-    """Height and width of an example, and the counts of each task's label as evaluation sees it."""
+    """Height and width of an example, and the counts of each task's label with invalid pixels marked."""
     example = transforms.mark_invalid(transforms.fill_missing(source.load(index), tasks), tasks)
     height, width = example["image"].shape[:2]
     return (height, width), [task.kind.count(example[task.name]) for task in tasks]
 
 
 def tasks_of(source: Source, class_names: Sequence[str]) -> tuple[Task, ...]:
-    """The tasks that a data set has labels for; class_names: of semantic segmentation, numbers if there are none."""
+    """Tasks that a data set has labels for.
+
+    class_names: of semantic segmentation; empty to number the classes.
+    """
     names = [name for name in source.labels if name in task_records.NAMES]
     weights = dict.fromkeys(names, 1.0)
     return task_records.build(names, loss_weights=weights, semseg_classes=tuple(class_names) or kinds.UNNAMED)
 
 
 def of_split(source: Source, tasks: Sequence[Task], title: str) -> dict[str, Any]:
-    """The figures of one split, in plain numbers; title: of the progress bar.
+    """Statistics of one split as plain numbers; title: of the progress bar.
 
     Returns:
-      examples, counted (the number that was looked at, evenly spaced), the range of height and width, and for each task
-      by its name what `Kind.figures` gives: the share of the pixels without a valid label, and for example of the valid
-      ones each class. None where nothing is valid.
+      examples; counted, the number of examples read, evenly spaced; the range of height and of width; labels, for each
+      task name the result of `Kind.figures`: the share of pixels without a valid label and, for example, the share of
+      each class among the valid pixels. None if no pixel is valid.
     """
     counted = min(len(source), MOST_EXAMPLES)
     indices = (position * len(source) // counted for position in range(counted))
@@ -73,17 +76,17 @@ def _text(value: Any, *, is_share: bool = False) -> str:
 
 
 def table(splits: Mapping[str, Mapping[str, Any]], tasks: Sequence[Task]) -> list[str]:
-    """The figures of all splits side by side, as lines; each number that is not 0 for all splits gets a row."""
+    """Lines of a table of all splits, one column each; counts that are 0 for all splits are omitted."""
     rows = [["", *splits]]
     for name in next(iter(splits.values())):
         values = [of[name] for of in splits.values()]
-        told = name == "labels" or (name == "counted" and values == [of["examples"] for of in splits.values()])
-        if not told and any(values):
-            title = "of these looked at, evenly spaced" if name == "counted" else name
+        skipped = name == "labels" or (name == "counted" and values == [of["examples"] for of in splits.values()])
+        if not skipped and any(values):
+            title = "counted, evenly spaced" if name == "counted" else name
             rows.append([title, *map(_text, values)])
     for task in tasks:
         figures = [of["labels"][task.name] for of in splits.values()]
-        names = max(figures, key=len)  # without class names, as many classes as occur
+        names = max(figures, key=len)  # without class names, splits may differ in the classes that occur
         rows.append([task.title, *([""] * len(figures))])
         for name in names:
             is_share = name not in task.kind.quantities

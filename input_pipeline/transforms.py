@@ -1,9 +1,9 @@
-"""Joint transforms of an image and its labels, on dicts of NumPy arrays; OpenCV does the work on the pixels.
+"""Joint transforms of an image and its labels, on dicts of NumPy arrays, computed with OpenCV.
 
-An example holds `image` (h,w,3) uint8 and, for each task, its label (h,w,c), with `Task.missing` where it is invalid.
-The random transforms are functions of (example, seed): the same example, seed and strengths give the same result.
-Every draw has a stream of its own, so that one transform's strength does not change what another one draws.
-What differs between tasks (what a flip or a scale does to a label, what counts as invalid) is in the Task records.
+An example has `image` (h,w,3) uint8 and, for each task, its label (h,w,c), with `Task.missing` at invalid pixels.
+Random transforms are deterministic functions of (example, seed, arguments). Each uses its own random stream, so that
+the strength of one does not change the draws of another. The Task records define what differs between tasks: the effect
+of flip and scale on a label, and its invalid pixels.
 """
 
 from collections.abc import Sequence
@@ -15,40 +15,40 @@ import numpy as np
 from taskexpert_jax.tasks import Task
 
 Example = dict[str, Any]
-Seed = tuple[int, int]  # of the run, and the position in the stream of examples
+Seed = tuple[int, int]  # the run's seed, and the position in the stream of examples
 
-cv2.setNumThreads(1)  # the pipeline works on an example a thread; threads inside of one would get in each other's way
+cv2.setNumThreads(1)  # one example per thread, so threads within one example only compete
 
-# Streams of random numbers of one seed.
+# Random streams of one seed.
 _SCALE, _CROP, _FLIP, _COLOUR = range(1, 5)
 
 
 def generator(seed: Seed, stream: int) -> np.random.Generator:
-    """The random numbers of one stream at one position: counter-based, so that none has to be drawn before it."""
+    """Random generator of one stream at one position; counter-based, so that no earlier draws are needed."""
     run, position = seed
     return np.random.Generator(np.random.Philox(key=[run % 2**64, stream], counter=[0, 0, 0, position]))
 
 
 def _scaled_size(image: np.ndarray, factor: float) -> tuple[int, int]:
-    """Height and width of the image times `factor`, rounded down, at least one pixel."""
+    """Height and width of the image times `factor`, rounded down, at least 1."""
     height, width = image.shape[:2]
     return max(int(height * factor), 1), max(int(width * factor), 1)
 
 
 def _nearest(length: int, new_length: int) -> np.ndarray:
-    """For each pixel of a resized side the nearest of its `length` pixels, centres at halves; (new_length,) float32."""
+    """Nearest source pixel of each pixel of a resized side, half-pixel centres; (new_length,) float32."""
     return ((2 * np.arange(new_length) + 1) * length // (2 * new_length)).astype(np.float32)
 
 
 def _bits(label: np.ndarray) -> np.ndarray:
-    """The label as a type that OpenCV can move: it knows no float16."""
+    """View of a float16 label as uint16, because OpenCV does not support float16."""
     return label.view(np.uint16) if label.dtype == np.float16 else label
 
 
 def _take(label: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """label[rows][:, columns], by OpenCV's remap, which moves several channels at once and lets other threads run.
+    """Gathers label[rows, columns] with cv2.remap, which moves all channels at once and releases the GIL.
 
-    label: (h,w,c) of 1 to 4 channels; rows and columns: (H,W) float32 whole numbers.
+    label: (h,w,c) of 1 to 4 channels; rows and columns: (H,W) float32, whole numbers.
     """
     taken = cv2.remap(_bits(label), columns, rows, cv2.INTER_NEAREST)
     return taken.reshape(*rows.shape, label.shape[2]).view(label.dtype)
@@ -62,7 +62,7 @@ def _grid(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def fill_missing(example: Example, tasks: Sequence[Task]) -> Example:
-    """The example with the image, the id and a label for each task: an image without one gets a wholly invalid one."""
+    """Example with image, id and a label for each task; a missing label becomes an all-invalid one."""
     filled = {"image": example["image"], "id": example["id"]}
     size = example["image"].shape[:2]
     for task in tasks:
@@ -73,9 +73,9 @@ def fill_missing(example: Example, tasks: Sequence[Task]) -> Example:
 
 
 def downscale(example: Example, tasks: Sequence[Task], factor: float) -> Example:
-    """The example as a camera with `factor` times the resolution sees it: depth keeps its metres.
+    """Downscales image and labels by `factor` in (0, 1]; depth in metres is unchanged, as for a coarser camera.
 
-    The image is averaged over areas, labels take the nearest pixel, sizes are rounded down. `factor` in (0, 1].
+    Area averaging for the image, nearest neighbour for labels; sizes are rounded down.
     """
     if factor == 1.0:
         return example
@@ -98,16 +98,16 @@ def random_scale_and_crop(
     max_class_share: float,
     redraws: int,
 ) -> Example:
-    """Image and labels scaled by one factor, uniform in [scale_min, scale_max), then cropped to at most `size`.
+    """Scales image and labels by one factor, uniform in [scale_min, scale_max), then crops them to at most `size`.
 
-    Scale: a picture scaled by s looks like one taken s times closer, so depth is divided by it. Sizes are rounded down,
-    the image is bilinear without antialiasing, labels take the nearest pixel; both with centres at halves.
+    Scale: an image enlarged by s looks s times closer, so depth is divided by s. Sizes are rounded down; bilinear
+    without antialiasing for the image, nearest neighbour for labels, both with half-pixel centres.
 
-    Crop: a window at a uniformly drawn place; a side that is smaller is kept whole. It is redrawn, up to `redraws`
-    times, until the label that decides (`Task.decides_crop`) shows more than one class and none on more than
-    `max_class_share` of its valid pixels; the last one drawn is kept whatever it shows. 1 takes the first.
+    Crop: a window at a uniform random position; a side smaller than `size` is kept whole. The window is redrawn up to
+    `redraws` times, until the deciding label (`Task.decides_crop`) has more than one class and none covers more than
+    `max_class_share` of its valid pixels; the last window is kept in any case. `max_class_share` 1 accepts the first.
 
-    Only the window of the scaled labels is computed.
+    Scaled labels are computed only inside the window.
     """
     scale = float(generator(seed, _SCALE).uniform(scale_min, scale_max))
     image = example["image"]
@@ -126,7 +126,7 @@ def random_scale_and_crop(
     deciding = [task for task in tasks if task.decides_crop] if max_class_share < 1 and window != full else []
     top, left = place()
     where = grid(top, left)
-    deciding = [task for task in deciding if (example[task.name] != task.ignore).any()]  # else no crop can be better
+    deciding = [task for task in deciding if (example[task.name] != task.ignore).any()]  # else redrawing is futile
     for _ in range(redraws if deciding else 0):
         if all(_is_varied(_take(example[task.name], *where), task, max_class_share) for task in deciding):
             break
@@ -142,14 +142,14 @@ def random_scale_and_crop(
 
 
 def _is_varied(label: np.ndarray, task: Task, max_share: float) -> bool:
-    """Whether a label (h,w,1) uint8 shows several classes, none on more than `max_share` of the valid pixels."""
+    """Whether a label (h,w,1) uint8 has several classes and none covers more than `max_share` of the valid pixels."""
     counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()
     counts[int(task.ignore)] = 0
     return bool(np.count_nonzero(counts) > 1 and counts.max() <= max_share * counts.sum(dtype=np.float64))
 
 
 def flip(example: Example, tasks: Sequence[Task]) -> Example:
-    """Image and labels mirrored left to right; the x component of normals changes sign."""
+    """Mirrors image and labels left to right; the x component of normals changes sign."""
     flipped = {"image": cv2.flip(example["image"], 1)}
     for task in tasks:
         flipped[task.name] = task.flip(_mirrored(example[task.name]))
@@ -161,12 +161,12 @@ def _mirrored(label: np.ndarray) -> np.ndarray:
 
 
 def random_flip(example: Example, tasks: Sequence[Task], seed: Seed, *, probability: float) -> Example:
-    """`flip` with the given probability."""
+    """Applies `flip` with the given probability."""
     return flip(example, tasks) if generator(seed, _FLIP).random() < probability else example
 
 
 def _table(factor: float, amount: float) -> np.ndarray:
-    """v -> factor * v + amount for all bytes, within [0, 255] and rounded down, as the protocol's conversion does."""
+    """Look-up table of factor * v + amount for all bytes v, clipped to [0, 255] and rounded down as in the protocol."""
     return np.clip(np.arange(256, dtype=np.float32) * factor + amount, 0, 255).astype(np.uint8)
 
 
@@ -180,12 +180,12 @@ def photometric_distortion(
     hue: int,
     probability: float,
 ) -> np.ndarray:
-    """The image (h,w,3) uint8 with other colours; each of the four changes comes with the given probability.
+    """Photometric distortion of an image (h,w,3) uint8; each of the four changes has the given probability.
 
-    In order: brightness (plus a number in [-brightness, brightness)); contrast (times a factor in `contrast`) here or
-    at the end, with equal chances; saturation (times a factor in `saturation`); hue (turned by a whole number in
-    [-hue, hue) of 180). After each step values are whole numbers in [0, 255]; saturation and hue are changed in
-    OpenCV's 8-bit HSV.
+    In order: brightness (adds a number in [-brightness, brightness)); contrast (multiplies by a factor in `contrast`)
+    here or at the end, with equal probability; saturation (multiplies by a factor in `saturation`); hue (adds an
+    integer in [-hue, hue), modulo 180). Values are integers in [0, 255] after each step; saturation and hue are changed
+    in OpenCV's 8-bit HSV.
     """
     draw = generator(seed, _COLOUR)
     brighter, contrasted, saturated, turned = draw.random(4) < probability
@@ -213,16 +213,16 @@ def photometric_distortion(
 
 
 def _replaced(label: np.ndarray, where: np.ndarray, value: float) -> np.ndarray:
-    """The label with `value` at the pixels `where` (h,w) bool, in a fifth of the time that np.where takes."""
+    """Copy of the label with `value` at the pixels `where` (h,w) bool, in a fifth of the time of np.where."""
     replaced = label.copy()
     cv2.copyTo(_bits(np.full_like(label, value)), where.view(np.uint8), _bits(replaced))
     return replaced
 
 
 def mark_invalid(example: Example, tasks: Sequence[Task]) -> Example:
-    """Invalid pixels get the task's ignore value; a label that is ignored when empty gets it everywhere.
+    """Sets invalid pixels to the task's ignore value, and all pixels of an empty label with `Task.ignore_if_empty`.
 
-    After all transforms of labels: they can be neither flipped nor rescaled once ignore values are among them.
+    Must follow all other label transforms, because labels with ignore values can be neither flipped nor rescaled.
     """
     marked = {}
     for task in tasks:
@@ -237,11 +237,11 @@ def mark_invalid(example: Example, tasks: Sequence[Task]) -> Example:
 
 
 def pad_centre(example: Example, tasks: Sequence[Task], *, size: tuple[int, int]) -> Example:
-    """Image and labels in the middle of a frame of `size` (height, width), which must hold them; the last transform.
+    """Pads image and labels to `size` (height, width), centred; they must fit. The last transform.
 
-    Around them the image is 0 (the training step makes its input 0 there after normalisation, by means of `window`) and
-    labels are ignored. (The protocol pads depth and normals with 0 and marks them afterwards: the same.) Adds `window`
-    (4,) int32: top, left, height and width of the picture in the frame.
+    The padding is 0 in the image and the ignore value in labels. (The training step sets the normalised input to 0
+    there too, by `window`. The protocol pads depth and normals with 0 and marks invalid pixels afterwards, which is
+    equivalent.) Adds `window` (4,) int32: top, left, height and width of the image in the frame.
     """
     height, width = example["image"].shape[:2]
     top, left = (size[0] - height) // 2, (size[1] - width) // 2

@@ -1,7 +1,6 @@
-"""Furniture of the built-in scenes, and what lies on floors and hangs on walls.
+"""Furniture, lamps, plants, rugs, windows and pictures of the built-in scenes.
 
-Each function draws one design at random. Parts that overlap have no faces in one plane, which would show through each
-other.
+Each function returns a random design. Overlapping parts have no coplanar faces, which would show through each other.
 """
 
 import math
@@ -84,7 +83,7 @@ def chair(rng: np.random.Generator) -> Design:
 
 
 def table(rng: np.random.Generator, low: bool = False) -> Design:
-    """A table, with legs or one foot."""
+    """A table with four legs or a single foot."""
     height = rng.uniform(0.36, 0.45) if low else rng.uniform(0.7, 0.78)
     half_x, half_z = (
         (rng.uniform(0.35, 0.55), rng.uniform(0.25, 0.35)) if low else (rng.uniform(0.5, 0.8), rng.uniform(0.35, 0.45))
@@ -108,7 +107,7 @@ def table(rng: np.random.Generator, low: bool = False) -> Design:
 
 
 def cabinet(rng: np.random.Generator, kind: str | None = None) -> Design:
-    """A cabinet, dresser or shelf."""
+    """A cabinet, dresser or shelf; kind: None for a random choice."""
     kind = kind or pick(rng, ("wardrobe", "sideboard", "shelves", "drawers"))
     width, height, depth = {
         "wardrobe": (rng.uniform(0.8, 1.5), rng.uniform(1.75, 2.15), rng.uniform(0.5, 0.6)),
@@ -131,7 +130,7 @@ def cabinet(rng: np.random.Generator, kind: str | None = None) -> Design:
 
 
 def lamp(rng: np.random.Generator, kind: str) -> Design:
-    """kind: "floor", "table", or "hanging" (its origin is at the ceiling)."""
+    """A lamp of the kind "floor", "table" or "hanging", whose origin is at the ceiling."""
     metal = Material(tint(rng, (30, 50), (0.1, 0.5), (0.25, 0.6)))
     warm = tint(rng, (30, 48), (0.15, 0.4), (0.92, 1.0))
     shade = Material(warm, warm, SHADE, grain=0.02, glow=rng.uniform(0.8, 1.3))
@@ -178,7 +177,7 @@ def plant(rng: np.random.Generator) -> Design:
 
 
 def rug(rng: np.random.Generator) -> Design:
-    """A rug, flat on the floor."""
+    """A rug on the floor."""
     half_x, half_z = rng.uniform(0.8, 1.3), rng.uniform(0.6, 1.0)
     hue = pick(rng, ((0, 30), (200, 260), (340, 360)))
     weave = Material(
@@ -189,14 +188,14 @@ def rug(rng: np.random.Generator) -> Design:
         grain=0.2,
         fine=(50.0, 50.0),
     )
-    # So thin that its side never fills a pixel: a rug has the floor's normals.
+    # Thinner than a pixel, so that all pixels of a rug have the floor's normals.
     design = Design("rug", half_x, half_z, 0.001)
     design.block((-half_x, half_x), (0, 0.001), (-half_z, half_z), weave)
     return design
 
 
 def window(rng: np.random.Generator) -> Design:
-    """Flat against a wall at z = 0, its middle at the origin."""
+    """A window on a wall at z = 0, centred at the origin."""
     width, height = rng.uniform(0.9, 1.6), rng.uniform(0.95, 1.25)
     sky = tint(rng, (195, 215), (0.1, 0.4), (0.9, 1.0))
     pane = Material(
@@ -214,7 +213,7 @@ def window(rng: np.random.Generator) -> Design:
 
 
 def picture(rng: np.random.Generator) -> Design:
-    """Flat against a wall at z = 0, its middle at the origin."""
+    """A picture on a wall at z = 0, centred at the origin."""
     width, height = rng.uniform(0.4, 0.9), rng.uniform(0.35, 0.7)
     paint = Material(
         tint(rng, (0, 360), (0.4, 0.8), (0.3, 0.6)),

@@ -1,8 +1,8 @@
-"""Solids, pinhole cameras and the vectorised ray caster behind the built-in scenes.
+"""Solids, pinhole cameras and the vectorised ray caster of the built-in scenes.
 
-Frames, in metres. World: x right, y up, z into the room. Camera: x right, y down, z forward. Object: x to a side, y up,
-z to its front. A ray through a pixel has the camera-frame direction (x, y, 1): the ray parameter t is the planar depth
-that NYUD stores, and no conversion is needed anywhere.
+Frames, in metres. World: x right, y up, z into the room. Camera: x right, y down, z forward. Object: x to the side, y
+up, z to the front. A ray through a pixel has the camera-frame direction (x, y, 1), so the ray parameter t is the planar
+depth, as in NYUD, without conversion.
 
 Every solid is the image of one of four unit shapes under a rotation, three scales and a shift:
 
@@ -11,8 +11,8 @@ Every solid is the image of one of four unit shapes under a rotation, three scal
     cylinder x^2 + z^2 <= 1, |y| <= 1
     capsule  points within 1 of the segment from (0, -h, 0) to (0, h, 0); h is the solid's `stretch`
 
-so one intersection a shape serves all: rays are moved into the unit frame, where t keeps its meaning. The first six
-entries of every scene are the faces of the room (kind WALLS), which is a box seen from inside.
+Rays are transformed into the unit frame, which preserves t, so one intersection routine per shape suffices. The first
+six entries of every scene are the faces of the room (kind WALLS), a box seen from inside.
 
 Dims: P solids, N rays or pixels, M candidate (ray, solid) pairs.
 """
@@ -24,12 +24,12 @@ import numpy as np
 
 WALLS, BOX, BALL, CYLINDER, CAPSULE = range(5)
 ROOM_FACES = 6  # solids 0..5: x low, x high, y low (floor), y high (ceiling), z low, z high
-NEAR = 0.05  # metres; nothing nearer than this is seen
+NEAR = 0.05  # metres, near clipping distance
 TINY = np.float32(1e-9)
 
 
 class Camera(NamedTuple):
-    """A pinhole camera. `focal` is in image heights, so that one camera serves every image size."""
+    """A pinhole camera; `focal` is in image heights, hence independent of the image size."""
 
     position: np.ndarray  # (3,) float32, world
     rotation: np.ndarray  # (3, 3) float32, rows = the camera's right, down and forward axes in the world
@@ -56,23 +56,23 @@ class Hits(NamedTuple):
 
 
 class Surface(NamedTuple):
-    """Where rays ended, one column a ray."""
+    """Surface points hit by rays, one column per ray."""
 
     point: np.ndarray  # (3, N) float32 world
     normal: np.ndarray  # (3, N) float32 world, unit, pointing out of the solid (into the room for walls)
     local: np.ndarray  # (3, N) float32 metres in the solid's own axes from its centre
-    unit: np.ndarray  # (3, N) float32 the same in units of the solid's scales
+    unit: np.ndarray  # (3, N) float32, `local` divided by the solid's scales
 
 
 class Pairs(NamedTuple):
-    """Which rays may meet which solids, sorted by solid."""
+    """Candidate (ray, solid) pairs, sorted by solid."""
 
     ray: np.ndarray  # (M,) int32
     count: np.ndarray  # (P,) int, number of candidate rays of each solid
 
 
 def make_camera(position, forward, focal: float, roll: float = 0.0) -> Camera:
-    """Camera at `position` looking along `forward` (not vertical), rolled clockwise by `roll` radians."""
+    """Camera at `position` that looks along `forward` (not vertical), rolled clockwise by `roll` radians."""
     ahead = np.asarray(forward, np.float64)
     ahead = ahead / np.linalg.norm(ahead)
     right = np.cross((0.0, 1.0, 0.0), ahead)
@@ -84,7 +84,7 @@ def make_camera(position, forward, focal: float, roll: float = 0.0) -> Camera:
 
 
 def pixel_rays(camera: Camera, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and y, (H * W,) float32 each, of the directions (x, y, 1) through the pixel centres, row by row."""
+    """Rays through the pixel centres, row by row: x and y of the directions (x, y, 1), (H * W,) float32 each."""
     scale = np.float32(1.0 / (camera.focal * height))
     x = (np.arange(width, dtype=np.float32) + np.float32(0.5 - width / 2)) * scale
     y = (np.arange(height, dtype=np.float32) + np.float32(0.5 - height / 2)) * scale
@@ -92,19 +92,25 @@ def pixel_rays(camera: Camera, height: int, width: int) -> tuple[np.ndarray, np.
 
 
 def make_solids(kind, bottom, top, radii, origin, heading) -> tuple[Solids, np.ndarray]:
-    """Place solids given along their own y axis, and sort them by kind.
+    """Places solids, given by their y axis in the object frame, in the world and sorts them by kind.
 
-    kind (P,). bottom, top (P, 3): end points of the axis in the object frame, metres: faces of a box or cylinder, poles
-    of a ball, end points of a capsule's inner segment. radii (P, 2): half-extents across, towards the object's x and z.
-    origin (P, 3) and heading (P,) radians: where the object stands and how it is turned about the vertical.
-    Returns the solids and the order (P,): solid i of the result is entry order[i] of the arguments.
+    Args:
+      kind: (P,).
+      bottom, top: (P, 3) metres, end points of the axis in the object frame: faces of a box or cylinder, poles of a
+        ball, end points of a capsule's inner segment.
+      radii: (P, 2) metres, half-extents across the axis, towards the object's x and z.
+      origin: (P, 3) metres, position of the object in the world.
+      heading: (P,) radians, rotation of the object about the vertical.
+
+    Returns:
+      the solids, and the order (P,): solid i of the result is entry order[i] of the arguments.
     """
     order = np.argsort(kind, kind="stable")
     kind, bottom, top, radii = kind[order], bottom[order], top[order], radii[order]
     along = top - bottom
     half = np.sqrt((along**2).sum(1)) / 2
     axis_y = along / (2 * half[:, None])
-    # An axis along the object's x leaves no x to project on; z serves instead.
+    # An axis along the object's x has no x component across it, so z is projected instead.
     hint = np.where(np.abs(axis_y[:, :1]) > 0.9, [[0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0]])
     axis_x = hint - (hint * axis_y).sum(1, keepdims=True) * axis_y
     axis_x /= np.sqrt((axis_x**2).sum(1, keepdims=True))
@@ -128,7 +134,7 @@ def make_solids(kind, bottom, top, radii, origin, heading) -> tuple[Solids, np.n
 
 
 def candidate_pairs(solids: Solids, camera: Camera, height: int, width: int) -> Pairs:
-    """Pixels inside the bounding rectangle of each solid, grown by a pixel, for a whole picture."""
+    """Pairs of each solid with the pixels of its bounding rectangle, grown by one pixel, for a whole image."""
     box = solids.unit * solids.semi[..., None]  # (P, 3 axes, 3)
     box[:, 1] *= 1 + solids.stretch[:, None]
     corner = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), np.float32).reshape(3, 8)
@@ -138,7 +144,7 @@ def candidate_pairs(solids: Solids, camera: Camera, height: int, width: int) -> 
     scale = camera.focal * height
     column = seen[0] / z * scale + width / 2
     row = seen[1] / z * scale + height / 2
-    # A solid that reaches behind the camera has no rectangle: all pixels are its candidates.
+    # The projection of a solid that reaches behind the camera is unbounded, so all pixels are candidates.
     crossing = seen[2].min(1) < NEAR
     left = np.where(crossing, 0, np.clip(column.min(1) - 1, 0, width)).astype(np.int32)
     right = np.where(crossing, width, np.clip(column.max(1) + 2, 0, width)).astype(np.int32)
@@ -158,9 +164,9 @@ def candidate_pairs(solids: Solids, camera: Camera, height: int, width: int) -> 
 
 
 def keep_rays(pairs: Pairs, chosen: np.ndarray, total: int, copies: int) -> Pairs:
-    """The pairs of some rays only, for `copies` rays in place of each.
+    """Selects the pairs of some rays and replaces each of these rays by `copies` rays.
 
-    chosen (n,): indices of the rays kept, out of `total`. Ray chosen[i] becomes the `copies` rays from i * copies on.
+    chosen: (n,), indices of the selected rays, out of `total`. Ray chosen[i] becomes `copies` rays, from i * copies on.
     """
     number = np.full(total, -1, np.int32)
     number[chosen] = np.arange(len(chosen), dtype=np.int32)
@@ -171,9 +177,9 @@ def keep_rays(pairs: Pairs, chosen: np.ndarray, total: int, copies: int) -> Pair
 
 
 def cast(solids: Solids, camera: Camera, x: np.ndarray, y: np.ndarray, pairs: Pairs, room: bool = True) -> Hits:
-    """Nearest hit of each ray (x, y, 1); `room` says whether the six faces of the room stop rays.
+    """Nearest hit of each ray (x, y, 1).
 
-    Without the room, a ray that meets nothing has depth inf and solid 0.
+    room: whether the six faces of the room stop rays. Without them, a ray without hit has depth inf and solid 0.
     """
     inverse = solids.unit / solids.semi[..., None]  # (P, 3, 3), rows map a world vector to unit coordinates
     matrix = np.einsum("pki,ji->pkj", inverse, camera.rotation)
@@ -222,17 +228,17 @@ def surface(solids: Solids, camera: Camera, x: np.ndarray, y: np.ndarray, hits: 
     unit = local / semi
 
     gradient = _gradient(solids, hits.solid, unit, np.einsum("pki,pi->kp", inverse, camera.position - solids.centre))
-    # A gradient goes back through the scales and the rotation to give the normal.
+    # The normal is the gradient, transformed to the world by the inverse scales and the rotation.
     normal = np.einsum("kin,kn->in", axes, gradient / semi)
     normal /= np.sqrt(np.einsum("in,in->n", normal, normal))
     return Surface(point, normal, local, unit)
 
 
 def _gradient(solids: Solids, solid: np.ndarray, unit: np.ndarray, eye: np.ndarray) -> np.ndarray:
-    """Gradients (3, N) of the unit shapes' equations at points `unit` (3, N) of the solids `solid` (N,).
+    """Gradients (3, N) of the unit shapes' implicit equations at points `unit` (3, N) of the solids `solid` (N,).
 
-    eye (3, P): where the rays start, in unit coordinates. At a rim rounding may put a point on either face; only a face
-    that the eye sees is taken.
+    eye: (3, P), camera position in unit coordinates. Rounding may put a point at a rim on either face; a face that is
+    not visible from the eye is never chosen.
     """
     gradient = unit.copy()
     kind = solids.kind[solid]
@@ -257,7 +263,7 @@ def _gradient(solids: Solids, solid: np.ndarray, unit: np.ndarray, eye: np.ndarr
 
 
 def _room_exit(matrix, origin, x, y) -> tuple[np.ndarray, np.ndarray]:
-    """Depth (N,) and face 0..5 (N,) where rays leave the unit box around them."""
+    """Depth (N,) and face 0..5 (N,) at which rays from inside the unit box leave it."""
     along = [_nonzero(m[0] * x + m[1] * y + m[2]) for m in matrix]
     exits = np.stack([(np.sign(d) - o) / d for d, o in zip(along, origin, strict=True)])
     axis = exits.argmin(axis=0)
@@ -266,7 +272,7 @@ def _room_exit(matrix, origin, x, y) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nonzero(d: np.ndarray) -> np.ndarray:
-    """`d` without zeros, so that it can be divided by."""
+    """Replaces values near 0 by TINY, for division."""
     return np.where(np.abs(d) < TINY, TINY, d)
 
 
@@ -305,14 +311,14 @@ def _capsule_entry(o, d, stretch) -> np.ndarray:
     side = _smaller_root(a, b, c)
     met = np.isfinite(side)
     y = np.where(met, o[1] + d[1] * np.where(met, side, 0), 0)
-    # Past an end of the segment only that end's ball can be met.
+    # Beyond an end of the segment a ray can only hit the ball at that end.
     end = o[1] - np.where(y < 0, -stretch, stretch)
     ball = _smaller_root(a + d[1] * d[1], b + end * d[1], c + end * end)
     return np.where(met & (np.abs(y) <= stretch), side, np.where(met, ball, np.inf))
 
 
 def _smaller_root(a, b, c) -> np.ndarray:
-    """Smaller root t of a t^2 + 2 b t + c, inf where there is none; the rays start outside, so it is the entry."""
+    """Smaller root t of a t^2 + 2 b t + c, inf if none; it is the entry, because rays start outside of the shape."""
     square = b * b - a * c
     return np.where(square > 0, (-b - np.sqrt(np.maximum(square, 0))) / a, np.inf)
 

@@ -1,6 +1,6 @@
-"""Rooms of the built-in scenes: where the camera, the people, the furniture and the light are.
+"""Random layout of the built-in scenes: room, camera, people, furniture and light.
 
-`compose(index, seed)` draws everything from one generator seeded by the pair: a scene is a function of these alone.
+`compose(index, seed)` draws everything from one generator seeded by the pair, so a scene is a function of the pair.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ CLASSES = (
     "person",
 )
 PERSON = CLASSES.index("person")
-FOREGROUND = CLASSES.index("bed")  # classes from here on can be the subject of a picture
+FOREGROUND = CLASSES.index("bed")  # classes from here on can be the salient object
 
 THEMES = {
     "living": ("sofa", "coffee", "cabinet", "floor lamp", "plant", "sofa", "chair", "cabinet"),
@@ -43,19 +43,19 @@ THEMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What the renderer needs. Arrays over the P solids."""
+    """Input of the renderer; arrays over the P solids."""
 
     camera: Camera
     solids: Solids
     semantic: np.ndarray  # (P,) uint8, index into CLASSES
-    instance: np.ndarray  # (P,) int32, one number an object; floor, wall and ceiling are one each
+    instance: np.ndarray  # (P,) int32, one number per object; floor, walls and ceiling are one each
     body: np.ndarray  # (P,) uint8, human part
     look: Look
-    rng: np.random.Generator  # for what is drawn per pixel
+    rng: np.random.Generator  # for random values per pixel
 
 
 def compose(index: int, seed: int) -> Scene:
-    """Draw the scene number `index` of the family `seed`."""
+    """Draws scene number `index` of the family `seed`."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
     plan = _empty_room(rng)
     count = pick(rng, (0, 1, 2), (12, 50, 38))
@@ -74,17 +74,17 @@ def _empty_room(rng: np.random.Generator) -> Plan:
     pitch = math.radians(rng.uniform(3, 11))
     half_view = math.radians(rng.uniform(58, 70)) / 2
     ahead = (math.sin(yaw) * math.cos(pitch), -math.sin(pitch), math.cos(yaw) * math.cos(pitch))
-    # The field of view is that of a 4:3 picture; other shapes keep its height.
+    # The horizontal field of view is that of a 4:3 image; other aspect ratios keep the vertical one.
     focal = 4 / 3 / 2 / math.tan(half_view)
     camera = geometry.make_camera(position, ahead, focal, math.radians(rng.normal(0, 1.2)))
-    # From this distance on, feet and head of a person are in the picture.
+    # From this distance on, a person is in view from feet to head.
     lower, upper = math.atan(0.5 / focal) + pitch, math.atan(0.5 / focal) - pitch
     whole_person = max(2.1, 0.97 * position[1] / math.tan(lower), (1.76 - position[1]) / math.tan(upper))
     return Plan(rng, width, height, length, camera, yaw, half_view, whole_person)
 
 
 def _add_person(plan: Plan, number: int, count: int) -> None:
-    """A person in full view, perhaps with a seat."""
+    """Adds a person in full view, with a seat if sitting."""
     rng = plan.rng
     pose = pick(rng, ("stand", "walk", "sit"), (4, 3, 3))
     seat = None
@@ -114,7 +114,7 @@ def _add_person(plan: Plan, number: int, count: int) -> None:
 
 
 def _add_furniture(plan: Plan) -> None:
-    """The furniture of one theme, as far as there is room for it."""
+    """Adds the furniture of one theme, as far as there is room."""
     rng = plan.rng
     theme = THEMES[pick(rng, tuple(THEMES))]
     for name in theme[: int(rng.integers(5, len(theme) + 1))]:
@@ -133,7 +133,7 @@ def _add_furniture(plan: Plan) -> None:
 
 
 def _add_cabinet(plan: Plan, kind: str | None) -> None:
-    """A cabinet at a wall, a low one perhaps with a lamp or a small plant on it."""
+    """Adds a cabinet at a wall, and on a low one at random a lamp or a small plant."""
     design = furniture.cabinet(plan.rng, kind)
     where = _lean(plan, design)
     if where is None or design.height > 1.2:
@@ -152,14 +152,14 @@ def _add_cabinet(plan: Plan, kind: str | None) -> None:
 
 
 def _shrink(part: Part, by: float) -> Part:
-    """The part in a smaller copy of its design."""
+    """Scales a part by the factor `by` about the origin of its design."""
     (a, b, c), (d, e, f) = part.bottom, part.top
     radii = (part.radii[0] * by, part.radii[1] * by)
     return part._replace(bottom=(a * by, b * by, c * by), top=(d * by, e * by, f * by), radii=radii)
 
 
 def _add_table(plan: Plan, kind: str) -> None:
-    """A coffee table, a dining table with chairs and a lamp above, or a desk with a lamp on it."""
+    """Adds a coffee table, a dining table with chairs and a hanging lamp, or a desk with a lamp."""
     rng = plan.rng
     design = furniture.table(rng, low=kind == "coffee")
     where = _lean(plan, design) if kind == "desk" else _stand(plan, design, near_wall=False, square=True)
@@ -182,7 +182,7 @@ def _add_table(plan: Plan, kind: str) -> None:
 
 
 def _stand(plan: Plan, design: Design, near_wall: bool, square: bool = False) -> Placed | None:
-    """Put a design somewhere on the floor in view; None where no place was found."""
+    """Puts a design at a free place on the floor in view; returns None if none was found."""
     rng = plan.rng
     radius = math.hypot(design.half_x, design.half_z)
     for _ in range(10):
@@ -206,7 +206,7 @@ def _stand(plan: Plan, design: Design, near_wall: bool, square: bool = False) ->
 
 
 def _lean(plan: Plan, design: Design) -> Placed | None:
-    """Put a design with its back to a wall in view; None where no place was found."""
+    """Puts a design with its back to a wall in view; returns None if no free place was found."""
     rng = plan.rng
     for _ in range(10):
         wall = pick(rng, ("left", "right", "back"), (1, 1, 2))
@@ -226,7 +226,7 @@ def _lean(plan: Plan, design: Design) -> Placed | None:
 
 
 def _add_decoration(plan: Plan) -> None:
-    """Rug, windows and pictures."""
+    """Adds a rug, windows and pictures."""
     rng = plan.rng
     if rng.random() < 0.6:
         design = furniture.rug(rng)
@@ -241,7 +241,7 @@ def _add_decoration(plan: Plan) -> None:
 
 
 def _hang(plan: Plan, design: Design, height: float) -> None:
-    """Put a design on a wall where nothing hangs yet."""
+    """Puts a design at a free place on a wall."""
     rng = plan.rng
     for _ in range(6):
         wall = pick(rng, (0, 1, 2), (1, 1, 2))  # left, right, back
@@ -259,7 +259,7 @@ def _hang(plan: Plan, design: Design, height: float) -> None:
 
 
 def _room_materials(plan: Plan) -> list[Material]:
-    """Materials of the six faces, in the order of geometry's solids 0..5."""
+    """Materials of the six faces of the room, in the order of solids 0..5 in `geometry`."""
     rng = plan.rng
     paper = tint(rng, pick(rng, ((30, 60), (180, 230), (90, 140), (340, 380))), (0.03, 0.28), (0.7, 0.92))
     fade = rng.uniform(0.9, 1.0) if rng.random() < 0.5 else 1.0
@@ -281,7 +281,7 @@ def _room_materials(plan: Plan) -> list[Material]:
 
 
 def _light(plan: Plan) -> dict:
-    """The fields of Look that describe the light."""
+    """Random values for the fields of `Look` that describe the light."""
     rng = plan.rng
     target = np.array([*plan.polar(0.0, min(3.2, plan.length / 2)), 0.9])[[0, 2, 1]]
     aside, up = math.radians(pick(rng, (-1, 1)) * rng.uniform(20, 100)), math.radians(rng.uniform(35, 60))
@@ -298,7 +298,7 @@ def _light(plan: Plan) -> dict:
 
 
 def _assemble(plan: Plan) -> Scene:
-    """Stack the room and everything in it into arrays."""
+    """Stacks the room and all objects in it into arrays."""
     half = (plan.width / 2, plan.height / 2, plan.length / 2)
     wall_part = (geometry.WALLS, (0.0, -half[1], 0.0), (0.0, half[1], 0.0), (half[0], half[2]))
     kind, bottom, top, radii = (list(values) for values in zip(*[wall_part] * geometry.ROOM_FACES, strict=True))

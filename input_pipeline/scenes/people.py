@@ -1,4 +1,4 @@
-"""People of the built-in scenes: articulated figures made of capsules, in clothes, with a body part for each solid."""
+"""People of the built-in scenes: clothed articulated figures of capsules, each with a human_parts label."""
 
 import math
 
@@ -7,14 +7,14 @@ import numpy as np
 from input_pipeline.scenes.design import Design, Point, fabric, pick, tint
 from input_pipeline.scenes.shading import BANDS, HAIR, PLAIN, STRIPES, Material
 
-# Labels of human_parts; 0 is everything else.
+# Labels of human_parts; 0 is background.
 HEAD, TORSO, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG = range(1, 7)
 
 
 def person(rng: np.random.Generator, pose: str, seat: float = 0.0) -> Design:
-    """A person who looks to the front, the feet on the floor, the hips above the origin.
+    """A person facing the front, with feet on the floor and hips above the origin.
 
-    pose: "stand", "walk" or "sit", the last with `seat` metres from the floor to the seat.
+    pose: "stand", "walk" or "sit". seat: height of the seat in metres, for "sit" only.
     """
     size = rng.uniform(0.88, 1.08) if pose != "sit" else rng.uniform(0.94, 1.04)
     wear = _clothes(rng)
@@ -31,7 +31,7 @@ def person(rng: np.random.Generator, pose: str, seat: float = 0.0) -> Design:
     for side, swing, knee in zip((-1, 1), swings, knees, strict=True):
         start = (side * 0.095 * size, hip, 0.0)
         if pose == "sit":
-            # The thigh sinks until the shin reaches the floor; what is left of the shin goes forward.
+            # The thigh is lowered until the shin reaches the floor; a shin that is too long points forward.
             swing = min(swing, math.degrees(math.acos(max(0.0, (hip - ankle - shin) / thigh))))
             fall = hip - thigh * math.cos(math.radians(swing)) - ankle
             knee = swing - math.degrees(math.acos(min(1.0, fall / shin)))
@@ -76,7 +76,7 @@ def _clothes(rng: np.random.Generator) -> dict[str, Material]:
 
 
 def _leg_angles(rng: np.random.Generator, pose: str) -> tuple[list[float], list[float]]:
-    """Swing of the two thighs (forward positive) and bend of the two knees."""
+    """Swing of the two thighs (forward positive) and bend of the two knees, degrees."""
     if pose == "sit":
         return list(rng.uniform(80, 92, 2)), [0.0, 0.0]
     if pose == "stand":
@@ -87,7 +87,7 @@ def _leg_angles(rng: np.random.Generator, pose: str) -> tuple[list[float], list[
 
 
 def _reach(start: Point, length: float, swing: float, spread: float) -> Point:
-    """Far end of a limb that hangs from `start`, swung forward and spread towards +x."""
+    """Far end of a limb that hangs from `start`, swung forward and spread towards +x, both in degrees."""
     forward, aside = math.radians(swing), math.radians(spread)
     down = length * math.cos(aside)
     return (
@@ -103,7 +103,7 @@ def _upper_body(
     lean = math.radians(rng.uniform(-8, 6) if pose == "sit" else rng.uniform(-2, 6))
 
     def above(x: float, up: float, ahead: float = 0.0) -> Point:
-        """Point of the upper body, which leans about the hips."""
+        """Point of the upper body, which is rotated about the hips by `lean`."""
         up, ahead, x = up * size, ahead * size, x * size
         return (x, hip + up * math.cos(lean) - ahead * math.sin(lean), up * math.sin(lean) + ahead * math.cos(lean))
 
@@ -129,7 +129,7 @@ def _upper_body(
 
 
 def _arm_angles(rng: np.random.Generator, pose: str) -> tuple[float, float, float, float]:
-    """Swing and spread of the upper arm, bend of the elbow, and how far the forearm points inward."""
+    """Swing and spread of the upper arm, bend of the elbow, and inward angle of the forearm, degrees."""
     gesture = pick(rng, ("down", "bent", "raised", "hip"), (5, 2, 1, 1) if pose != "sit" else (0, 5, 1, 0))
     if gesture == "down":
         return rng.uniform(-12, 12), rng.uniform(10, 20), rng.uniform(5, 30), rng.uniform(-8, 2)

@@ -1,4 +1,4 @@
-"""Floor plan of a built-in scene under construction: what stands where, what is in view, what would hide a person."""
+"""Floor plan of a built-in scene: placed objects, occupied floor, and tests for free space and occlusion."""
 
 import dataclasses
 import math
@@ -11,18 +11,18 @@ from input_pipeline.scenes.geometry import Camera
 
 @dataclasses.dataclass
 class Placed:
-    """A design and where it stands."""
+    """A design and its position in the world."""
 
     design: Design
     x: float
     y: float
     z: float
-    heading: float  # radians about the vertical; 0 looks along z
+    heading: float  # radians about the vertical; 0 faces along z
 
 
 @dataclasses.dataclass
 class Plan:
-    """Floor plan under construction."""
+    """Floor plan under construction; lengths in metres."""
 
     rng: np.random.Generator
     width: float
@@ -31,14 +31,14 @@ class Plan:
     camera: Camera
     yaw: float
     half_view: float  # half of the horizontal field of view, radians
-    whole_person: float  # metres from which on a standing person fits into the picture
+    whole_person: float  # least distance at which a standing person is fully in view
     placed: list[Placed] = dataclasses.field(default_factory=list)
     taken: list[tuple[float, float, float, float]] = dataclasses.field(default_factory=list)  # x, z, half-extents
     sights: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)  # bearing, half width, distance
     hung: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)  # wall, place along it, half width
 
     def bearing(self, x: float, z: float) -> float:
-        """Angle of a point to the right of the camera's axis, radians."""
+        """Horizontal angle of a point from the camera's axis, radians, positive to the right."""
         turn = math.atan2(x - float(self.camera.position[0]), z - float(self.camera.position[2])) - self.yaw
         return (turn + math.pi) % (2 * math.pi) - math.pi
 
@@ -46,7 +46,7 @@ class Plan:
         return math.hypot(x - float(self.camera.position[0]), z - float(self.camera.position[2]))
 
     def polar(self, bearing: float, distance: float) -> tuple[float, float]:
-        """x, z of the point at this bearing and distance."""
+        """Point (x, z) at a bearing and distance from the camera."""
         angle = self.yaw + bearing
         return (
             float(self.camera.position[0]) + distance * math.sin(angle),
@@ -54,19 +54,19 @@ class Plan:
         )
 
     def facing_camera(self, x: float, z: float, spread: float) -> float:
-        """Heading towards the camera, give or take `spread` degrees."""
+        """Random heading within `spread` degrees of the direction towards the camera."""
         towards = math.atan2(float(self.camera.position[0]) - x, float(self.camera.position[2]) - z)
         return towards + math.radians(self.rng.uniform(-spread, spread))
 
     def free(self, x: float, z: float, half_x: float, half_z: float) -> bool:
-        """Whether an upright rectangle lies in the room and meets nothing that stands there."""
+        """Whether an axis-aligned rectangle lies in the room and overlaps no object on the floor."""
         gap = 0.04
         if not (half_x <= x <= self.width - half_x and half_z <= z <= self.length - half_z):
             return False
         return all(abs(x - a) >= half_x + c + gap or abs(z - b) >= half_z + d + gap for a, b, c, d in self.taken)
 
     def hides(self, x: float, z: float, radius: float, height: float) -> bool:
-        """Whether something here would stand in front of a person, or fill the view of the camera."""
+        """Whether an object here would occlude a person or be too close to the camera."""
         near, bearing = self.distance(x, z), self.bearing(x, z)
         if near - radius < (1.1 if height < 0.8 else 1.5):
             return True
@@ -80,7 +80,7 @@ class Plan:
         )
 
     def put(self, design: Design, x: float, z: float, heading: float, y: float = 0.0) -> None:
-        """Add a design; what stands on the floor takes its place there."""
+        """Adds a design; one that stands on the floor, except a rug, occupies its footprint."""
         self.placed.append(Placed(design, x, y, z, heading))
         if y == 0 and design.name != "rug":
             half_x, half_z = turned(design, heading)
@@ -88,6 +88,6 @@ class Plan:
 
 
 def turned(design: Design, heading: float) -> tuple[float, float]:
-    """Half-extents along x and z of the upright rectangle around a turned footprint."""
+    """Half-extents along x and z of the axis-aligned bounding rectangle of a rotated footprint."""
     c, s = abs(math.cos(heading)), abs(math.sin(heading))
     return c * design.half_x + s * design.half_z, s * design.half_x + c * design.half_z

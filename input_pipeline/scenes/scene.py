@@ -1,7 +1,7 @@
-"""Built-in data set: rooms with furniture and people, drawn on the fly, with exact labels for all six tasks.
+"""Built-in data set: rooms with furniture and people, rendered on the fly, with exact labels for all six tasks.
 
-Nothing is downloaded: a scene is a function of (seed, index). One ray a pixel decides all labels, so they agree to the
-pixel; the picture adds rays where the first ones meet edges. Depth is planar, in metres.
+Nothing is downloaded: a scene is a function of (seed, index). One ray per pixel determines all labels, so they are
+consistent with each other; the image is anti-aliased by more rays at edges. Depth is planar, in metres.
 """
 
 import argparse
@@ -20,25 +20,26 @@ from taskexpert_jax.errors import UserError
 
 __all__ = ["CLASSES", "render", "source"]
 
-VERSION = "scenes-1"  # of what is drawn; whoever changes a scene raises it
+VERSION = "scenes-1"  # to be raised by every change of the rendered scenes
 SPLITS = ("train", "val")
 CHANNELS = {"image": 3, "semseg": 1, "depth": 1, "normals": 3, "edge": 1, "human_parts": 1, "sal": 1}
 DTYPES = dict.fromkeys(CHANNELS, "uint8") | {"depth": "float32", "normals": "float16"}
 
-# Extra rays of a pixel on an edge, in pixels from its centre: no two share a row or a column.
+# Offsets of the rays of an edge pixel from its centre, in pixels; no two share a row or a column.
 SUB_X = np.array([-0.375, -0.125, 0.125, 0.375], np.float32)
 SUB_Y = np.array([0.125, -0.375, 0.375, -0.125], np.float32)
 NOISE = np.float32(2.0)  # standard deviation of the sensor's noise, in display values
 
 
 def render(index: int, *, seed: int = 0, height: int = 96, width: int = 128) -> dict[str, Any]:
-    """Scene `index` of the family `seed`: the same on every call, whatever was drawn before.
+    """Renders scene `index` of the family `seed`; deterministic and independent of earlier calls.
 
     Returns image (H,W,3) uint8; semseg (H,W,1) uint8, index into CLASSES; depth (H,W,1) float32 metres; normals
     (H,W,3) float16, unit, camera frame x right, y down, z forward, facing the camera; edge (H,W,1) uint8, 1 where class
     or instance differ from the pixel to the right or below; human_parts (H,W,1) uint8, 0 background, 1 head, 2 torso,
-    3 upper arm, 4 lower arm, 5 upper leg, 6 lower leg; sal (H,W,1) uint8, 1 on the people, or without any on the most
-    prominent object; id str. No pixel is invalid. The size changes the resolution; the field of view keeps its height.
+    3 upper arm, 4 lower arm, 5 upper leg, 6 lower leg; sal (H,W,1) uint8, 1 on all people, or without people on the
+    most prominent object; id str. No pixel is invalid. Height and width set the resolution; the vertical field of view
+    does not depend on them.
     """
     scene = layout.compose(index, seed)
     pairs = geometry.candidate_pairs(scene.solids, scene.camera, height, width)
@@ -48,12 +49,12 @@ def render(index: int, *, seed: int = 0, height: int = 96, width: int = 128) -> 
 
     labels = _labels(scene, hits, seen, (height, width))
     uneven = _changes(hits.solid.reshape(height, width)) | _creases(labels["normals"])
-    image = _picture(scene, pairs, (x, y), (hits, seen), uneven)
+    image = _render_image(scene, pairs, (x, y), (hits, seen), uneven)
     return {"image": image, **labels, "id": f"scene_{seed}_{index:06d}"}
 
 
 def _labels(scene: Scene, hits: Hits, seen: Surface, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """All labels, (H, W, c), of the rays through the pixel centres."""
+    """All labels, (H, W, c), from the rays through the pixel centres."""
     normals = np.einsum("ji,in->nj", scene.camera.rotation, seen.normal)
     semseg, instance = (of[hits.solid].reshape(size) for of in (scene.semantic, scene.instance))
     labels = {
@@ -68,9 +69,9 @@ def _labels(scene: Scene, hits: Hits, seen: Surface, size: tuple[int, int]) -> d
 
 
 def _boundaries(instance: np.ndarray) -> np.ndarray:
-    """(H, W) bool, lines of one pixel: where the instance is not that of the pixel to the right or below.
+    """Boundaries (H, W) bool, one pixel wide: the instance differs from the pixel to the right or below.
 
-    Pixels of one instance have one class, so that these are the changes of class too.
+    All pixels of an instance have the same class, so these include the changes of class.
     """
     edge = np.zeros(instance.shape, bool)
     edge[:, :-1] |= instance[:, 1:] != instance[:, :-1]
@@ -79,7 +80,7 @@ def _boundaries(instance: np.ndarray) -> np.ndarray:
 
 
 def _subject(semseg: np.ndarray, instance: np.ndarray) -> np.ndarray:
-    """(H, W) bool: all people; without any, the object that fills most of the picture, its middle counting most."""
+    """Salient pixels (H, W) bool: all people; without people, the largest object, by centre-weighted area."""
     people = semseg == layout.PERSON
     if people.any():
         return people
@@ -92,7 +93,7 @@ def _subject(semseg: np.ndarray, instance: np.ndarray) -> np.ndarray:
 
 
 def _changes(label: np.ndarray) -> np.ndarray:
-    """(H, W) bool: pixels on both sides of every change of a label."""
+    """Pixels (H, W) bool on both sides of every change of a label."""
     change = np.zeros(label.shape, bool)
     for here, there in (np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1]):
         differs = label[here] != label[there]
@@ -102,20 +103,20 @@ def _changes(label: np.ndarray) -> np.ndarray:
 
 
 def _creases(normals: np.ndarray) -> np.ndarray:
-    """(H, W) bool: pixels on both sides of a fold of a surface, by the octant that its normal is in."""
+    """Pixels (H, W) bool on both sides of a crease, detected by a change of which normal components exceed 0.3."""
     return _changes((normals > 0.3).astype(np.int8) @ np.array([1, 2, 4], np.int8))
 
 
-def _picture(
+def _render_image(
     scene: Scene,
     pairs: Pairs,
     rays: tuple[np.ndarray, np.ndarray],
     central: tuple[Hits, Surface],
     uneven: np.ndarray,
 ) -> np.ndarray:
-    """Image (H, W, 3) uint8, with SUB_X.size rays in each pixel that `uneven` (H, W) marks and one in every other.
+    """Image (H, W, 3) uint8, with SUB_X.size rays per pixel where `uneven` (H, W) is True and one ray elsewhere.
 
-    rays: x and y of the directions through the pixel centres; central: what they met.
+    rays: x and y of the directions through the pixel centres. central: their hits.
     """
     solids, camera, look = scene.solids, scene.camera, scene.look
     height, width = uneven.shape
@@ -135,7 +136,7 @@ def _picture(
 
 
 class _Scenes:
-    """One split. The scenes of "train" have even numbers and those of "val" odd ones, so that they never coincide."""
+    """One split; "train" has the scenes with even numbers, "val" those with odd ones, so they are disjoint."""
 
     labels = tuple(name for name in CHANNELS if name != "image")
 
@@ -152,9 +153,9 @@ class _Scenes:
 
 
 def source(config: ConfigDict, split: str) -> _Scenes:
-    """A split of the data set.
+    """A split of the built-in scenes.
 
-    config: image_size (H, W), seed of the family of scenes, train_scenes and val_scenes, how many of each.
+    config: image_size (H, W); seed of the family of scenes; train_scenes and val_scenes, the numbers of scenes.
 
     Raises:
       UserError: an unknown split.
@@ -166,15 +167,15 @@ def source(config: ConfigDict, split: str) -> _Scenes:
 
 
 def fingerprint(config: ConfigDict) -> str:
-    """What tells these scenes from those of another version; with seed, counts and size, all of them in the config."""
+    """Version of the scenes; together with seed, counts and size in the config it determines the data."""
     del config
     return VERSION
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes pictures of scenes, for `main.py --mode=predict`: python -m input_pipeline.scenes --output=DIR."""
+    """Writes images of scenes, for `main.py --mode=predict`: python -m input_pipeline.scenes --output=DIR."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder that gets SCENE.png")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write SCENE.png to")
     parser.add_argument("--count", type=int, default=6)
     parser.add_argument(
         "--first", type=int, default=1_000_000, help="number of the first scene; the default is far beyond training"

@@ -1,8 +1,8 @@
 """Materials, textures, light and shadow of the built-in scenes: from surfaces to linear colours.
 
-Colours are linear RGB in [0, 1]; the display curve is a square root. One light casts shadows: its view of the scene is
-cast once, as a shadow map, by the same ray caster that makes the labels. The rest is an ambient term that fades in
-corners and around whatever stands on the floor, and a glow around lamps.
+Colours are linear RGB in [0, 1]; the display curve is a square root. One light casts shadows, by a shadow map from the
+ray caster that also computes the labels. Further light: an ambient term with occlusion in corners and around objects on
+the floor, and a glow around lamps.
 
 Dims: P solids, N pixels, O objects on the floor, L lamps.
 """
@@ -17,29 +17,29 @@ from input_pipeline.scenes.geometry import Camera, Hits, Solids, Surface
 
 (PLAIN, PLANKS, STRIPES, BANDS, CHECKER, PANELS, BOOKS, WINDOW, PICTURE, HAIR, SHADE, WALLPAPER, RUG) = range(13)
 
-SHADOW_SIZE = 112  # pixels each way of the shadow map
+SHADOW_SIZE = 112  # height and width of the shadow map, pixels
 SHADOW_FOCAL = 0.8  # in map heights: half of the view spans 1 / (2 * 0.8) of the light's distance
-SHADOW_BIAS = 0.04  # metres; below it a surface would shadow itself
+SHADOW_BIAS = 0.04  # metres; smaller values let surfaces shadow themselves
 NOISE_SIZE = 64
 _NOISE = np.random.Generator(np.random.Philox(20231002)).random(NOISE_SIZE * NOISE_SIZE, dtype=np.float32)
 
 
 class Material(NamedTuple):
-    """How a solid looks. Colours are display RGB in [0, 1], lengths metres."""
+    """Appearance of a solid; colours are display RGB in [0, 1], lengths in metres."""
 
     color: tuple[float, float, float]
     second: tuple[float, float, float] = (0.0, 0.0, 0.0)
     texture: int = PLAIN
-    scale: float = 1.0  # period across
-    rise: float = 1.0  # period upwards
+    scale: float = 1.0  # horizontal period
+    rise: float = 1.0  # vertical period
     grain: float = 0.06  # strength of the noise
-    fine: tuple[float, float] = (25.0, 25.0)  # noise cells a metre, along the two texture axes
-    glow: float = 0.0  # light that the second colour gives off by itself
+    fine: tuple[float, float] = (25.0, 25.0)  # noise cells per metre, along the two texture axes
+    glow: float = 0.0  # emission of the second colour
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """Everything about a scene that only the picture needs."""
+    """Appearance of a scene, used for the image but not for the labels."""
 
     color: np.ndarray  # (3, P) float32 linear
     second: np.ndarray  # (3, P) float32 linear
@@ -53,13 +53,13 @@ class Look:
     light_color: np.ndarray  # (3,) float32
     ambient: np.ndarray  # (3,) float32
     room: np.ndarray  # (3,) float32 metres: width, height, length
-    feet: np.ndarray  # (O, 5) float32: x, z, half-extents and heading of what stands on the floor
+    feet: np.ndarray  # (O, 5) float32: x, z, half-extents and heading of objects on the floor
     lamps: np.ndarray  # (L, 3) float32 positions of glowing lamps
-    brightness: float  # mean display value that the exposure aims at
+    brightness: float  # target of the exposure: mean display value
 
 
 def make_look(materials: list[Material], **rest) -> Look:
-    """Stack one material a solid into arrays; `rest` are the other fields of Look."""
+    """Stacks the materials, one per solid, into arrays; `rest`: the other fields of `Look`."""
     column = list(zip(*materials, strict=True))
     number = [np.array(values, np.float32) for values in column]
     return Look(
@@ -76,25 +76,25 @@ def make_look(materials: list[Material], **rest) -> Look:
 
 
 def shadow_map(solids: Solids, light: Camera) -> np.ndarray:
-    """Depth (SHADOW_SIZE, SHADOW_SIZE) float32 of what the light sees, inf for nothing. Walls let the light in."""
+    """Shadow map (SHADOW_SIZE, SHADOW_SIZE) float32: depth from the light, inf without hit; walls cast no shadow."""
     pairs = geometry.candidate_pairs(solids, light, SHADOW_SIZE, SHADOW_SIZE)
     x, y = geometry.pixel_rays(light, SHADOW_SIZE, SHADOW_SIZE)
     return geometry.cast(solids, light, x, y, pairs, room=False).depth.reshape(SHADOW_SIZE, SHADOW_SIZE)
 
 
 def radiance(look: Look, shadows: np.ndarray, camera: Camera, height: int, hits: Hits, seen: Surface) -> np.ndarray:
-    """Linear colour (3, N) float32 of surfaces that `camera` sees in a picture of this height, in pixels."""
+    """Linear colour (3, N) float32 of surfaces in the view of `camera`; height: of the image, pixels."""
     view = camera.position[:, None] - seen.point
     slant = np.abs(np.einsum("in,in->n", view, seen.normal)) / np.sqrt(np.einsum("in,in->n", view, view))
-    # Metres that a pixel spans on the surface: the mean of along and across the slope, so that textures neither flicker
-    # nor vanish too early.
+    # Pixel footprint on the surface in metres, the mean of along and across the slope: textures neither alias nor fade
+    # too early.
     pixel = hits.depth * np.float32(1 / (camera.focal * height)) / np.sqrt(np.maximum(slant, np.float32(1 / 6)))
     albedo, glow = _albedo(look, hits, seen, pixel)
     to_light = look.light.position[:, None] - seen.point
     distance = np.sqrt(np.einsum("in,in->n", to_light, to_light))
     facing = np.maximum(np.einsum("in,in->n", to_light, seen.normal) / distance, 0)
     lit = facing * visibility(look.light, shadows, seen)
-    # The floor returns light to what faces down; what faces up sees the bright ceiling.
+    # Surfaces that face up get more ambient light, from the bright ceiling, than those that face the floor.
     around = (0.97 + 0.03 * seen.normal[1]) * _openness(look, hits, seen)
     light = look.ambient[:, None] * around + look.light_color[:, None] * lit
     for lamp in look.lamps:
@@ -106,9 +106,9 @@ def radiance(look: Look, shadows: np.ndarray, camera: Camera, height: int, hits:
 
 
 def display(linear: np.ndarray, brightness: float, noise: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) from linear colours (H, W, 3), exposed so that their mean is shown at about `brightness` (0..1).
+    """Tone-maps linear colours (H, W, 3) to uint8 with a mean display value of about `brightness` (0..1).
 
-    noise (H, W, 3): added, in display values (0..255).
+    noise: (H, W, 3), added, in display values (0..255).
     """
     exposed = linear * (brightness**2 / float(np.minimum(linear, 1).mean()))
     value = np.sqrt(exposed / (1 + 0.25 * exposed * exposed)) * 255 + noise
@@ -116,7 +116,7 @@ def display(linear: np.ndarray, brightness: float, noise: np.ndarray) -> np.ndar
 
 
 def visibility(light: Camera, shadows: np.ndarray, seen: Surface) -> np.ndarray:
-    """Share (N,) of the light that reaches each point: shadow tests at 3 x 3 texels, weighted by where the point is."""
+    """Share (N,) of the light that reaches each point: shadow tests at 3x3 texels with B-spline weights."""
     lifted = seen.point + SHADOW_BIAS * seen.normal - light.position[:, None]
     x, y, z = np.einsum("ji,in->jn", light.rotation, lifted)
     scale = light.focal * SHADOW_SIZE / np.maximum(z, geometry.NEAR)
@@ -137,7 +137,7 @@ def visibility(light: Camera, shadows: np.ndarray, seen: Surface) -> np.ndarray:
 
 
 def _openness(look: Look, hits: Hits, seen: Surface) -> np.ndarray:
-    """Share (N,) of the ambient light that corners of the room and things on the floor leave."""
+    """Share (N,) of the ambient light left by occlusion in corners of the room and around objects on the floor."""
     light = np.ones_like(hits.depth)
     for axis in range(3):
         for gap, towards in (
@@ -161,12 +161,12 @@ def _openness(look: Look, hits: Hits, seen: Surface) -> np.ndarray:
 def _albedo(look: Look, hits: Hits, seen: Surface, pixel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Reflected share (3, N) and emitted light (3, N) of each surface."""
     solid = hits.solid
-    # The two axes that lie in the face, which is the one where the unit coordinate is largest.
+    # Texture axes: the two axes of the face, whose normal is the axis of the largest unit coordinate.
     size = np.abs(seen.unit)
     level, side = size[1] >= np.maximum(size[0], size[2]), size[0] > size[2]
     across = np.where(side & ~level, seen.local[2], seen.local[0]) * look.fine[0, solid]
     along = np.where(level, seen.local[2], seen.local[1]) * look.fine[1, solid]
-    # Noise finer than a pixel would only flicker.
+    # Noise finer than a pixel would alias.
     fade = 1 / (1 + (pixel * np.minimum(look.fine[0], look.fine[1])[solid]) ** 2)
     gain = 1 + look.grain[solid] * fade * (_noise(across + 5.1 * solid, along) * 2 - 1)
     mix = np.zeros_like(gain)
@@ -183,7 +183,7 @@ def _albedo(look: Look, hits: Hits, seen: Surface, pixel: np.ndarray) -> tuple[n
 
 
 def _noise(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Smooth noise in [0, 1] with cells of size 1, repeated every NOISE_SIZE cells."""
+    """Smooth noise in [0, 1] with cells of size 1, periodic in NOISE_SIZE cells."""
     floor_u, floor_v = np.floor(u), np.floor(v)
     du, dv = u - floor_u, v - floor_v
     du, dv = du * du * (3 - 2 * du), dv * dv * (3 - 2 * dv)
@@ -195,7 +195,7 @@ def _noise(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _pick(*numbers: np.ndarray) -> np.ndarray:
-    """A repeatable random value in [0, 1] for each tuple of whole numbers."""
+    """Deterministic pseudo-random value in [0, 1] for each tuple of integers."""
     key = np.zeros(numbers[0].shape, np.int32)
     for factor, number in zip((1, 191, 2711), numbers, strict=False):
         key += np.int32(factor) * number.astype(np.int32)
@@ -203,14 +203,14 @@ def _pick(*numbers: np.ndarray) -> np.ndarray:
 
 
 def _wave(u: np.ndarray, blur: np.ndarray) -> np.ndarray:
-    """Square wave of period 1 between 0 and 1, its steps softened over `blur` periods, flat where blur is large."""
+    """Square wave of period 1 between 0 and 1, with steps smoothed over `blur` periods; constant for a large blur."""
     ramp = np.abs(u - np.floor(u) - np.float32(0.5)) * 2 - np.float32(0.5)
     sharp = np.clip(0.5 + ramp / np.maximum(2 * blur, np.float32(0.02)), 0, 1)
     return 0.5 + (sharp - 0.5) * np.clip(2 - 2 * blur, 0, 1)
 
 
 def _line(u: np.ndarray, width: np.ndarray | float, pixel: np.ndarray) -> np.ndarray:
-    """Share of a pixel covered by the line of this width at distance u (metres)."""
+    """Share of a pixel covered by a line of the given width at distance u, metres."""
     half = np.maximum(pixel, width) / 2
     return np.clip(1.5 - np.abs(u) / half, 0, 1) * np.minimum(width / pixel, 1)
 
@@ -230,7 +230,7 @@ def _stripes(s, scale, rise, pixel, solid):
 
 
 def _wallpaper(s, scale, rise, pixel, solid):
-    above_floor = s.local[1] + rise  # of a wall, `rise` is half its height
+    above_floor = s.local[1] + rise  # for walls, `rise` is half the height of the room
     board = np.clip(0.5 + (0.1 - above_floor) / pixel, 0, 1)  # skirting board
     stripes = _wave((s.local[0] + s.local[2]) / scale, pixel / scale) * (1 - board)
     return stripes, 1 + 0.35 * board

@@ -1,4 +1,4 @@
-"""Writes NYUD-v2's folder layout with small random frames, for tests without the real data set."""
+"""Writer of NYUD-v2's folder layout with small random images, for tests without the real data set."""
 
 from collections.abc import Sequence
 import pathlib
@@ -7,12 +7,12 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-TRAIN = ("0007", "0003", "0011", "0005", "0001")  # not sorted: the order is that of the id files
+TRAIN = ("0007", "0003", "0011", "0005", "0001")  # unsorted: the order of the id files is kept
 VAL = ("0002", "0009", "0004")
 
 
 def frame(example_id: str, height: int, width: int) -> dict[str, np.ndarray]:
-    """The stored arrays of an example, a function of its id: every class, invalid depth, and both boundary values."""
+    """Arrays of an example's files, a function of its id: all classes, invalid depth and both boundary values occur."""
     random = np.random.default_rng(int(example_id))
     return {
         "images": random.integers(0, 256, (height, width, 3), np.uint8),
@@ -48,7 +48,7 @@ def write(
 
 
 def write_archive(layout: pathlib.Path, path: pathlib.Path, mode: str = "w:gz") -> pathlib.Path:
-    """Packs a layout into a tar file, as the published archive is packed; returns the file's path."""
+    """Packs a layout into a tar file like the published archive; returns the file's path."""
     with tarfile.open(path, mode) as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
         tar.add(layout, "NYUDv2")
     return path

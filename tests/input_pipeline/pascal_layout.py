@@ -1,4 +1,4 @@
-"""Writes PASCAL-Context's folder layout with small random examples, for tests without the real data set."""
+"""Writer of PASCAL-Context's folder layout with small random examples, for tests without the real data set."""
 
 from collections.abc import Sequence
 import pathlib
@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 import scipy.io
 
-TRAIN = ("2008_000007", "2008_000003", "2010_000011", "2009_000005")  # not sorted: the order is that of the id files
+TRAIN = ("2008_000007", "2008_000003", "2010_000011", "2009_000005")  # unsorted: the order of the id files is kept
 VAL = ("2008_000002", "2010_000009", "2008_000004")
 PERSON, SHEEP = 15, 17
-PARTS = {  # by number
+PARTS = {  # label -> part names
     1: {"hair", "head", "lear", "lebrow", "leye", "mouth", "nose", "rear", "rebrow", "reye"},
     2: {"neck", "torso"},
     3: {"luarm", "ruarm"},
@@ -20,15 +20,15 @@ PARTS = {  # by number
     5: {"luleg", "ruleg"},
     6: {"lfoot", "llleg", "rfoot", "rlleg"},
 }
-Objects = Sequence[tuple[int, Sequence[tuple[str, np.ndarray]]]]  # class, and name and mask of each part
+Objects = Sequence[tuple[int, Sequence[tuple[str, np.ndarray]]]]  # class, and for each part name and mask
 
 
 def example(example_id: str, height: int = 30, width: int = 40) -> dict[str, Any]:
-    """What the files of an example hold, a function of its id.
+    """Contents of an example's files, a function of its id.
 
     Returns:
-      image (h,w,3), semseg, sal (h,w) and normals (h,w,3) as bytes, context (h,w) uint16, and objects: a sheep, a
-      person without parts, and, unless the id is even, two persons with overlapping parts.
+      image (h,w,3), semseg, sal (h,w) and normals (h,w,3) uint8, context (h,w) uint16, and objects: a sheep, a person
+      without parts, and for odd ids two persons with overlapping parts.
     """
     random = np.random.default_rng(int(example_id[5:]))
 
@@ -54,7 +54,7 @@ def example(example_id: str, height: int = 30, width: int = 40) -> dict[str, Any
 
 
 def human_parts(objects: Objects, height: int, width: int) -> np.ndarray:
-    """The label by its definition: in each pixel the last part of a person that is there."""
+    """Label by its definition: the last part of a person at each pixel."""
     label = np.zeros((height, width), np.uint8)
     for y, x in np.ndindex(height, width):
         for kind, parts in objects:
@@ -65,7 +65,7 @@ def human_parts(objects: Objects, height: int, width: int) -> np.ndarray:
 
 
 def annotation(objects: Objects) -> np.ndarray:
-    """PASCAL-Part's struct `anno`, as SciPy writes it. Without parts, `parts` is a struct array without elements."""
+    """PASCAL-Part's struct `anno` for SciPy to write; without parts, `parts` is an empty struct array."""
     found = np.empty((1, len(objects)), [(name, object) for name in ("class", "class_ind", "mask", "parts")])
     for index, (kind, parts) in enumerate(objects):
         structs = np.empty((1, len(parts)) if parts else (0, 0), [("part_name", object), ("mask", object)])
@@ -78,13 +78,13 @@ def annotation(objects: Objects) -> np.ndarray:
 
 
 def save_matrix(path: pathlib.Path, **variables: Any) -> None:
-    """Writes a compressed MATLAB file, as the archive's are."""
+    """Writes a compressed MATLAB file, as in the archive."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scipy.io.savemat(path, variables, do_compression=True)
 
 
-def save_picture(path: pathlib.Path, array: np.ndarray, **options: Any) -> None:
-    """Writes a PNG or JPEG file, by its name; options: Pillow's."""
+def save_image(path: pathlib.Path, array: np.ndarray, **options: Any) -> None:
+    """Writes a PNG or JPEG file, depending on the suffix; options: of Pillow."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, **options)
 
@@ -92,7 +92,7 @@ def save_picture(path: pathlib.Path, array: np.ndarray, **options: Any) -> None:
 def write(
     root: pathlib.Path, *, train: Sequence[str] = TRAIN, val: Sequence[str] = VAL, height: int = 30, width: int = 40
 ) -> pathlib.Path:
-    """Writes the layout into the new folder `root` and returns it; only training images have masks of VOC."""
+    """Writes the layout into the new folder `root` and returns it; only training images have VOC masks."""
     lists = root / "ImageSets" / "Context"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("\n".join(train) + "\n")
@@ -100,10 +100,10 @@ def write(
     for example_id in (*train, *val):
         held = example(example_id, height, width)
         source = "VOC12" if example_id in train else "pascal-context"
-        save_picture(root / "JPEGImages" / f"{example_id}.jpg", held["image"])
-        save_picture(root / "semseg" / source / f"{example_id}.png", held["semseg"])
-        save_picture(root / "sal_distill" / f"{example_id}.png", held["sal"])
-        save_picture(root / "normals_distill" / f"{example_id}.png", held["normals"])
+        save_image(root / "JPEGImages" / f"{example_id}.jpg", held["image"])
+        save_image(root / "semseg" / source / f"{example_id}.png", held["semseg"])
+        save_image(root / "sal_distill" / f"{example_id}.png", held["sal"])
+        save_image(root / "normals_distill" / f"{example_id}.png", held["normals"])
         save_matrix(root / "pascal-context" / "trainval" / f"{example_id}.mat", LabelMap=held["context"])
         save_matrix(root / "human_parts" / f"{example_id}.mat", anno=annotation(held["objects"]))
     return root

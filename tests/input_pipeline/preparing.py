@@ -1,4 +1,4 @@
-"""Running the program that builds a data set, and looking at what it leaves."""
+"""Helpers of the tests of `input_pipeline.prepare`: run it, and inspect what it writes and prints."""
 
 import os
 import pathlib
@@ -9,12 +9,12 @@ from input_pipeline import nyud, prepare, records
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    """Relative path -> bytes of every file, hidden ones too."""
+    """Relative path -> bytes of every file, including hidden ones."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def build(archive: pathlib.Path, data_dir: pathlib.Path) -> str:
-    """Builds a part of NYUD; returns its fingerprint."""
+    """Builds a subset of NYUD; returns its fingerprint."""
     prepare.prepare("nyud", archive, data_dir, allow_subset=True)
     return records.fingerprint(nyud.Builder, str(data_dir))
 
@@ -22,12 +22,12 @@ def build(archive: pathlib.Path, data_dir: pathlib.Path) -> str:
 def faults(
     capsys: pytest.CaptureFixture[str], archive: pathlib.Path, data_dir: pathlib.Path, *flags: str
 ) -> tuple[list[str], str]:
-    """The lines that name faults, and the last one, of the program, which must fail and leave nothing."""
+    """Runs the program, which must fail and write nothing; returns the lines of faults and the last line."""
     before = contents(data_dir)
     assert prepare.main(["nyud", f"--archive={archive}", f"--data_dir={data_dir}", *flags]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert contents(data_dir) == before
     assert not [name for name in os.listdir(data_dir) if name.startswith(".")]
-    lines = [line for line in err.splitlines() if line and " examples" not in line and " files" not in line]  # no bars
+    lines = [line for line in err.splitlines() if line and " examples" not in line and " files" not in line]  # bars
     return lines[:-1], lines[-1]

@@ -1,9 +1,10 @@
-"""Faults of an archive, packed or as a folder: all are named, each in one line, and nothing is built."""
+"""Faults of an archive, as tar file or folder: all are reported, one line each, and nothing is built."""
 
 from collections.abc import Callable
 import gzip
 import io
 import pathlib
+import re
 import shutil
 import tarfile
 from types import SimpleNamespace
@@ -57,40 +58,39 @@ def _all_of_them(layout: pathlib.Path) -> None:
     _spoil("normals/0003.png", "normals/0002.png", "images/0001.png")(layout)
 
 
-AGAIN = "get the archive again"
-FAULTS: list[tuple[Callable[[pathlib.Path], None], list[str]]] = [
-    (_ids("val", None), ["gt_sets/val.txt is missing; give the archive, or the folder extracted from it"]),
-    (_ids("val", "\n"), [f"gt_sets/val.txt names no id; {AGAIN}"]),
-    (_ids("val", b"\xff\xfe0\x00"), [f"gt_sets/val.txt is corrupt, it is not text; {AGAIN}"]),
-    (_ids("train", "0003\n0001\n0003\n"), [f"gt_sets/train.txt names 0003 more than once; {AGAIN}"]),
-    (_ids("val", "0002\n"), [f"gt_sets/val.txt names 0002, and so does gt_sets/train.txt; {AGAIN}"]),
-    (_ids("val", "../x\n"), [f"gt_sets/val.txt names '../x', which would lie outside of its folder; {AGAIN}"]),
+FAULTS: list[tuple[Callable[[pathlib.Path], None], list[str]]] = [  # damage, and a pattern for each line
+    (_ids("val", None), [r"gt_sets/val.txt is missing"]),
+    (_ids("val", "\n"), [r"gt_sets/val.txt .*no id"]),
+    (_ids("val", b"\xff\xfe0\x00"), [r"gt_sets/val.txt .*corrupt.*not text"]),
+    (_ids("train", "0003\n0001\n0003\n"), [r"gt_sets/train.txt .*0003 more than once"]),
+    (_ids("val", "0002\n"), [r"gt_sets/val.txt .*0002.* gt_sets/train.txt"]),
+    (_ids("val", "../x\n"), [r"gt_sets/val.txt .*'\.\./x'.*outside"]),
     (
         lambda layout: (_ids("train", "")(layout), _ids("val", "0004\n0004\n")(layout)),
-        [f"gt_sets/train.txt names no id; {AGAIN}", f"gt_sets/val.txt names 0004 more than once; {AGAIN}"],
+        [r"gt_sets/train.txt .*no id", r"gt_sets/val.txt .*0004 more than once"],
     ),
     (
         _remove("images/0002.png", "depth/0004.npy"),
         [
-            f"images/0002.png is missing, though gt_sets/train.txt names 0002; {AGAIN}",
-            f"depth/0004.npy is missing, though gt_sets/val.txt names 0004; {AGAIN}",
+            r"images/0002.png is missing.* gt_sets/train.txt .*0002",
+            r"depth/0004.npy is missing.* gt_sets/val.txt .*0004",
         ],
     ),
     (
         _all_of_them,
         [
-            f"edge/0001.png is missing, though gt_sets/train.txt names 0001; {AGAIN}",
-            f"images/0004.png is missing, though gt_sets/val.txt names 0004; {AGAIN}",
-            f"normals/0003.png is corrupt, it does not decode as a picture; {AGAIN}",
-            f"normals/0002.png is corrupt, it does not decode as a picture; {AGAIN}",
+            r"edge/0001.png is missing.* gt_sets/train.txt .*0001",
+            r"images/0004.png is missing.* gt_sets/val.txt .*0004",
+            r"normals/0003.png is corrupt.*decode",
+            r"normals/0002.png is corrupt.*decode",
         ],
     ),
     (
-        _spoil("images/0003.png", "depth/0003.npy", "edge/0004.png"),  # of the first frame, and of the other split
+        _spoil("images/0003.png", "depth/0003.npy", "edge/0004.png"),  # of the first example and of the other split
         [
-            f"images/0003.png is corrupt, it does not decode as a picture; {AGAIN}",
-            f"depth/0003.npy is corrupt, it does not load as an array of numbers; {AGAIN}",
-            f"edge/0004.png is corrupt, it does not decode as a picture; {AGAIN}",
+            r"images/0003.png is corrupt.*decode",
+            r"depth/0003.npy is corrupt.*load",
+            r"edge/0004.png is corrupt.*decode",
         ],
     ),
 ]
@@ -113,7 +113,9 @@ def test_all_faults_are_named(
     archive = nyud_layout.write_archive(layout, tmp_path / "NYUDv2.tar", "w") if packed else layout
     before = contents(layout)
     lines, error = faults(capsys, archive, tmp_path / "built")
-    assert [line for line in lines if "names 2 ids" not in line] == expected
+    found = [line for line in lines if "names 2 ids" not in line]
+    for line, pattern in zip(found, expected, strict=True):
+        assert re.match(rf"{pattern}.*; \w+ the archive", line), line
     count = f"{len(lines)} faults" if len(lines) > 1 else "1 fault"
     assert error == f"error: {archive}: {count}, see above; nothing was built"
     assert contents(layout) == before
@@ -133,7 +135,7 @@ def test_of_many_faults_the_first_are_shown_and_all_are_counted(
 
 
 def test_a_label_may_have_one_of_several_files(layout: pathlib.Path) -> None:
-    """As PASCAL-Context's classes: the fault names the alternatives."""
+    """The first existing file is used, as for PASCAL-Context's classes; the fault names both."""
     module = SimpleNamespace(
         ID_FILES={"val": "gt_sets/val.txt"},
         PUBLISHED_COUNTS={"val": 1},
@@ -143,9 +145,9 @@ def test_a_label_may_have_one_of_several_files(layout: pathlib.Path) -> None:
     assert (listing.ids, listing.missing) == ({"val": ["0004"]}, {})
     shutil.rmtree(layout / "segmentation")
     listing = archives.list_examples(layout, module, allow_subset=False)  # pyright: ignore[reportArgumentType]
-    assert listing.missing == {
-        "0004": [f"other/0004.png or segmentation/0004.png is missing, though gt_sets/val.txt names 0004; {AGAIN}"]
-    }
+    ((example_id, (fault,)),) = listing.missing.items()
+    assert example_id == "0004"
+    assert re.match(r"other/0004.png or segmentation/0004.png is missing.* gt_sets/val.txt .*0004", fault), fault
 
 
 def _truncate(path: pathlib.Path) -> None:
@@ -163,7 +165,7 @@ def _truncate_plain(path: pathlib.Path) -> None:
 
 def _wrong_checksum(path: pathlib.Path) -> None:
     content = bytearray(path.read_bytes())
-    content[-8] ^= 1  # of the uncompressed data: what a changed bit in a stored block leads to
+    content[-8] ^= 1  # checksum of the uncompressed data, as if a bit of a stored block were flipped
     path.write_bytes(content)
 
 

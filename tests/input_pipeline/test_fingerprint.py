@@ -1,4 +1,4 @@
-"""The fingerprint of a data set follows its content and nothing else; a run records it and keeps to it."""
+"""The fingerprint of a data set depends on its content only; a run records it and refuses other data."""
 
 import os
 import pathlib
@@ -57,10 +57,10 @@ def test_a_change_of_the_data_changes_the_fingerprint(layout: pathlib.Path, tmp_
 
 def test_the_same_content_in_other_files_has_the_same_fingerprint(layout: pathlib.Path, tmp_path: pathlib.Path) -> None:
     before = build(layout, tmp_path / "before")
-    picture = layout / "edge" / "0001.png"
-    size = picture.stat().st_size
-    Image.open(picture).save(picture, compress_level=0)
-    assert picture.stat().st_size != size
+    path = layout / "edge" / "0001.png"
+    size = path.stat().st_size
+    Image.open(path).save(path, compress_level=0)
+    assert path.stat().st_size != size
     (layout / "gt_sets" / "val.txt").write_text("0004")
     (layout / "images" / "9999.png").write_text("of no split")
     assert build(layout, tmp_path / "after") == before
@@ -82,7 +82,7 @@ def test_a_run_records_the_data_that_it_sees(layout: pathlib.Path, tmp_path: pat
     config.dataset.data_dir = str(tmp_path / "built")
     pipeline.record_fingerprint(config)
     assert config.dataset.fingerprint == fingerprint
-    pipeline.record_fingerprint(config)  # the one that was given is the data's
+    pipeline.record_fingerprint(config)  # accepted: equal to the fingerprint of the data
     config.dataset.fingerprint = "0123"
     with pytest.raises(UserError, match=rf"^config.dataset.fingerprint=0123.*{fingerprint}"):
         pipeline.record_fingerprint(config)
@@ -113,14 +113,14 @@ def test_data_that_were_moved_are_still_the_same(layout: pathlib.Path, tmp_path:
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_its_own_data_only(layout: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Other data are refused for training, and noted in evaluation."""
+    """Training refuses other data; evaluation reports them."""
     first = build(layout, tmp_path / "first")
     _change_a_pixel(layout)
     second = build(layout, tmp_path / "second")
     config = nyud_config.get_config("tiny")
     config.dataset.data_dir = str(tmp_path / "first")
     pipeline.record_fingerprint(config)
-    random_runs.save(config, tmp_path / "run")  # as training leaves it
+    random_runs.save(config, tmp_path / "run")  # like a workdir of training
     run = f"--workdir={tmp_path / 'run'}"
     others = f"--config.dataset.data_dir={tmp_path / 'second'}"
     refused = _main(run, others)

@@ -1,4 +1,4 @@
-"""The folder data set: how labels are read, what may be missing, and the line for what is wrong."""
+"""Folder data set: reading of labels, missing labels, and error messages."""
 
 from collections.abc import Callable
 import dataclasses
@@ -25,7 +25,7 @@ RECORDS = {task.name: task for task in build(ALL, loss_weights=dict.fromkeys(ALL
 
 
 def save(path: pathlib.Path, array: np.ndarray) -> pathlib.Path:
-    """Writes a .npy or a picture file."""
+    """Writes a .npy or an image file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npy":
         np.save(path, array)
@@ -35,7 +35,7 @@ def save(path: pathlib.Path, array: np.ndarray) -> pathlib.Path:
 
 
 def numbers(random: np.random.Generator, size: tuple[int, int] = (HEIGHT, WIDTH)) -> dict[str, np.ndarray]:
-    """What the files of an example hold."""
+    """Contents of an example's files."""
     return {
         "images": random.integers(0, 256, (*size, 3), np.uint8),
         "semseg": random.integers(0, 4, size, np.uint8),
@@ -49,7 +49,7 @@ def numbers(random: np.random.Generator, size: tuple[int, int] = (HEIGHT, WIDTH)
 
 @pytest.fixture
 def root(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Four training images and one for validation; only a/2 has every label, and 1 has none at all."""
+    """Folder of four training images and one validation image; a/2 and a/5 have all labels, 1 has none."""
     random = np.random.default_rng(0)
     (tmp_path / "train.txt").write_text("1\na/2\n\n3.b\r\n4\n")
     (tmp_path / "val.txt").write_text("a/5")
@@ -63,7 +63,7 @@ def root(tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture
 def config(root: pathlib.Path) -> ConfigDict:
-    """All six tasks of the folder, in the tests' form."""
+    """Small config with all six tasks of the folder."""
     config = folder_config.get_config("tiny")
     config.tasks = ALL
     config.dataset.data_dir = str(root)
@@ -73,7 +73,7 @@ def config(root: pathlib.Path) -> ConfigDict:
     return config
 
 
-# --- what labels mean ---
+# --- decoding of labels ---
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def config(root: pathlib.Path) -> ConfigDict:
         ("semseg", "npy", np.int64([[0, 3, 255]]), [[0, 3, 255]]),
         ("edge", "png", np.uint8([[0, 255, 128]]), [[0, 1, 255]]),
         ("edge", "png", np.uint8([[0, 1, 128]]), [[0, 1, 255]]),
-        ("sal", "png", np.array([[False, True]]), [[0, 1]]),  # a PNG of one bit
+        ("sal", "png", np.array([[False, True]]), [[0, 1]]),  # a 1-bit PNG
         ("depth", "png", np.uint16([[0, 1500, 65535]]), [[0, 1.5, 65.535]]),
         ("depth", "npy", np.float64([[0, 1.5, np.nan, np.inf, -1]]), [[0, 1.5, 0, 0, 0]]),
         ("depth", "npy", np.float16([[2.5]])[..., None], [[2.5]]),
@@ -113,9 +113,9 @@ def test_normals_as_bytes_are_unit_vectors_and_grey_is_none(tmp_path):
 
 
 def test_of_a_palette_png_the_indices_count_and_not_the_colours(tmp_path):
-    picture = Image.fromarray(np.uint8([[0, 3, 255]]), mode="P")
-    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
-    picture.save(tmp_path / "p.png")
+    image = Image.fromarray(np.uint8([[0, 3, 255]]), mode="P")
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    image.save(tmp_path / "p.png")
     assert folder.read_label(tmp_path / "p.png", RECORDS["semseg"], (1, 3)).ravel().tolist() == [0, 3, 255]
 
 
@@ -123,7 +123,7 @@ def test_where_zero_is_void_classes_count_from_one(tmp_path):
     path = save(tmp_path / "s.png", np.uint8([[0, 1, 4, 255]]))
     label = folder.read_label(path, RECORDS["semseg"], (1, 4), zero_is_void=True)
     assert label.ravel().tolist() == [255, 0, 3, 255]
-    with pytest.raises(UserError, match=r"holds 4, but with 4 classes a label holds 0 to 3"):
+    with pytest.raises(UserError, match=r"holds 4, .*0 to 3"):
         folder.read_label(path, RECORDS["semseg"], (1, 4))
 
 
@@ -137,7 +137,7 @@ def test_zero_is_void_is_that_of_the_config_and_of_no_other_task(config):
 
 
 def test_a_floating_point_label_in_shares_is_read_from_bytes_and_arrays(tmp_path):
-    """A task that a user adds: no line of the folder's code knows it."""
+    """A task added by a user, unknown to the folder data set's code."""
     sal = RECORDS["sal"]
     shading = dataclasses.replace(sal, name="shading", kind=kinds.probability(shares=True))
     for path, stored in (
@@ -178,7 +178,7 @@ def test_only_the_labels_of_the_configs_tasks_are_read(config, root):
 
 def test_images_of_other_formats_and_names_are_found(config, root):
     Image.new("L", (WIDTH, HEIGHT), 77).save(root / "images" / "grey.JPG", format="jpeg")
-    (root / "images" / "grey.json").write_text("{}")  # of an annotation tool
+    (root / "images" / "grey.json").write_text("{}")  # as written by annotation tools
     (root / "train.txt").write_text("grey\na/2\n")
     assert folder.source(config.dataset, "train").load(0)["image"][0, 0].tolist() == [77, 77, 77]
 
@@ -196,14 +196,14 @@ def test_images_that_are_too_large_are_reduced_until_they_fit(config, root, down
     config.eval.batch_size = 1
     frames = pipeline.eval_batches(config, from_config(config), batch_size=1)
     windows = [batch["window"][0].tolist() for batch in frames]
-    assert windows[0] == [4, 0, 24, 48]  # whole, and as large as fits
+    assert windows[0] == [4, 0, 24, 48]  # the whole image at the largest size that fits
 
 
 def test_a_label_that_an_image_lacks_counts_in_no_loss_and_no_gradient(config):
     config.batch_size = 1
     batches = itertools.islice(pipeline.train_batches(config, from_config(config)), 20)
     labelled = [{name for name in ALL if (batch[name] != RECORDS[name].ignore).any()} for batch in batches]
-    assert {"semseg"} in labelled  # a crop of 3.b, which has classes and nothing else
+    assert {"semseg"} in labelled  # a crop of 3.b, which has classes only
     batch = next(
         itertools.islice(pipeline.train_batches(config, from_config(config)), labelled.index({"semseg"}), None)
     )
@@ -219,10 +219,10 @@ def test_a_label_that_an_image_lacks_counts_in_no_loss_and_no_gradient(config):
 
 
 def spoilt(root: pathlib.Path, fault: str) -> None:
-    """Makes one thing wrong."""
+    """Introduces one fault."""
     semseg, depth = root / "semseg" / "a" / "5.png", root / "depth" / "a" / "5.npy"
     size = (HEIGHT, WIDTH)
-    doings: dict[str, Callable[[], object]] = {
+    damage: dict[str, Callable[[], object]] = {
         "no list": (root / "val.txt").unlink,
         "empty list": lambda: (root / "val.txt").write_text("\n"),
         "no image": lambda: (root / "val.txt").write_text("a/5\nb/6\n"),
@@ -244,14 +244,14 @@ def spoilt(root: pathlib.Path, fault: str) -> None:
         "8 bits": lambda: (depth.unlink(), save(depth.with_suffix(".png"), np.ones(size, np.uint8))),
         "long normals": lambda: save(root / "normals/a/5.npy", np.full((*size, 3), 127.0, np.float32)),
     }
-    doings[fault]()
+    damage[fault]()
 
 
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
-        ("no list", r"no id list \S+/val.txt; write into it the ids of the images of 'val', one a line"),
-        ("empty list", r"\S+/val.txt is empty; write"),
+        ("no list", r"no id list \S+/val.txt; .*'val'.* one per line"),
+        ("empty list", r"\S+/val.txt is empty; .*'val'"),
         (
             "no image",
             r"\S+/val.txt: no image \S+/images/b/6.jpg, .png or the like \(1 of 2 ids.*; add the image or remove",
@@ -262,17 +262,17 @@ def spoilt(root: pathlib.Path, fault: str) -> None:
         ("format", r"\S+/semseg/a/5.tif: convert this file to .png or .npy"),
         ("broken png", r"\S+/semseg/a/5.png: not a readable label \(.*\); replace it, or remove it"),
         ("broken npy", r"\S+/depth/a/5.npy: not a readable label \(.*\); replace it, or remove it"),
-        ("broken image", r"\S+/images/a/5.png: not a readable image"),
-        ("size", r"\S+/semseg/a/5.png: 32x49, but the image is 32x48; a label must be as large as its image"),
-        ("channels", r"\S+/semseg/a/5.png: uint8 of shape \(32, 48, 3\), but .* semseg has 1 .*; save it as a grey or"),
-        ("class", r"\S+/semseg/a/5.png: holds 4, but with 4 classes a label holds 0 to 3, and 255 .*; fix"),
-        ("negative", r"\S+/semseg/a/5.npy: holds -2, but with 4 classes"),
-        ("fractions", r"\S+/semseg/a/5.npy: holds floating-point numbers; "),
-        ("grey mask", r"\S+/edge/a/5.png: holds 37; a mask holds 0 and 255, or 0 and 1, and 128 where unlabelled"),
-        ("mixed mask", r"\S+/sal/a/5.png: holds 0, 1, 255; a mask holds 0 and 255, or 0 and 1"),
-        ("millimetres", r"\S+/depth/a/5.npy: .*1000 m; .*must be in metres"),
-        ("8 bits", r"\S+/depth/a/5.png: .*8 bits .*; .*millimetres"),
-        ("long normals", r"\S+/normals/a/5.npy: has components beyond 1; normals are vectors of length 1"),
+        ("broken image", r"\S+/images/a/5.png: not a readable"),
+        ("size", r"\S+/semseg/a/5.png: 32x49, .*32x48; .*size of its image"),
+        ("channels", r"\S+/semseg/a/5.png: uint8 of shape \(32, 48, 3\), .*semseg has 1 .*; save it as"),
+        ("class", r"\S+/semseg/a/5.png: holds 4, .*0 to 3, .*255"),
+        ("negative", r"\S+/semseg/a/5.npy: holds -2, .*4 classes"),
+        ("fractions", r"\S+/semseg/a/5.npy: holds floating-point"),
+        ("grey mask", r"\S+/edge/a/5.png: holds 37; .*0 and 255, .*0 and 1, .*128"),
+        ("mixed mask", r"\S+/sal/a/5.png: holds 0, 1, 255; .*0 and 255"),
+        ("millimetres", r"\S+/depth/a/5.npy: .*1000 m.*metres"),
+        ("8 bits", r"\S+/depth/a/5.png: .*8 bits.*16.*millimetres"),
+        ("long normals", r"\S+/normals/a/5.npy: .*beyond 1; "),
     ],
 )
 def test_a_fault_is_one_line_that_says_what_where_and_what_to_do(config, root, fault, line):
@@ -285,7 +285,7 @@ def test_a_fault_is_one_line_that_says_what_where_and_what_to_do(config, root, f
 
 def test_a_missing_folder_is_said_with_the_field_that_names_it(config):
     config.dataset.data_dir = "/nowhere"
-    with pytest.raises(UserError, match=r"no folder /nowhere; give .*--config.dataset.data_dir=FOLDER"):
+    with pytest.raises(UserError, match=r"/nowhere.*--config.dataset.data_dir="):
         folder.source(config.dataset, "train")
 
 

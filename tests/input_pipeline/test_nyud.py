@@ -1,4 +1,4 @@
-"""NYUD-v2: decoded values against reference values and the layout's definition; each fault of a file is named."""
+"""NYUD-v2: decoded values compared with reference values and with their definition; faults of each file."""
 
 from collections.abc import Callable
 import io
@@ -90,7 +90,7 @@ def test_decoded_values_follow_the_definition(layout: pathlib.Path, tmp_path: pa
 
 
 def test_other_kinds_of_pictures_decode_to_the_same_labels(layout: pathlib.Path) -> None:
-    """A palette holds class indices, one bit a pixel holds boundaries; depth may be of other numbers."""
+    """Palette images of classes, 1-bit images of boundaries, depth of another dtype and shape."""
     palette = Image.open(layout / "segmentation" / "0002.png")
     palette.putpalette(list(np.random.default_rng(0).integers(0, 256, 768)))
     palette.save(layout / "segmentation" / "0002.png")
@@ -119,7 +119,7 @@ def _cut(share: float) -> Callable[[pathlib.Path], None]:
 
 
 def _set(value: float) -> Callable[[pathlib.Path], None]:
-    """Gives one pixel of a label another value."""
+    """Sets one pixel of a label to `value`."""
 
     def change(path: pathlib.Path) -> None:
         if path.suffix == ".npy":
@@ -145,32 +145,32 @@ def _save_compressed(path: pathlib.Path) -> None:
     path.write_bytes(content.getvalue())
 
 
-PICTURE = "is corrupt, it does not decode as a picture; get the archive again"
-NUMBERS = "is corrupt, it does not load as an array of numbers; get the archive again"
+IMAGE = "is corrupt.*decode"
+NUMBERS = "is corrupt.*load"
 
 
 @pytest.mark.parametrize(
     ("member", "damage", "fault"),
     [
-        ("images/0002.png", _flip_a_bit, PICTURE),
-        ("normals/0005.png", _cut(0.5), PICTURE),
-        ("edge/0004.png", lambda path: path.write_bytes(path.read_bytes()[:-6]), PICTURE),  # inside of the last chunk
-        ("segmentation/0011.png", lambda path: path.write_text("<html>not found</html>"), PICTURE),
-        ("images/0011.png", lambda path: path.write_bytes(b""), PICTURE),
-        ("edge/0003.png", lambda path: path.unlink(), "is missing; get the archive again"),
-        ("edge/0003.png", _replace_by_a_folder, "cannot be read (Is a directory); look at its permissions"),
+        ("images/0002.png", _flip_a_bit, IMAGE),
+        ("normals/0005.png", _cut(0.5), IMAGE),
+        ("edge/0004.png", lambda path: path.write_bytes(path.read_bytes()[:-6]), IMAGE),  # inside of the last chunk
+        ("segmentation/0011.png", lambda path: path.write_text("<html>not found</html>"), IMAGE),
+        ("images/0011.png", lambda path: path.write_bytes(b""), IMAGE),
+        ("edge/0003.png", lambda path: path.unlink(), "is missing"),
+        ("edge/0003.png", _replace_by_a_folder, r"cannot be read \(Is a directory\).*permissions"),
         (
             "segmentation/0003.png",
             lambda path: shutil.copy(path.parent.parent / "images" / path.name, path),
-            "has 3 channels instead of 1; get the archive again",
+            "has 3 channels instead of 1",
         ),
         (
             "segmentation/0003.png",
             lambda path: Image.fromarray(np.ones((30, 40), np.uint16)).save(path),
-            "has pixels of uint16 (I;16) instead of 8 bits; get the archive again",
+            r"has .*uint16 \(I;16\) instead of 8 bits",
         ),
-        ("segmentation/0003.png", _set(41), "has class 41, beyond 0 (void) and 1 to 40; get the archive again"),
-        ("edge/0003.png", _set(1), "has the value 1, but boundaries are 0 or 255; get the archive again"),
+        ("segmentation/0003.png", _set(41), r"has class 41, .*0 \(void\) and 1 to 40"),
+        ("edge/0003.png", _set(1), "has the value 1, .*0 or 255"),
         ("depth/0009.npy", _cut(0.9), NUMBERS),
         ("depth/0001.npy", lambda path: path.write_bytes(b""), NUMBERS),
         ("depth/0001.npy", _save_compressed, NUMBERS),
@@ -178,19 +178,19 @@ NUMBERS = "is corrupt, it does not load as an array of numbers; get the archive 
         (
             "depth/0001.npy",
             lambda path: np.save(path, np.ones((30, 40, 3))),
-            "has the shape (30, 40, 3) instead of (height, width); get the archive again",
+            r"has the shape \(30, 40, 3\) instead of \(height, width\)",
         ),
-        ("depth/0001.npy", _set(np.nan), "has values that are not finite; invalid depth is 0: get the archive again"),
-        ("depth/0001.npy", _set(-1), "has the negative depth -1; invalid depth is 0: get the archive again"),
+        ("depth/0001.npy", _set(np.nan), "has NaN or Inf .*invalid depth is 0"),
+        ("depth/0001.npy", _set(-1), "has the negative depth -1.*invalid depth is 0"),
         (
             "depth/0001.npy",
             lambda path: np.save(path, np.full((30, 40), 2345, np.uint16)),
-            "has the depth 2345, but it counts in metres: probably millimetres; divide by 1000",
+            "has the depth 2345, .*millimetres; divide by 1000",
         ),
         (
             "depth/0003.npy",
             lambda path: np.save(path, np.ones((30, 41), np.float32)),
-            "is 30x41 but its image is 30x40; get the archive again",
+            "is 30x41 but its image is 30x40",
         ),
     ],
 )
@@ -198,17 +198,16 @@ def test_a_fault_of_a_file_is_named(layout: pathlib.Path, member: str, damage, f
     damage(layout / member)
     with pytest.raises(archives.Problems) as caught:
         nyud.read_example(layout, pathlib.Path(member).stem)
-    assert caught.value.lines == (f"{member} {fault}",)
+    (line,) = caught.value.lines
+    assert re.match(rf"{member} {fault}", line), line
 
 
 def test_the_480x640_copy_is_named(tmp_path: pathlib.Path) -> None:
     layout = nyud_layout.write(tmp_path / "NYUDv2", train=["0001"], val=["0002"], height=480, width=640)
     with pytest.raises(archives.Problems) as caught:
         nyud.read_example(layout, "0001")
-    assert caught.value.lines == (
-        "images/0001.png is 480x640: another copy of NYUD-v2; get the multi-task copy with frames of at most 448x576 "
-        "(rows 45:470 and columns 40:600 of the 480x640 frames)",
-    )
+    (line,) = caught.value.lines
+    assert re.match(r"images/0001.png is 480x640: .*at most 448x576 \(rows 45:470 and columns 40:600 ", line), line
 
 
 def test_all_faults_of_an_example_are_named(layout: pathlib.Path) -> None:
@@ -226,7 +225,7 @@ def test_all_faults_of_an_example_are_named(layout: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("folder", ["images", "segmentation", "depth"])
 def test_random_damage_is_a_fault_or_changes_nothing(layout: pathlib.Path, folder: str) -> None:
-    """Whatever bytes a file holds, reading ends in lines, never in another error; a picture never changes unseen."""
+    """Arbitrary bytes lead to `Problems`, never to another error, and never to a changed image without a fault."""
     expected = nyud.read_example(layout, "0002")
     path = next((layout / folder).glob("0002.*"))
     content, random, faults = path.read_bytes(), np.random.default_rng(0), 0

@@ -1,20 +1,21 @@
-"""PASCAL-Context's files: labels follow the definitions, whatever the files' types and sizes; faults are named."""
+"""PASCAL-Context's files: labels follow their definitions for all file types and sizes; faults are reported."""
 
 from collections.abc import Callable
 import pathlib
+import re
 from typing import Any
 
 import cv2
 import numpy as np
 import pascal_layout
-from pascal_layout import PERSON, SHEEP, save_matrix, save_picture
+from pascal_layout import PERSON, SHEEP, save_image, save_matrix
 from PIL import Image
 import pytest
 from skimage import morphology
 
 from input_pipeline import archives, pascal_labels
 
-ID = "2008_000003"  # of an example with persons and with a mask of VOC
+ID = "2008_000003"  # an example with persons and with a VOC mask
 
 
 def read(layout: pathlib.Path, example_id: str = ID) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def layout(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_boundaries_of_random_maps_follow_the_definition() -> None:
-    """Few classes in regions of all sizes: several may meet in a pixel, and a Laplacian may cancel out."""
+    """Regions of all sizes: several may meet at a pixel, where the Laplacian may cancel to 0."""
     random = np.random.default_rng(0)
     for scale in (1, 2, 3, 7, 20):
         for classes in (2, 3, 459):
@@ -47,7 +48,7 @@ def test_boundaries_of_random_maps_follow_the_definition() -> None:
 
 
 def test_the_benchmark_has_boundaries_of_its_own(layout: pathlib.Path) -> None:
-    """Wherever a context label differs from the pixel to the right, below, or right below."""
+    """Pixels whose context label differs from the pixel to the right, below, or diagonally below right."""
     context = np.zeros((30, 40), np.uint16) + 1
     context[10:, 20:] = 7
     save_matrix(layout / "pascal-context" / "trainval" / f"{ID}.mat", LabelMap=context)
@@ -58,13 +59,13 @@ def test_the_benchmark_has_boundaries_of_its_own(layout: pathlib.Path) -> None:
 
 
 def human_parts(layout: pathlib.Path, anno: object) -> np.ndarray:
-    """The label (h,w) for an annotation that goes through a file."""
+    """Label (h,w) of an annotation, written to a file and read."""
     save_matrix(layout / "human_parts" / f"{ID}.mat", anno=anno)
     return read(layout)["human_parts"][..., 0]
 
 
 def mask(top: int, bottom: int, dtype: type = np.uint8, on: float = 1) -> np.ndarray:
-    """Rows top to bottom of 30x40 pixels."""
+    """Mask of 30x40 pixels that is `on` in rows top to bottom."""
     rows = np.zeros((30, 40), dtype)
     rows[top:bottom] = on
     return rows
@@ -128,14 +129,14 @@ def test_objects_may_stand_below_each_other(layout: pathlib.Path) -> None:
 
 
 def test_the_mask_of_voc_is_preferred(layout: pathlib.Path) -> None:
-    save_picture(layout / "semseg" / "pascal-context" / f"{ID}.png", np.full((30, 40), 7, np.uint8))
+    save_image(layout / "semseg" / "pascal-context" / f"{ID}.png", np.full((30, 40), 7, np.uint8))
     np.testing.assert_array_equal(read(layout)["semseg"][..., 0], pascal_layout.example(ID)["semseg"])
     (layout / "semseg" / "VOC12" / f"{ID}.png").unlink()
     np.testing.assert_array_equal(read(layout)["semseg"], np.full((30, 40, 1), 7))
 
 
 def test_other_kinds_of_files_decode_to_the_same_labels(layout: pathlib.Path) -> None:
-    """VOC's masks have a palette; MATLAB's numbers are doubles by default; context labels may be 0, unlabelled."""
+    """Palette images of VOC; doubles, MATLAB's default; context label 0, which is unlabelled."""
     expected, held = read(layout), pascal_layout.example(ID)
     palette = Image.fromarray(held["semseg"])
     palette.putpalette(list(np.random.default_rng(0).integers(0, 256, 768)))
@@ -148,7 +149,7 @@ def test_other_kinds_of_files_decode_to_the_same_labels(layout: pathlib.Path) ->
 
 
 def nearest(label: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The pixel to the upper left, as the protocol's resize takes it."""
+    """Nearest neighbour that takes the upper-left pixel, as the protocol's resize."""
     rows = np.arange(height) * label.shape[0] // height
     columns = np.arange(width) * label.shape[1] // width
     return label[rows][:, columns]
@@ -156,24 +157,24 @@ def nearest(label: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(31, 40), (15, 20), (60, 80), (500, 3)])
 def test_labels_of_another_size_are_resized_to_the_image(layout: pathlib.Path, size: tuple[int, int]) -> None:
-    """All but normals by the nearest pixel, after they were decoded at their own size; normals cubically."""
+    """Decoded at their own size, then resized by nearest neighbour, normals by cubic interpolation."""
     small, held = read(layout), pascal_layout.example(ID, *size)
-    save_picture(layout / "semseg" / "VOC12" / f"{ID}.png", held["semseg"])
+    save_image(layout / "semseg" / "VOC12" / f"{ID}.png", held["semseg"])
     np.testing.assert_array_equal(read(layout)["semseg"][..., 0], nearest(held["semseg"], 30, 40))
-    save_picture(layout / "sal_distill" / f"{ID}.png", held["sal"])
+    save_image(layout / "sal_distill" / f"{ID}.png", held["sal"])
     np.testing.assert_array_equal(read(layout)["sal"][..., 0], nearest(held["sal"] > 127, 30, 40))
     save_matrix(layout / "human_parts" / f"{ID}.mat", anno=pascal_layout.annotation(held["objects"]))
     parts = nearest(pascal_layout.human_parts(held["objects"], *size), 30, 40)
     np.testing.assert_array_equal(read(layout)["human_parts"][..., 0], parts)
-    np.testing.assert_array_equal(read(layout)["normals"], small["normals"])  # so far nothing else has changed
+    np.testing.assert_array_equal(read(layout)["normals"], small["normals"])  # unchanged so far
     np.testing.assert_array_equal(read(layout)["edge"], small["edge"])
     save_matrix(layout / "pascal-context" / "trainval" / f"{ID}.mat", LabelMap=held["context"])
     edges = morphology.thin(np.abs(cv2.Laplacian(held["context"], cv2.CV_64F)) > 0)
     np.testing.assert_array_equal(read(layout)["edge"][..., 0], nearest(edges, 30, 40))
-    context = nearest(held["context"], 30, 40)  # of another size than the normals
+    context = nearest(held["context"], 30, 40)  # another size than the normals
     valid = np.isin(context, pascal_labels.NORMALS_CLASSES)
     np.testing.assert_array_equal((read(layout)["normals"] != 0).any(axis=-1), valid)
-    save_picture(layout / "normals_distill" / f"{ID}.png", held["normals"])
+    save_image(layout / "normals_distill" / f"{ID}.png", held["normals"])
     valid = np.isin(held["context"], pascal_labels.NORMALS_CLASSES)[..., None]
     vectors = cv2.resize((2.0 * held["normals"] / 255 - 1) * valid, (40, 30), interpolation=cv2.INTER_CUBIC)
     np.testing.assert_allclose(read(layout)["normals"].astype(np.float64), vectors, rtol=0, atol=1e-3)
@@ -198,11 +199,11 @@ def _save(**variables: Any) -> Callable[[pathlib.Path], None]:
 
 
 def _draw(array: np.ndarray) -> Callable[[pathlib.Path], None]:
-    return lambda path: save_picture(path, array)
+    return lambda path: save_image(path, array)
 
 
 def _without(*path_of_fields: str) -> np.ndarray:
-    """An annotation of a person whose last field on the path has another name."""
+    """Annotation of a person, with the last field of the path renamed."""
     anno = pascal_layout.annotation([(PERSON, [("head", mask(0, 9))])])
     structs = anno
     for field in path_of_fields[:-1]:
@@ -224,110 +225,110 @@ def _label_map(value: float, dtype: type = np.uint16) -> np.ndarray:
 JPEG, VOC, PART = f"JPEGImages/{ID}.jpg", f"semseg/VOC12/{ID}.png", f"human_parts/{ID}.mat"
 CONTEXT, SALIENCY = f"pascal-context/trainval/{ID}.mat", f"sal_distill/{ID}.png"
 NORMALS = f"normals_distill/{ID}.png"
-PICTURE = "is corrupt, it does not decode as a picture; get the archive again"
-MATRIX = "is corrupt, it does not load as a MATLAB file; get the archive again"
+IMAGE = "is corrupt.*decode"
+MATRIX = "is corrupt.*MATLAB"
 COLOURS = np.zeros((30, 40, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
     ("member", "damage", "fault"),
     [
-        (JPEG, pathlib.Path.unlink, "is missing; get the archive again"),
-        (JPEG, _cut(0.9), PICTURE),
-        (JPEG, lambda path: path.write_text("<html>not found</html>"), PICTURE),
+        (JPEG, pathlib.Path.unlink, "is missing"),
+        (JPEG, _cut(0.9), IMAGE),
+        (JPEG, lambda path: path.write_text("<html>not found</html>"), IMAGE),
         (
             JPEG,
             lambda path: Image.fromarray(COLOURS).save(path, "PNG"),
-            "is a picture of another kind than JPEG; get the archive again",
+            "is .*not a JPEG",
         ),
         (
             JPEG,
             _draw(np.zeros((480, 640, 3), np.uint8)),
-            "is 480x640: another copy of PASCAL-Context; get the multi-task copy with images of at most 500x500",
+            "is 480x640: .*at most 500x500",
         ),
-        (VOC, _flip_a_bit, PICTURE),
-        (VOC, _draw(COLOURS), "has 3 channels instead of 1; get the archive again"),
+        (VOC, _flip_a_bit, IMAGE),
+        (VOC, _draw(COLOURS), "has 3 channels instead of 1"),
         (
             VOC,
             _draw(np.full((30, 40), 21, np.uint8)),
-            "has class 21, beyond 0 to 20 and 255 (void); get the archive again",
+            r"has class 21, .*0 to 20 and 255 \(void\)",
         ),
-        (SALIENCY, pathlib.Path.unlink, "is missing; get the archive again"),
-        (SALIENCY, _cut(0.5), PICTURE),
-        (NORMALS, pathlib.Path.unlink, "is missing; get the archive again"),
-        (NORMALS, _flip_a_bit, PICTURE),
-        (CONTEXT, pathlib.Path.unlink, "is missing; get the archive again"),
+        (SALIENCY, pathlib.Path.unlink, "is missing"),
+        (SALIENCY, _cut(0.5), IMAGE),
+        (NORMALS, pathlib.Path.unlink, "is missing"),
+        (NORMALS, _flip_a_bit, IMAGE),
+        (CONTEXT, pathlib.Path.unlink, "is missing"),
         (CONTEXT, _cut(0.9), MATRIX),
         (CONTEXT, _flip_a_bit, MATRIX),
         (CONTEXT, lambda path: path.write_bytes(b""), MATRIX),
         (CONTEXT, lambda path: path.write_text("<html>not found</html>" * 9), MATRIX),
-        (CONTEXT, _save(Labels=_label_map(7)), "has no field LabelMap; get the archive again"),
+        (CONTEXT, _save(Labels=_label_map(7)), "has no field LabelMap;"),
         (
             CONTEXT,
             _save(LabelMap=np.zeros((0, 0))),
-            "has a LabelMap of float64 (0, 0), not (height, width); get the archive again",
+            r"has a LabelMap of float64 \(0, 0\)",
         ),
         (
             CONTEXT,
             _save(LabelMap=np.zeros((30, 40, 3), np.uint16)),
-            "has a LabelMap of uint16 (30, 40, 3), not (height, width); get the archive again",
+            r"has a LabelMap of uint16 \(30, 40, 3\)",
         ),
         (
             CONTEXT,
             _save(LabelMap={"text": 3}),
-            "has a LabelMap of [('text', 'O')] (1, 1), not (height, width); get the archive again",
+            r"has a LabelMap of \[\('text', 'O'\)\] \(1, 1\)",
         ),
         (
             CONTEXT,
             _save(LabelMap=_label_map(460)),
-            "has the label 460 in LabelMap, beyond 0 to 459; get the archive again",
+            "has the label 460 in LabelMap, .*0 to 459",
         ),
         (
             CONTEXT,
             _save(LabelMap=_label_map(-1, np.int16)),
-            "has the label -1 in LabelMap, beyond 0 to 459; get the archive again",
+            "has the label -1 in LabelMap, .*0 to 459",
         ),
         (
             CONTEXT,
             _save(LabelMap=_label_map(np.nan, np.float64)),
-            "has the label nan in LabelMap, beyond 0 to 459; get the archive again",
+            "has the label nan in LabelMap, .*0 to 459",
         ),
         (
             CONTEXT,
             _save(LabelMap=_label_map(6.5, np.float64)),
-            "has the label 6.5 in LabelMap, beyond 0 to 459; get the archive again",
+            "has the label 6.5 in LabelMap, .*0 to 459",
         ),
-        (PART, pathlib.Path.unlink, "is missing; get the archive again"),
+        (PART, pathlib.Path.unlink, "is missing"),
         (PART, _cut(0.5), MATRIX),
         (PART, _flip_a_bit, MATRIX),
-        (PART, _save(annotation=7), "has no field anno; get the archive again"),
-        (PART, _save(anno=7), "has no field anno.objects; get the archive again"),
-        (PART, _save(anno=_without("objects")), "has no field anno.objects; get the archive again"),
-        (PART, _save(anno=_without("objects", "parts")), "has no field anno.objects.parts; get the archive again"),
+        (PART, _save(annotation=7), "has no field anno;"),
+        (PART, _save(anno=7), "has no field anno.objects;"),
+        (PART, _save(anno=_without("objects")), "has no field anno.objects;"),
+        (PART, _save(anno=_without("objects", "parts")), "has no field anno.objects.parts;"),
         (
             PART,
             _save(anno=_without("objects", "class_ind")),
-            "has no field anno.objects.class_ind; get the archive again",
+            "has no field anno.objects.class_ind;",
         ),
         (
             PART,
             _save(anno=_without("objects", "parts", "mask")),
-            "has no field anno.objects.parts.mask; get the archive again",
+            "has no field anno.objects.parts.mask;",
         ),
         (
             PART,
             _save(anno=_person(("head", mask(0, 9)), ("tail", mask(0, 9)))),
-            "has a person with the part 'tail', which PASCAL-Part does not know; get the archive again",
+            "has a person with the part 'tail'",
         ),
         (
             PART,
             _save(anno=_person(("head", mask(0, 9)), ("neck", np.ones((30, 41))))),
-            "has masks of 30x40 and 30x41, which should all be as large as the image; get the archive again",
+            "has masks of 30x40 and 30x41",
         ),
         (
             PART,
             _save(anno=_person(("head", np.ones((0, 0))))),
-            "has masks of 0x0, which should all be as large as the image; get the archive again",
+            "has masks of 0x0",
         ),
     ],
 )
@@ -335,13 +336,15 @@ def test_a_fault_of_a_file_is_named(
     layout: pathlib.Path, member: str, damage: Callable[[pathlib.Path], Any], fault: str
 ) -> None:
     damage(layout / member)
-    assert faults(layout) == (f"{member} {fault}",)
+    (line,) = faults(layout)
+    assert re.match(rf"{member} {fault}", line), line
 
 
 def test_without_either_mask_both_are_named(layout: pathlib.Path) -> None:
     (layout / VOC).unlink()
     context = VOC.replace("VOC12", "pascal-context")
-    assert faults(layout) == (f"{VOC} or {context} is missing; get the archive again",)
+    (line,) = faults(layout)
+    assert line.startswith(f"{VOC} or {context} is missing")
     assert pascal_labels.members(ID)["semseg"] == (VOC, context)
 
 
@@ -358,7 +361,7 @@ def test_random_damage_to_a_matlab_file_is_a_fault_or_changes_nothing(layout: pa
     for _ in range(150):
         damaged = bytearray(content)
         for _ in range(random.integers(1, 4)):
-            damaged[random.integers(116, len(damaged))] = random.integers(256)  # before it is free text
+            damaged[random.integers(116, len(damaged))] = random.integers(256)  # the header before it is free text
         (layout / member).write_bytes(damaged)
         try:
             parts = read(layout)

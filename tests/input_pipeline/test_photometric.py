@@ -1,4 +1,4 @@
-"""The photometric distortion: the distribution of each factor, the order of the changes, and a definition in NumPy."""
+"""Photometric distortion: distribution of each factor, order of the changes, parity with a NumPy definition."""
 
 from typing import Any
 
@@ -16,8 +16,7 @@ PHOTOMETRIC: dict[str, Any] = {
 UNCHANGED: dict[str, Any] = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0}
 
 
-def picture(height: int, width: int) -> np.ndarray:
-    """A random image."""
+def random_image(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
@@ -26,7 +25,7 @@ def distorted(image: np.ndarray, number: int, **strengths: Any) -> np.ndarray:
 
 
 def only(number: int, image: np.ndarray, **strengths: Any) -> np.ndarray:
-    """One of the changes alone, always."""
+    """Applies a single change with probability 1."""
     return distorted(image, number, **{**UNCHANGED, "probability": 1.0, **strengths})
 
 
@@ -38,7 +37,7 @@ def test_brightness_is_added() -> None:
     amounts = np.array([int(only(n, grey(100), brightness=32.0)[0, 0, 0]) - 100 for n in range(600)])
     assert amounts.min() == -32 and amounts.max() == 31  # rounded down
     counts, _ = np.histogram(amounts, 4, (-32, 32))
-    assert counts.min() > 105  # 150 expected, deviation 11
+    assert counts.min() > 105  # 150 expected, standard deviation 11
     for number in range(10):
         ramp = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)
         amount = amounts[number]
@@ -59,8 +58,8 @@ def test_saturation_changes_saturation_alone() -> None:
     found = []
     for number in range(300):
         red, green, blue = only(number, colour, saturation=(0.5, 1.5))[0, 0].astype(int)
-        assert red == 150  # the value, the largest component, stays
-        assert abs((blue - green) / (red - green) - 0.5) < 0.06  # so does the hue
+        assert red == 150  # the value, which is the largest component, is unchanged
+        assert abs((blue - green) / (red - green) - 0.5) < 0.06  # and so is the hue
         found.append((red - green) / 50)
     assert 0.47 < min(found) < 0.55 and 1.45 < max(found) < 1.53
     np.testing.assert_allclose(np.mean(found), 1.0, atol=0.06)
@@ -72,17 +71,17 @@ def test_hue_turns() -> None:
     turns = []
     for number in range(600):
         r, g, b = only(number, red, hue=18)[0, 0].astype(int)
-        assert r == 200 and min(g, b) == 0  # value and saturation stay
-        turns.append(round((g - b) / 200 * 30))  # 30 of 180 lead from red to yellow
+        assert r == 200 and min(g, b) == 0  # value and saturation are unchanged
+        turns.append(round((g - b) / 200 * 30))  # 30 of 180 hue units from red to yellow
     assert set(turns) == set(range(-18, 18))
     assert np.array_equal(only(0, grey(77), hue=90), grey(77))
 
 
 def test_contrast_comes_first_or_last_with_equal_chances() -> None:
-    """Saturation is lost where brightening clips, so the order shows."""
+    """Clipping after brightening loses saturation, so the results of the two orders differ."""
     colour = np.array([[[200, 100, 100]]], np.uint8)
     strengths = {"contrast": (1.5, 1.5), "saturation": (0.5, 0.5)}
-    # First: (255, 150, 150), then half the saturation of it; last: (200, 150, 150) times 1.5.
+    # First: (255, 150, 150), then half its saturation. Last: (200, 150, 150) times 1.5.
     results = [tuple(map(int, only(n, colour, **strengths)[0, 0])) for n in range(300)]
     first = sum(np.allclose(result, (255, 202, 202), atol=2) for result in results)
     last = sum(np.allclose(result, (255, 225, 225), atol=2) for result in results)
@@ -90,18 +89,18 @@ def test_contrast_comes_first_or_last_with_equal_chances() -> None:
 
 
 def test_each_change_comes_with_the_probability() -> None:
-    colour = np.full((1, 1, 3), (200, 100, 150), np.uint8)  # the same after a way to HSV and back
+    colour = np.full((1, 1, 3), (200, 100, 150), np.uint8)  # unchanged by conversion to HSV and back
     for strength in ({"brightness": 32.0}, {"contrast": (0.5, 0.6)}, {"saturation": (0.5, 0.6)}, {"hue": 18}):
         changed = [(distorted(colour, n, **{**UNCHANGED, **strength}) != colour).any() for n in range(300)]
         assert 0.38 < np.mean(changed) < 0.62, strength
-    image = picture(6, 6)
+    image = random_image(6, 6)
     unchanged = [np.array_equal(distorted(image, n), image) for n in range(600)]
     assert 0.03 < np.mean(unchanged) < 0.1  # none of the four: 1 / 16
     assert np.array_equal(distorted(image, 0, probability=0.0), image)
 
 
 def _hsv(image: np.ndarray) -> list[np.ndarray]:
-    """OpenCV's 8-bit HSV by its definition: hue 0 to 179, saturation and value 0 to 255, rounded."""
+    """OpenCV's 8-bit HSV by definition: hue 0 to 179, saturation and value 0 to 255, rounded."""
     red, green, blue = (image[..., channel].astype(float) for channel in range(3))
     value = image.max(-1).astype(float)
     chroma = value - image.min(-1)
@@ -129,8 +128,8 @@ def _bytes(values: np.ndarray) -> np.ndarray:
 
 
 def test_distortion_follows_its_definition() -> None:
-    """All changes in the protocol's order, in plain NumPy, from the same random numbers."""
-    image = picture(30, 30)
+    """Parity with all changes in the protocol's order in plain NumPy, from the same random numbers."""
+    image = random_image(30, 30)
     kinds = set()
     for number in range(60):
         draw = transforms.generator((number, 3), transforms._COLOUR)
@@ -147,7 +146,7 @@ def test_distortion_follows_its_definition() -> None:
             expected = _rgb((hue + (turn if turned else 0)) % 180, strength, value)
         if contrasted and not first:
             expected = _bytes(expected * np.float32(contrast))
-        # OpenCV's conversions round in fixed point. A hue halfway between two of the 180 may become either: 9 levels.
+        # OpenCV rounds in fixed point; a hue halfway between two of the 180 may round to either, which is 9 levels.
         difference = np.abs(distorted(image, number).astype(int) - expected)
         assert difference.max() <= 13 and difference.mean() < 0.2 and (difference > 1).mean() < 0.02
         kinds.add((brighter, contrasted, first, saturated, turned))
@@ -155,7 +154,7 @@ def test_distortion_follows_its_definition() -> None:
 
 
 def test_the_image_that_was_given_stays_as_it_was() -> None:
-    image = picture(33, 46)
+    image = random_image(33, 46)
     before = image.copy()
     for number in range(5):
         distorted(image, number, probability=1.0)
@@ -163,7 +162,7 @@ def test_the_image_that_was_given_stays_as_it_was() -> None:
 
 
 def test_a_strength_does_not_change_what_others_draw() -> None:
-    grey_ramp = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)  # saturation and hue leave it as it is
+    grey_ramp = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)  # saturation and hue do not change grey
     for number in range(20):
         alone = distorted(grey_ramp, number, saturation=(1.0, 1.0), hue=0)
         np.testing.assert_array_equal(alone, distorted(grey_ramp, number))

@@ -1,4 +1,4 @@
-"""Batches: a function of seed and step, the same for any number of processes; evaluation sees every example once."""
+"""Batches: determined by seed and step for any number of processes; evaluation sees every example once."""
 
 from collections.abc import Iterator
 import itertools
@@ -18,7 +18,7 @@ from input_pipeline import pipeline, prepare, records
 from taskexpert_jax import tasks
 from taskexpert_jax.errors import UserError
 
-SIZE = (32, 48)  # frames of the layout are 30x40
+SIZE = (32, 48)  # the layout has images of 30x40
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def config(built: pathlib.Path) -> ml_collections.ConfigDict:
 
 @pytest.fixture
 def plain(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Without augmentation: a training example shows its whole frame."""
+    """Config without augmentation: training examples are whole images."""
     config.augment.scale_min = config.augment.scale_max = 1.0
     config.augment.flip_probability = config.augment.photometric_probability = 0.0
     return config
@@ -55,7 +55,7 @@ def evaluation(config: ml_collections.ConfigDict, batch_size: int, **place) -> l
 
 
 def shown(batches: list[pipeline.Batch]) -> list[str]:
-    """The ids of the frames in the batches, by their pictures."""
+    """Ids of the images in the batches, looked up by pixels."""
     names = {nyud_layout.frame(i, 30, 40)["images"].tobytes(): i for i in (*nyud_layout.TRAIN, *nyud_layout.VAL)}
     return [names[image[1:31, 4:44].tobytes()] for batch in batches for image in batch["image"]]
 
@@ -71,7 +71,7 @@ def joined(parts: list[pipeline.Batch]) -> pipeline.Batch:
 
 
 def test_a_batch_is_a_function_of_seed_and_step(config: ml_collections.ConfigDict) -> None:
-    batches = train(config, 6)  # more than one epoch, so that examples come from the cache too
+    batches = train(config, 6)  # more than one epoch, so that the cache is used too
     for config.dataset.cache, config.dataset.threads in ((True, 1), (False, 3)):
         for batch, again in zip(batches, train(config, 6), strict=True):
             assert_same(batch, again)
@@ -228,7 +228,7 @@ def test_downscale_reduces_every_frame(plain: ml_collections.ConfigDict) -> None
 
 
 class CountingSource:
-    """Flat frames; counts how often each is decoded."""
+    """Source of constant images; counts how often each is decoded."""
 
     labels = ("semseg",)
 
@@ -246,7 +246,7 @@ class CountingSource:
 
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch, config: ml_collections.ConfigDict) -> Iterator[CountingSource]:
-    """Makes a CountingSource the data set of the config."""
+    """A CountingSource as the data set of the config."""
     source = CountingSource()
 
     class Module:
@@ -298,7 +298,7 @@ def test_a_fault_while_reading_is_raised_as_it_is(
 
 
 def test_two_processes_read_each_example_once(built: pathlib.Path) -> None:
-    """Two epochs of five training frames in each global batch, and the evaluation set, read by one after the other."""
+    """Two epochs of five training images in each global batch, and the evaluation set; the processes run in turn."""
     config = nyud_config.get_config("vit_b16")
     config.dataset.data_dir, config.dataset.image_size, config.batch_size, config.seed = str(built), (32, 48), 10, 3
     config.augment.scale_min = config.augment.scale_max = 1.0
@@ -318,7 +318,7 @@ def test_two_processes_read_each_example_once(built: pathlib.Path) -> None:
 
 
 def test_a_program_may_end_in_the_middle_of_an_iteration(built: pathlib.Path) -> None:
-    """Its exit status is its own; TensorFlow's threads would abort it."""
+    """The exit status is the program's; TensorFlow's threads do not abort it."""
     program = (
         "import sys; from configs import nyud; from input_pipeline import pipeline; from taskexpert_jax import tasks;"
         f"config = nyud.get_config('vit_b16'); config.dataset.data_dir = {str(built)!r};"

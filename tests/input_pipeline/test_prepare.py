@@ -1,9 +1,10 @@
-"""The program that builds a data set: from both forms of an archive, whole or not at all, one at a time."""
+"""`input_pipeline.prepare`: both forms of an archive, atomic builds, locking."""
 
 import fcntl
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def archive(layout: pathlib.Path) -> pathlib.Path:
 def test_folder_and_archive_build_the_same(layout: pathlib.Path, archive: pathlib.Path, tmp_path: pathlib.Path) -> None:
     before = contents(layout)
     plain = nyud_layout.write_archive(layout, tmp_path / "NYUDv2.tar", "w")
-    extracted_in = tmp_path  # the folder that the archive was extracted in
+    extracted_in = tmp_path  # the parent of the extracted folder
     forms = {"a": archive, "b": layout, "c": extracted_in, "d": plain}
     fingerprints = {build(form, tmp_path / name) for name, form in forms.items()}
     assert len(fingerprints) == 1
@@ -72,11 +73,8 @@ def test_other_counts_than_the_published_ones_need_the_flag(
     (tmp_path / "built").mkdir()
     if count:
         lines, error = faults(capsys, layout, tmp_path / "built")
-        assert lines == [
-            f"gt_sets/{split}.txt names {has} ids, but 2 are published; "
-            "get the archive again, or give --allow-subset if this is meant"
-            for split, has in (("train", 3), ("val", 1))
-        ]
+        for line, (split, has) in zip(lines, (("train", 3), ("val", 1)), strict=True):
+            assert re.match(rf"gt_sets/{split}.txt .*{has} ids.* 2 .*--allow-subset", line), line
         assert error == f"error: {layout}: 2 faults, see above; nothing was built"
         build(layout, tmp_path / "built")
     else:
@@ -90,8 +88,8 @@ def test_a_subset_is_built_without_the_ids_that_have_no_image(layout: pathlib.Pa
         path.unlink()
     (layout / "gt_sets" / "train.txt").write_text("0003\n0001\n0777\n0002\n")
     lines = prepare.prepare("nyud", layout, tmp_path / "built", allow_subset=True)
-    (left_out,) = [line.split() for line in lines if line.startswith("left out")]
-    assert left_out == ["left", "out", "2", "0"]
+    (omitted,) = [line.split() for line in lines if line.startswith("left out")]
+    assert omitted == ["left", "out", "2", "0"]
     source = nyud.source(SimpleNamespace(data_dir=str(tmp_path / "built")), "train")
     assert [source.load(index)["id"] for index in range(len(source))] == ["0003", "0002"]
 
@@ -102,10 +100,12 @@ def test_a_subset_needs_an_image_in_every_split_and_all_labels(
     (tmp_path / "built").mkdir()
     (layout / "depth" / "0001.npy").unlink()
     lines, _ = faults(capsys, layout, tmp_path / "built", "--allow-subset")
-    assert lines == ["depth/0001.npy is missing, though gt_sets/train.txt names 0001; get the archive again"]
+    (line,) = lines
+    assert re.match(r"depth/0001.npy is missing.* gt_sets/train.txt .*0001", line), line
     (layout / "images" / "0004.png").unlink()
     lines, _ = faults(capsys, layout, tmp_path / "built", "--allow-subset")
-    assert lines == ["none of the ids in gt_sets/val.txt has an image; get the archive again"]
+    (line,) = lines
+    assert re.match(r"none of the ids in gt_sets/val.txt has an image", line), line
 
 
 def test_arguments_that_cannot_be_right(layout: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -128,7 +128,7 @@ def test_a_built_data_set_is_not_overwritten(
     build(layout, tmp_path / "built")
     lines, error = faults(capsys, layout, tmp_path / "built", "--allow-subset")
     assert lines == []
-    assert error == f"error: {tmp_path}/built/nyud/{VERSION} is there already; delete it to build it again"
+    assert re.match(rf"error: {tmp_path}/built/nyud/{VERSION} .*delete it", error), error
 
 
 def test_a_place_that_cannot_hold_data_is_named(
@@ -170,7 +170,7 @@ runpy.run_module("input_pipeline.prepare", run_name="__main__", alter_sys=True)
 
 @pytest.fixture
 def under_way(tmp_path: pathlib.Path):
-    """A process that builds, slowly, and has begun to write; the layout, and where it builds."""
+    """A slow build in another process that has started to write; yields the process, its layout and target folder."""
     layout = nyud_layout.write(tmp_path / "NYUDv2", train=[f"{number:04d}" for number in range(200)], val=["0999"])
     built = tmp_path / "built"
     command = [sys.executable, "-c", SLOW, "nyud", f"--archive={layout}", f"--data_dir={built}", "--allow-subset"]
@@ -210,7 +210,7 @@ def test_a_second_build_is_refused_and_a_killed_one_is_cleared_away(under_way) -
 def test_a_lock_file_that_was_removed_in_between_keeps_nobody_out(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The holder may remove the file after another process has opened it and before that one locks it."""
+    """The holder may remove the file after another process has opened it but before it is locked."""
     path, flock, removed = tmp_path / "lock", fcntl.flock, []
 
     def flock_after_removal(file, operation):

@@ -1,4 +1,4 @@
-"""The built-in scenes: repeatable, labels that agree with geometry and with each other, and the splits made of them."""
+"""Built-in scenes: determinism, labels consistent with the geometry and with each other, and the splits."""
 
 from concurrent import futures
 import subprocess
@@ -35,9 +35,9 @@ def config(**changed) -> ConfigDict:
 
 
 def camera_points(index: int, depth: np.ndarray) -> np.ndarray:
-    """Camera-frame points (H, W, 3) of scene `index`, from its label of depth (H, W, 1)."""
+    """Camera-frame points (H, W, 3) of scene `index`, from its depth label (H, W, 1)."""
     height, width = depth.shape[:2]
-    pixels = layout.compose(index, 0).camera.focal * height  # per unit of slope
+    pixels = layout.compose(index, 0).camera.focal * height  # focal length in pixels
     x = (np.arange(width) + 0.5 - width / 2) / pixels
     y = (np.arange(height) + 0.5 - height / 2) / pixels
     return np.stack(np.broadcast_arrays(x, y[:, None], 1.0), axis=-1) * depth
@@ -66,7 +66,7 @@ def test_seed_and_index_choose_the_scene(sample):
 
 
 def test_size_changes_the_resolution_only(sample):
-    """The pixel centres of a picture are those of every third pixel of one three times as large."""
+    """Pixel centres coincide with those of every third pixel of an image of three times the size."""
     large = scenes.render(5, height=3 * HEIGHT, width=3 * WIDTH)
     assert large["image"].shape == (3 * HEIGHT, 3 * WIDTH, 3)
     for name in ("semseg", "human_parts", "sal"):
@@ -111,7 +111,7 @@ def test_everything_occurs_often_enough(sample):
     peopled = [scene for scene in sample if (scene["semseg"] == PERSON).any()]
     assert 0.6 < len(peopled) / len(sample) < 0.95
     assert np.mean([len(np.unique(scene["human_parts"])) == 7 for scene in peopled]) > 0.8
-    # A constant guess of depth is bad, within a scene and across scenes.
+    # Depth varies within a scene and across scenes, so a constant prediction is bad.
     assert np.mean([scene["depth"].std() for scene in sample]) > 1
     assert np.std([scene["depth"].mean() for scene in sample]) > 0.25
 
@@ -146,13 +146,15 @@ def test_edges_are_the_changes_of_class_or_instance(sample, index):
     semseg, edge = sample[index]["semseg"][..., 0], sample[index]["edge"][..., 0]
     for row in range(HEIGHT):
         for column in range(WIDTH):
-            beside = [(row, min(column + 1, WIDTH - 1)), (min(row + 1, HEIGHT - 1), column)]
-            changes = any(instance[row, column] != instance[at] or semseg[row, column] != semseg[at] for at in beside)
+            neighbours = [(row, min(column + 1, WIDTH - 1)), (min(row + 1, HEIGHT - 1), column)]
+            changes = any(
+                instance[row, column] != instance[at] or semseg[row, column] != semseg[at] for at in neighbours
+            )
             assert edge[row, column] == changes
 
 
 def test_people_are_instances_of_their_own(sample):
-    """Somewhere two people overlap in the picture; the line between them is an edge inside the class person."""
+    """Two people overlap in some image, with an edge between them inside the class person."""
     inside = 0
     for scene in sample:
         person = scene["semseg"][..., 0] == PERSON
@@ -174,11 +176,11 @@ def test_normals_are_unit_vectors_that_face_the_camera(sample):
 
 
 def test_depth_and_normals_agree(sample):
-    """Cross products of central differences of the points, where the surface is flat and one."""
+    """Normals equal cross products of central differences of the points, where the surface is flat and connected."""
     angles = []
     for index, scene in enumerate(sample[:10]):
         points, normals = camera_points(index, scene["depth"]), scene["normals"].astype(np.float64)
-        normals /= np.linalg.norm(normals, axis=-1, keepdims=True)  # float16 is unit to 1e-3 only
+        normals /= np.linalg.norm(normals, axis=-1, keepdims=True)  # float16 normals are unit vectors to 1e-3 only
         right, down = points[1:-1, 2:] - points[1:-1, :-2], points[2:, 1:-1] - points[:-2, 1:-1]
         measured = np.cross(down, right)  # towards the camera: y is down
         measured /= np.linalg.norm(measured, axis=-1, keepdims=True)
@@ -207,7 +209,7 @@ def test_floor_and_ceiling_are_planes_and_the_room_holds_everything(sample):
 
 
 def test_people_stand_on_the_floor():
-    """The lowest point of every person is the floor: shoe soles, as no other capsule gets there."""
+    """The lowest point of every person, of the shoes, is on the floor."""
     for index in range(12):
         scene = layout.compose(index, 0)
         solids = scene.solids
@@ -218,7 +220,7 @@ def test_people_stand_on_the_floor():
             assert abs(lowest) < 0.01
 
 
-DISTANCE = {  # signed distances to the unit shapes, up to a positive factor
+DISTANCE = {  # signed distance functions of the unit shapes, up to a positive factor
     geometry.BOX: lambda p, h: np.abs(p).max(-1) - 1,
     geometry.BALL: lambda p, h: np.linalg.norm(p, axis=-1) - 1,
     geometry.CYLINDER: lambda p, h: np.maximum(np.hypot(p[..., 0], p[..., 2]), np.abs(p[..., 1])) - 1,
@@ -228,7 +230,7 @@ DISTANCE = {  # signed distances to the unit shapes, up to a positive factor
 
 @pytest.mark.parametrize("kind", DISTANCE)
 def test_ray_caster_against_marching(kind):
-    """Hits lie on the shape, nothing of it lies before them, rays that miss stay outside, and normals are gradients."""
+    """Hits lie on the shape and are the first ones, rays without hit stay outside, and normals are gradients."""
     rng = np.random.default_rng(kind)
     camera = geometry.make_camera((0.3, 1.0, -0.2), (0.1, -0.1, 1.0), 0.9, 0.05)
     size = 24
@@ -252,7 +254,7 @@ def test_ray_caster_against_marching(kind):
         assert 5 < hit.sum() < size * size
 
         def distance(t, solids=solids):
-            """(N, ...) of the points at ray parameters t (N, ...)."""
+            """Signed distance (N, ...) of the points at ray parameters t (N, ...)."""
             point = camera.position + t[..., None] * directions.reshape(-1, *[1] * (t.ndim - 1), 3)
             local = (point - solids.centre[6]) @ solids.unit[6].T / solids.semi[6]
             return DISTANCE[kind](local, solids.stretch[6])
@@ -274,7 +276,7 @@ def test_ray_caster_against_marching(kind):
             slopes.append(ahead - behind)
         gradient = np.stack(slopes, axis=-1)
         gradient /= np.linalg.norm(gradient, axis=-1, keepdims=True)
-        assert ((gradient * normal).sum(-1) > 0.999).mean() > 0.98  # a difference across a rim is no gradient
+        assert ((gradient * normal).sum(-1) > 0.999).mean() > 0.98  # differences across a rim are not gradients
 
 
 def every_pair(solids: geometry.Solids, rays: int) -> geometry.Pairs:
@@ -296,7 +298,7 @@ def test_bounding_rectangles_lose_nothing(index):
 
 
 def test_shadows_fall_where_the_light_is_blocked():
-    """The blurred shadow map against one ray from the light to each visible point."""
+    """Compares the blurred shadow map with one ray from the light to each visible point."""
     for index in range(3):
         scene = layout.compose(index, 0)
         rays = geometry.pixel_rays(scene.camera, 48, 64)

@@ -1,4 +1,4 @@
-"""The sheet of examples: which examples it shows, how labels lie over the image, and what --check finds."""
+"""Contact sheet of examples: the examples shown, the overlay of labels, and the faults found by --check."""
 
 import itertools
 import re
@@ -20,7 +20,7 @@ PROGRAM = [sys.executable, "-m", "input_pipeline.show"]
 
 @pytest.fixture
 def config():
-    """Built-in scenes, augmented as strongly as pictures are."""
+    """Built-in scenes with the scale augmentation of real images."""
     config = demo.get_config("tiny")
     config.tasks = ("semseg", "depth", "normals", "edge")
     config.augment.scale_min, config.augment.scale_max = 0.5, 2.0
@@ -92,7 +92,7 @@ def test_check_finds_every_fault_and_counts_what_is_labelled(config, monkeypatch
         if index in (3, 4):
             raise UserError(f"scene {index} is spoilt")
         example = drawn(index, **kwargs)
-        example["semseg"][: 8 if index == 0 else 16] = 255  # of 32 rows
+        example["semseg"][: 8 if index == 0 else 16] = 255  # of 32 rows in all
         if index > 4:
             del example["depth"]
         return example
@@ -101,7 +101,7 @@ def test_check_finds_every_fault_and_counts_what_is_labelled(config, monkeypatch
     config.tasks = ("semseg", "depth")
     assert show.check(config) == ["scene 4 is spoilt", "scene 3 is spoilt"]
     train, val = re.split("^val", capsys.readouterr().out, flags=re.MULTILINE)
-    assert train.startswith("train: 8 images, 1 of them not readable")  # even numbers, 0 to 14
+    assert train.startswith("train: 8 images, 1 of them not readable")  # training scenes have the even numbers 0 to 14
     assert re.search(r"semantic segmentation +7 images labelled, +53.6 % of their pixels", train)
     assert re.search(r"depth +2 images labelled, 100.0 % of their pixels", train)
     assert re.search(r"depth +1 images labelled, 100.0 % of their pixels", val)

@@ -1,4 +1,4 @@
-"""The figures that `prepare` tells of what it has built, for frames whose figures are known."""
+"""Statistics that `prepare` reports of a built data set, for images with known statistics."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ VERSION = str(nyud.Builder.VERSION)
 
 
 def _known_frames(root: pathlib.Path) -> pathlib.Path:
-    """One training frame of a wall above, floor below and void aside; one evaluation frame of another size."""
+    """Layout of one training image, wall above, floor below, void at the left, and one larger evaluation image."""
     layout = nyud_layout.write(root, train=["0001"], val=["0002"], height=10, width=20)
     segmentation = np.full((10, 20), 1, np.uint8)  # wall
     segmentation[5:] = 2  # floor
@@ -52,7 +52,7 @@ def test_the_summary_has_the_frequencies_of_known_frames(tmp_path: pathlib.Path)
     assert cells["depth", "median (m)"] == ["2.00", "-"]
     assert cells["depth", "greatest (m)"] == ["7.25", "-"]
     assert cells["boundaries", "positive"][0] == "10.00 %"
-    assert not [name for name in cells if name in ("left out", "of these looked at, evenly spaced")]
+    assert not [name for name in cells if name in ("left out", "counted, evenly spaced")]
     assert re.fullmatch(rf"built {tmp_path}/built/nyud/{VERSION}: \d+ MiB in \d+ s", lines[-1])
 
 
@@ -74,7 +74,7 @@ def test_the_record_beside_the_data_holds_the_summary(tmp_path: pathlib.Path) ->
 
 
 class Flat:
-    """A source of frames of 1x2 pixels, each wholly of one class: example i of class i % 3."""
+    """Source of 1x2-pixel images of a single class: example i has class i % 3."""
 
     labels = ("semseg", "sal")
 
@@ -101,8 +101,9 @@ def test_of_a_large_set_evenly_spaced_examples_are_counted(monkeypatch: pytest.M
     assert (figures["examples"], figures["counted"]) == (35, 10)
     shares = figures["labels"]["semseg"]
     assert shares == {"ignored": 0.0, "a": 0.4, "b": 0.4, "c": 0.2, "never": 0.0}
-    assert figures["labels"]["sal"] == {"ignored": 0.5, "positive": 0.5}  # every other image lacks the label
-    assert "of these looked at, evenly spaced       10" in summary.table({"train": figures}, tasks)
+    assert figures["labels"]["sal"] == {"ignored": 0.5, "positive": 0.5}  # every other image has no label
+    rows = [line.split() for line in summary.table({"train": figures}, tasks)]
+    assert ["counted,", "evenly", "spaced", "10"] in rows
 
 
 def test_without_class_names_the_classes_that_occur_have_numbers() -> None:
@@ -112,4 +113,4 @@ def test_without_class_names_the_classes_that_occur_have_numbers() -> None:
     assert figures["train"]["labels"]["semseg"].keys() == {"ignored", "0", "1", "2"}
     lines = summary.table(figures, tasks)
     assert "  2                    33.33 %         -" in lines
-    assert not any(line.startswith(("of these", "  3")) for line in lines)
+    assert not any(line.startswith(("counted", "  3")) for line in lines)

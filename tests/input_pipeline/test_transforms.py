@@ -1,4 +1,4 @@
-"""Joint transforms against plain definitions: image and labels stay one scene, every strength has its effect."""
+"""Joint transforms compared with plain definitions: image and labels stay aligned, every argument has an effect."""
 
 from collections.abc import Sequence
 import functools
@@ -19,7 +19,7 @@ ANY_CROP: dict[str, Any] = {"max_class_share": 1.0, "redraws": 10}
 
 
 def example(height: int = 33, width: int = 46) -> dict[str, np.ndarray]:
-    """A random example with invalid pixels of every task; no label of it is invalid as a whole."""
+    """Random example with invalid pixels in every label; no label is all invalid."""
     random = np.random.default_rng(0)
     shape = (height, width, 1)
     normals = random.normal(size=(height, width, 3))
@@ -47,7 +47,7 @@ def scaled_and_cropped(given: dict[str, np.ndarray], number: int, size: tuple[in
 
 
 def read_scale(given: dict[str, np.ndarray], number: int, **strengths: Any) -> float:
-    """The scale that is drawn, read off a label that is constant over the picture."""
+    """Scale that is drawn, recovered from a constant depth label."""
     flat = {**given, "depth": np.ones_like(given["depth"])}
     depth = scaled_and_cropped(flat, number, (1000, 1000), **strengths)["depth"]
     assert np.ptp(depth) == 0
@@ -58,13 +58,13 @@ def read_scale(given: dict[str, np.ndarray], number: int, **strengths: Any) -> f
 
 
 def _nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Each new pixel takes the old one that its centre falls into; exactly, in whole numbers."""
+    """Nearest neighbour with half-pixel centres, in exact integer arithmetic."""
     rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, label.shape, strict=False))
     return label[rows[:, None], columns]
 
 
 def _bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """OpenCV's INTER_LINEAR by its definition: half-pixel centres, no antialiasing, the border repeated."""
+    """OpenCV's INTER_LINEAR by definition: half-pixel centres, no antialiasing, replicated border."""
     result = image.astype(np.float64)
     for axis, new in enumerate(size):
         old = image.shape[axis]
@@ -89,7 +89,7 @@ def test_scale_resizes_as_defined_and_divides_depth(number: int) -> None:
         else:
             np.testing.assert_array_equal(scaled[task.name], expected, err_msg=task.name)
         assert scaled[task.name].dtype == task.label_dtype
-    # OpenCV interpolates bytes with weights of 11 bits.
+    # OpenCV interpolates bytes with 11-bit weights.
     assert np.abs(scaled["image"] - _bilinear(given["image"], size)).max() < 1
 
 
@@ -98,7 +98,7 @@ def test_scale_is_drawn_evenly_from_its_range() -> None:
     scales = np.array([read_scale(given, number) for number in range(400)])
     assert 0.5 <= scales.min() < 0.52 and 1.98 < scales.max() < 2
     counts, _ = np.histogram(scales, 5, (0.5, 2.0))
-    assert counts.min() > 50  # 80 expected, deviation 8
+    assert counts.min() > 50  # 80 expected, standard deviation 8
     assert all(read_scale(given, number, scale_min=1.5, scale_max=1.5) == pytest.approx(1.5) for number in range(5))
 
 
@@ -109,12 +109,12 @@ def test_a_scale_of_one_changes_nothing() -> None:
 
 @pytest.mark.parametrize("pattern", ["rows", "columns", "board"])
 def test_image_and_labels_stay_aligned(pattern: str) -> None:
-    """A checkerboard in the image and in the labels: after all transforms its borders lie on the same pixels."""
+    """A pattern in both image and labels has its borders at the same pixels after all transforms."""
     row, column = np.mgrid[:96, :96] // 8 % 2
-    picture = {"rows": row, "columns": column, "board": row ^ column}[pattern].astype(np.uint8)[..., None]
-    given = {**example(96, 96), "image": np.repeat(picture * np.uint8(255), 3, axis=2)}
-    given |= dict.fromkeys(("semseg", "edge", "sal", "human_parts"), picture)
-    given["depth"] = picture + np.float32(1)
+    squares = {"rows": row, "columns": column, "board": row ^ column}[pattern].astype(np.uint8)[..., None]
+    given = {**example(96, 96), "image": np.repeat(squares * np.uint8(255), 3, axis=2)}
+    given |= dict.fromkeys(("semseg", "edge", "sal", "human_parts"), squares)
+    given["depth"] = squares + np.float32(1)
     for number in range(12):
         result = scaled_and_cropped(given, number, (64, 80))
         result = transforms.random_flip(result, TASKS, (number, 7), probability=0.5)
@@ -124,7 +124,7 @@ def test_image_and_labels_stay_aligned(pattern: str) -> None:
             name: value[top : top + height, left : left + width] for name, value in result.items() if value.ndim > 1
         }
         grey = result["image"][..., :1].astype(int)
-        clear = np.abs(grey - 127.5) > 2  # exactly halfway between two squares, either is nearest
+        clear = np.abs(grey - 127.5) > 2  # excludes pixels halfway between two squares, where either is nearest
         assert clear.mean() > 0.5
         for name in ("semseg", "edge", "sal", "human_parts"):
             np.testing.assert_array_equal(result[name][clear], grey[clear] > 127, err_msg=name)
@@ -158,7 +158,7 @@ def test_crop_reaches_every_place_evenly() -> None:
         top, left = map(int, cropped["image"][0, 0, :2])
         places[top, left] = places.get((top, left), 0) + 1
     assert set(places) == {(top, left) for top in range(3) for left in range(3)}
-    assert min(places.values()) > 25  # 50 expected, deviation 7
+    assert min(places.values()) > 25  # 50 expected, standard deviation 7
 
 
 def test_crop_keeps_a_side_that_is_small_enough() -> None:
@@ -168,7 +168,7 @@ def test_crop_keeps_a_side_that_is_small_enough() -> None:
 
 
 def _uneven(width: int = 200) -> dict[str, np.ndarray]:
-    """Class 0 on the left three quarters, class 1 to its right, and a column of void."""
+    """Example with class 0 on the left three quarters, class 1 to its right, and two columns of void."""
     given = example(20, width)
     given["semseg"][:] = 0
     given["semseg"][:, 3 * width // 4 :] = 1
@@ -190,13 +190,13 @@ def test_crops_are_redrawn_until_they_are_varied() -> None:
     many = [_largest_share(crop(n, max_class_share=0.75, redraws=1000)["semseg"]) for n in range(100)]
     stricter = [_largest_share(crop(n, max_class_share=0.6, redraws=1000)["semseg"]) for n in range(100)]
     assert first == never
-    share = np.mean(np.array(first) <= 0.75)  # of single draws
+    share = np.mean(np.array(first) <= 0.75)  # probability that a single draw is accepted
     assert 0.02 < share < 0.3
     assert np.mean(np.array(some) <= 0.75) == pytest.approx(1 - (1 - share) ** 11, abs=0.15)
     assert 0.6 < max(many) <= 0.75
     assert max(stricter) <= 0.6
     kept = [a == b for a, b in zip(first, some, strict=True) if a <= 0.75]
-    assert kept and all(kept)  # a varied first draw stays
+    assert kept and all(kept)  # an accepted first draw is kept
 
 
 def test_a_frame_of_one_class_keeps_its_last_draw() -> None:
@@ -276,7 +276,7 @@ def test_padding_surrounds_the_picture(size: tuple[int, int]) -> None:
 
 def test_invalid_pixels_get_the_ignore_value() -> None:
     given = example()
-    given["normals"][3, 4] = (0, 0, 1)  # two components alone do not make a normal invalid
+    given["normals"][3, 4] = (0, 0, 1)  # two components of 0 do not make a normal invalid
     before = {name: value.copy() for name, value in given.items()}
     marked = transforms.mark_invalid(given, TASKS)
     np.testing.assert_array_equal(marked["depth"], np.where(given["depth"] == 0, np.float32(-1), given["depth"]))
@@ -284,7 +284,7 @@ def test_invalid_pixels_get_the_ignore_value() -> None:
     assert 0 < no_direction.mean() < 0.2
     np.testing.assert_array_equal(marked["normals"], np.where(no_direction, np.float16(255), given["normals"]))
     assert_same(marked, given, ["image", "semseg", "edge", "human_parts", "sal"])
-    assert_same(given, before, list(given))  # kept examples are marked again and again
+    assert_same(given, before, list(given))  # cached examples must not be modified
 
 
 def test_parts_without_a_part_are_ignored() -> None:
