@@ -8,6 +8,7 @@ import re
 import pytest
 
 from configs import ablation, demo, folder, nyud, pascal_context
+from taskexpert_jax import evaluate, gates, predict, score, train
 from taskexpert_jax.config import DATA_SETS, FIELDS, REQUIRED, VARIANTS, base, check, fields_of, flat, read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import model as taskexpert
@@ -266,6 +267,25 @@ def test_fields_that_are_missing_or_unknown_are_named():
 def test_a_data_set_of_ones_own_may_have_fields_of_its_own():
     config = changed("dataset.stride", 3, changed("dataset.name", "rooms", fitting()))
     check(config)
+
+
+def programs():
+    """The programs that take a config: name -> (config, directory) -> the call."""
+    return {
+        "train": lambda config, at: train.train(config, at / "run", None, None),
+        "evaluate": lambda config, at: evaluate.evaluate(config, at / "run", "best", None),
+        "predict": lambda config, at: predict.predict(config, at / "run", "best", at, at / "out"),
+        "gates": lambda config, at: gates.inspect(config, at / "run", "best", at, at / "out"),
+        "score": lambda config, at: score._run(config, at, (), at / "out"),
+    }
+
+
+@pytest.mark.parametrize("program", programs())
+def test_every_program_checks_its_config_before_it_writes(program, tmp_path):
+    config = changed("log.every_steps", 0, fitting("scenes"))
+    with pytest.raises(UserError, match=r"^config.log.every_steps=0: "):
+        programs()[program](config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- a run's own config ---
