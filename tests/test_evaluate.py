@@ -81,7 +81,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def direct(run):
-    """The same model on one device, by the plain forward pass: predictions, gates (S, T, B, N, K + 1) and labels."""
+    """Plain forward pass of the model on one device: predictions, gates (S, T, B, N, K + 1) and labels."""
     config = run.config
     batches = list(batches_of(config))
     batch = {name: np.concatenate([of[name] for of in batches])[:EXAMPLES] for name in batches[0]}

@@ -55,7 +55,7 @@ def imports_of(name):
 
 
 def part_of(module):
-    """Of a module of taskexpert_jax: its file or folder there; empty for others."""
+    """File or folder of taskexpert_jax that a module belongs to; empty for other packages."""
     package, _, rest = module.partition(".")
     return rest.partition(".")[0] if package == "taskexpert_jax" else ""
 

@@ -84,7 +84,7 @@ def updates(config):
 
 
 def augmented(config):
-    """What training sees at some places of the stream of an image whose left is one class."""
+    """Augmented examples, at several positions of the stream, of an image whose left part is one class."""
     random = np.random.default_rng(0)
     height, width = 100, 140
     classes = random.integers(0, 40, (height, width, 1)).astype(np.uint8)

@@ -33,7 +33,7 @@ _FAILED, _HEARD = "taskexpert/failed/", "taskexpert/heard/"  # keys of messages,
 
 
 class Group(NamedTuple):
-    """What a process needs to know to join its group."""
+    """Address, size and own index of a process group."""
 
     coordinator: str  # HOST:PORT
     count: int

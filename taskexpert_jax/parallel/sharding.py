@@ -127,7 +127,7 @@ def constrain(array: jax.Array, *names: str | None) -> jax.Array:
 
 
 def spec(shape: Sequence[int], *names: str | None) -> PartitionSpec:
-    """How `constrain` divides an array of this shape over the current mesh."""
+    """Partition spec that `constrain` uses for an array of this shape on the current mesh."""
     mesh_shape = jax.sharding.get_abstract_mesh().shape
     return _fit(nn.logical_to_mesh_axes(names, RULES) or (), shape, mesh_shape)
 

@@ -92,7 +92,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def trained(pair):
-    """What one forward and backward pass gives: ours, and the reference's losses, gradients and statistics."""
+    """One forward and backward pass: our losses, gradients and statistics, and the reference's."""
     pair.net.train()
     losses = torch_reference.make_loss(pair.net, pair.config, pair.tasks)(pair.torch_batch)
     total = sum(task.loss_weight * losses[task.name] for task in pair.tasks)

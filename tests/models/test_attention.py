@@ -55,7 +55,7 @@ def test_bfloat16_has_the_gradients_of_float32_up_to_its_rounding(drawn):
 
 
 def test_bfloat16_multiplies_no_float32(drawn):
-    """As a step of training does; tests/test_precision.py sees the whole step."""
+    """Attention with its gradient, as in a train step; test_precision.py looks at the whole step."""
 
     def step(query, key, value, cotangent):
         mixed, pull = jax.vjp(lambda *of: attention.attend(*of, kind="xla"), query, key, value)
@@ -77,7 +77,7 @@ def test_splash_is_the_same(tokens, drawn):
 
 
 def device(platform, capability=None):
-    """Of NVIDIA's GPUs the capability is a number, of AMD's a name; TPUs and CPUs have none."""
+    """The compute capability is a number on NVIDIA GPUs and a name on AMD's; TPUs and CPUs have none."""
     return SimpleNamespace(platform=platform, **({"compute_capability": capability} if capability else {}))
 
 

@@ -1,4 +1,4 @@
-"""What the jitted step sees of a batch."""
+"""Normalisation and padding of a batch inside the jitted step."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What of the bfloat16 training step is not bfloat16, and that its products are those that the budget counts.
+"""The bfloat16 train step: what is not bfloat16, and that its matmuls are those that the budget counts.
 
 The step is traced, not compiled: these are the operands that a compiler gets to see.
 """

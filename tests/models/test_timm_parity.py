@@ -71,7 +71,7 @@ def random_timm(variant, patch=16, **fields):
 
 
 def without_class_token(net, grid=(4, 4)):
-    """The same as the benchmark's family runs it: no class token, positions resized by PyTorch's bicubic."""
+    """timm's model as the benchmark's family runs it: no class token, positions resized by PyTorch's bicubic."""
     patch, width = net.patch_embed.patch_size[0], net.embed_dim
     size = (grid[0] * patch, grid[1] * patch)
     shape = {"embed_dim": width, "depth": len(net.blocks), "num_heads": net.blocks[0].attn.num_heads}

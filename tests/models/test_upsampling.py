@@ -33,7 +33,7 @@ def before(maps, kernel, factor):
 
 @pytest.fixture(params=["sums", "products"])
 def way(request, monkeypatch):
-    """How TPUs compute it, and how others do; both on the CPU."""
+    """The implementation for TPUs and that for other devices; both run on the CPU."""
     choose = {"sums": lambda *of, tpu, default: default(*of), "products": lambda *of, tpu, default: tpu(*of)}
     monkeypatch.setattr(jax.lax, "platform_dependent", choose[request.param])
 

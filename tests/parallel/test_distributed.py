@@ -88,7 +88,7 @@ def statuses(folder, *command):
 
 
 def said(folder, end="err"):
-    """What each process said."""
+    """Output of each process."""
     return [(folder / f"{index}.{end}").read_text().rstrip("\n") for index in range(2)]
 
 

@@ -1,4 +1,4 @@
-"""What a step's gradients are made of: micro-batches, and the balance of the gates."""
+"""Gradients of a train step: micro-batches, and the load balance of the gates."""
 
 import jax
 import numpy as np
