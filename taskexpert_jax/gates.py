@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 import jax
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 import numpy as np
 from PIL import Image
 
@@ -65,7 +65,9 @@ def make_step(model: TaskExpert) -> Callable[[Any, Mapping[str, Any]], tuple[dic
     return jax.jit(step)
 
 
-def inspect(config: Any, workdir: pathlib.Path, which: str, source: pathlib.Path, output: pathlib.Path) -> Inspection:
+def inspect(
+    config: ConfigDict, workdir: pathlib.Path, which: str, source: pathlib.Path, output: pathlib.Path
+) -> Inspection:
     """Inspects the gates on an image or a folder of images: prints a table and writes figures and a page.
 
     Images larger than `config.dataset.image_size` are reduced to fit, so that the gates are those of one forward pass.

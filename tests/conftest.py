@@ -1,4 +1,4 @@
-"""Shared set-up of all tests: eight simulated CPU devices, a kept compilation cache, and the folders of reference material.
+"""Shared set-up of all tests: simulated devices, compilation cache, folders of reference material.
 
 The environment is set here, at import, because JAX and TensorFlow read it once, when they are first imported; pytest
 imports this file before any test module. Programs that a test starts inherit it.

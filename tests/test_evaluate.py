@@ -276,7 +276,7 @@ def test_a_label_of_its_own_for_the_benchmark_is_used_and_unknown_pixels_are_lef
     edge = next(task for task in run.tasks if task.name == "edge")
     strengths = jax.device_put(np.where(own[..., 0] == 1, 200, 0).astype(np.uint8) + 50)
     values = jax.numpy.zeros(strengths.shape)
-    with contextlib.closing(full_pass._Examples(run.config, (edge,), one_device())) as examples:
+    with contextlib.closing(full_pass._Examples(run.config.eval.boundary, (edge,), one_device())) as examples:
         examples.add(batch, full_pass.Outputs({}, {"edge": values}, {"edge": strengths}))
         counts = examples._runs["edge"].counts()
     expected = [

@@ -1,8 +1,8 @@
 """Boundary benchmark during an evaluation, in threads on the host while the device computes the next batches."""
 
 from collections.abc import Callable
+from typing import Literal
 
-from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax.parallel import processes
@@ -16,17 +16,15 @@ class BoundaryRun:
     Memory is bounded: `add` blocks while the pool is full. The work runs without Python's global lock.
     """
 
-    def __init__(self, config: ConfigDict):
-        """Starts the threads.
-
-        config: `config.eval.boundary`.
-        """
+    def __init__(self, *, max_dist: float, labels: Literal["regions", "lines"]):
+        """Starts the threads; arguments: see `config.eval.boundary`."""
         from taskexpert_jax.tasks.metrics.boundary import (
             counts as boundary,  # imported lazily: only the benchmark needs SciPy and Numba
         )
 
         self._count = boundary.image_counts
-        self._config = config
+        self._max_dist = max_dist
+        self._labels: Literal["regions", "lines"] = labels
         self._pool: OrderedPool[tuple[BoundaryCounts, Callable[[float], None]]] = OrderedPool()
         self._parts = [BoundaryCounts.empty()]
 
@@ -38,8 +36,7 @@ class BoundaryRun:
           label: (h, w) integers, without padding.
           scored: called with the example's best F in percent during a later call of `add` or `counts`.
         """
-        config = self._config
-        self._pool.submit(lambda: (self._count(prediction, label, config.max_dist, kind=config.labels), scored))
+        self._pool.submit(lambda: (self._count(prediction, label, self._max_dist, kind=self._labels), scored))
         if self._pool.full:
             self._finish_one()
 

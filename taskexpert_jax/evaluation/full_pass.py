@@ -10,6 +10,7 @@ from clu import metrics as clu_metrics
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
 import tqdm
 
@@ -110,16 +111,16 @@ def _single_states(task: Task, prediction: jax.Array, batch: Mapping[str, Any]) 
     return jax.vmap(single)(prediction, batch[task.name], batch["mask"])
 
 
-def run(config: Any, model: TaskExpert, variables: Any, batches: Iterable[HostBatch], mesh: Mesh) -> Pass:
+def run(config: ConfigDict, model: TaskExpert, variables: Any, batches: Iterable[HostBatch], mesh: Mesh) -> Pass:
     """Full pass of a model over this process's batches of an evaluation set; errors as `run_forward`."""
     forward = model_forward(model, inference.make_inference(model, config))
     single = inference.is_single(inference.views(config), frame_size(config))
     totals = empty_totals(model, single=single)
-    return run_forward(config, model.tasks, forward, variables, totals, batches, mesh)
+    return run_forward(config.eval.boundary, model.tasks, forward, variables, totals, batches, mesh)
 
 
 def run_forward(
-    config: Any,
+    benchmark: ConfigDict,
     tasks: tuple[Task, ...],
     forward: Forward,
     variables: Any,
@@ -129,6 +130,7 @@ def run_forward(
 ) -> Pass:
     """Full pass over this process's batches of an evaluation set, with predictions from `forward`.
 
+    benchmark: settings of the boundary benchmark, `config.eval.boundary`.
     totals: totals of no example.
 
     Raises:
@@ -139,7 +141,7 @@ def run_forward(
     on_host, to_send = itertools.tee(batches)
     shown = None if jax.process_index() == 0 else True  # None: on a terminal
     with (
-        contextlib.closing(_Examples(config, tasks, mesh)) as examples,
+        contextlib.closing(_Examples(benchmark, tasks, mesh)) as examples,
         tqdm.tqdm(unit=" examples", mininterval=1.0, leave=False, disable=shown) as bar,
     ):
         before = None
@@ -172,14 +174,14 @@ class _Example(NamedTuple):
 class _Examples:
     """Accumulates the results of this process's examples on the host."""
 
-    def __init__(self, config: Any, tasks: tuple[Task, ...], mesh: Mesh):
+    def __init__(self, benchmark: ConfigDict, tasks: tuple[Task, ...], mesh: Mesh):
         self._tasks = tasks
         self._mesh = mesh
         self._counted = 0
         self._batches = 0
         self._sample = LabelSample(tasks)
-        benchmarked = [task.name for task in tasks if task.boundary_benchmark and config.eval.boundary.odsf]
-        self._runs = {name: BoundaryRun(config.eval.boundary) for name in benchmarked}
+        benchmarked = [task.name for task in tasks if task.boundary_benchmark and benchmark.odsf]
+        self._runs = {name: BoundaryRun(max_dist=benchmark.max_dist, labels=benchmark.labels) for name in benchmarked}
         benchmark_results = [f"{name}/odsF" for name in benchmarked]
         self._extremes = {task.name: Extremes(task.published(benchmark_results)) for task in tasks}
 

@@ -153,7 +153,7 @@ def score(config: ConfigDict, folder: pathlib.Path, batches: Iterable[Mapping[st
     started = time.monotonic()
     with sharding.use(mesh):
         filled = with_predictions(tasks, folder, batches)
-        found = full_pass.run_forward(config, tasks, from_files, {}, totals, filled, mesh)
+        found = full_pass.run_forward(config.eval.boundary, tasks, from_files, {}, totals, filled, mesh)
     seconds = time.monotonic() - started
     facts = results.facts(config, workdir=folder, which="", step=0, examples=found.examples, seconds=seconds)
     return results.Evaluation(
