@@ -32,7 +32,7 @@ import psutil
 import torch
 
 from benchmarks.pytorch import loader as torch_loader
-from input_pipeline import pascal_labels, pipeline, prepare, records, transforms
+from input_pipeline import pascal_archive, pipeline, prepare, records, transforms
 from taskexpert_jax import tasks as task_records
 from taskexpert_jax.errors import UserError
 
@@ -52,7 +52,7 @@ def reference_data(dataset: str, folder: pathlib.Path) -> torch_loader.MultiTask
     """The PyTorch data set of the files in a folder."""
     if dataset == "nyud":
         return torch_loader.Nyud(folder)
-    return torch_loader.PascalContext(folder, list(pascal_labels.NORMALS_CLASSES))
+    return torch_loader.PascalContext(folder, list(pascal_archive.NORMALS_CLASSES))
 
 
 def configured(dataset: str, data_dir: pathlib.Path, *, cache: bool) -> Any:

@@ -23,7 +23,7 @@ from taskexpert_jax import command_line
 from taskexpert_jax.config import check as check_config
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import threads
-from taskexpert_jax.tasks import Task, canvas, drawing, from_config
+from taskexpert_jax.tasks import Task, canvas, from_config, panels
 
 HATCH = (255, 0, 200)  # RGB over ignored pixels, a rare colour in images
 PERIOD = 8  # of the hatching, pixels; a stripe is two pixels wide
@@ -37,7 +37,7 @@ def _ignored(label: np.ndarray, task: Task) -> np.ndarray:
 
 def overlay(image: np.ndarray, label: np.ndarray, task: Task) -> np.ndarray:
     """Label colours blended half and half with the image, ignored pixels hatched: (H,W,3) uint8."""
-    blended = (image.astype(np.uint16) + drawing.colour(task, task.label_values(label))) // 2
+    blended = (image.astype(np.uint16) + panels.colour(task, task.label_values(label))) // 2
     rows, columns = np.indices(image.shape[:2])
     ignored = _ignored(label, task)
     blended[ignored] = image[ignored]
@@ -53,10 +53,10 @@ def rows_of(title: str, example: Example, tasks: Sequence[Task]) -> list[list[ca
     for task in tasks:
         label = example[task.name]
         if _ignored(label, task).all():
-            labels.append((f"{task.title}: nothing is labelled", drawing.picture(task, task.label_values(label))))
+            labels.append((f"{task.title}: nothing is labelled", panels.picture(task, task.label_values(label))))
             over.append(None)
         else:
-            labels.append((task.title, drawing.picture(task, task.label_values(label))))
+            labels.append((task.title, panels.picture(task, task.label_values(label))))
             over.append((f"{task.title} over the image", canvas.at_display_size(overlay(image, label, task))))
     return [labels, over]
 

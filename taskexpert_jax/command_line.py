@@ -1,12 +1,14 @@
 """Command line of the programs: flags, errors in one line, and what is logged."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import logging as standard_logging
 import pathlib
 import sys
 from typing import Any, NoReturn
 
 from absl import flags, logging
+from absl.logging import converter
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _OURS = tuple(str(_ROOT / package) for package in ("taskexpert_jax", "input_pipeline", "main.py"))
@@ -39,8 +41,22 @@ def configure_logging() -> None:
     logger = logging.get_absl_logger()
     logger.handlers = [_Stderr()]
     logger.propagate = False
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.INFO)
+    verbosity = flags.FLAGS["verbosity"]
+    if not verbosity.present:
+        logging.set_verbosity(logging.WARNING)  # of loggers outside of absl, such as JAX's
+    logger.setLevel(converter.absl_to_standard(verbosity.value if verbosity.present else logging.INFO))
+
+
+@contextlib.contextmanager
+def errors_only() -> Iterator[None]:
+    """Logs errors only within its body."""
+    logger = logging.get_absl_logger()
+    level = logger.level
+    logger.setLevel(standard_logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

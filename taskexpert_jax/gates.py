@@ -156,14 +156,14 @@ def _on_host(
 def write_image(folder: pathlib.Path, inside: Inside, tasks: tuple[Task, ...], *, number: int) -> Element:
     """Writes the figures and arrays of one image; returns its section of the page, the image's index being `number`."""
     from taskexpert_jax.report import gate_maps, gates_page
-    from taskexpert_jax.tasks import drawing
+    from taskexpert_jax.tasks import panels
 
     folder.mkdir(parents=True, exist_ok=True)
     slots = inside.summary.slots
     grid = np.moveaxis(inside.gates, (2, 3), (0, 1))  # (h, w, S, T, slots)
     pixels = gate_maps.over_image(grid, inside.window, inside.patch)
     weights = np.moveaxis(pixels, (0, 1), (2, 3))  # (S, T, rows, columns, slots)
-    predictions = {task.name: drawing.colour(task, inside.values[task.name]) for task in tasks}
+    predictions = {task.name: panels.colour(task, inside.values[task.name]) for task in tasks}
     Image.fromarray(inside.picture).save(folder / "picture.png")
     np.savez_compressed(
         folder / "gates.npz",

@@ -14,7 +14,7 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import inference, steps
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs.load import load
-from taskexpert_jax.tasks import Task, canvas, drawing
+from taskexpert_jax.tasks import Task, canvas, panels
 
 
 def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathlib.Path, output: pathlib.Path) -> None:
@@ -61,11 +61,11 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
 def write(folder: pathlib.Path, image: np.ndarray, tasks: tuple[Task, ...], values: Mapping[str, np.ndarray]) -> None:
     """Writes the images and arrays of one input image; `values` cover it, at any resolution."""
     folder.mkdir(parents=True, exist_ok=True)
-    panels = []
+    titled = []
     for task in tasks:
         sized = task.kind.resize(np.asarray(values[task.name]), *image.shape[:2])
         np.save(folder / f"{task.name}.npy", sized)
-        picture = drawing.picture(task, sized)
+        picture = panels.picture(task, sized)
         picture.save(folder / f"{task.name}.png")
-        panels.append((task.title, picture))
-    canvas.montage(image, panels).save(folder / "montage.png")
+        titled.append((task.title, picture))
+    canvas.montage(image, titled).save(folder / "montage.png")

@@ -14,7 +14,7 @@ from taskexpert_jax.evaluation import inference, results, steps
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
-from taskexpert_jax.parallel.stopping import Stopped, on_sigterm
+from taskexpert_jax.parallel.preemption import Stopped, on_sigterm
 from taskexpert_jax.pretrained import load as pretrained
 from taskexpert_jax.runs import workdir as workdirs
 from taskexpert_jax.runs.checkpoints import Checkpoints, saved_steps

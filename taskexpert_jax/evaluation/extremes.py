@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from taskexpert_jax.images import data_uri
-from taskexpert_jax.tasks import Published, Task, drawing
+from taskexpert_jax.tasks import Published, Task, panels
 
 KEPT = 4  # examples at each end
 LARGEST = 256  # maximum side of a thumbnail in pixels
@@ -84,8 +84,8 @@ def pictures(task: Task, image: np.ndarray, values: np.ndarray, label: np.ndarra
       label: (h, w, label_channels).
     """
     truth = task.label_values(label)
-    limits = drawing.limits_of(task, truth)  # for both, so that colours are comparable
-    drawn = [drawing.colour(task, of, limits=limits) for of in (values, truth)]
+    limits = panels.limits_of(task, truth)  # for both, so that colours are comparable
+    drawn = [panels.colour(task, of, limits=limits) for of in (values, truth)]
     return _small_uri(image, smooth=True), *(_small_uri(rgb, smooth=task.kind.jpeg) for rgb in drawn)
 
 

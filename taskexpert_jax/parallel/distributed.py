@@ -16,9 +16,10 @@ import time
 import traceback
 from typing import Any, NamedTuple, NoReturn
 
-from absl import flags, logging
+from absl import flags
 import jax
 
+from taskexpert_jax import command_line
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import processes
 
@@ -152,12 +153,10 @@ def _silent() -> Iterator[None]:
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
     try:
-        yield
+        with command_line.errors_only():
+            yield
     finally:
-        logging.set_verbosity(verbosity)
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)

@@ -93,9 +93,9 @@ def _task(found: Evaluation, task: Task) -> Element:
 
 
 def _classes(task: Task, scores: tuple[ClassScore, ...]) -> list[Element]:
-    from taskexpert_jax.tasks import drawing
+    from taskexpert_jax.tasks import panels
 
-    colours = drawing.colour(task, np.arange(len(scores), dtype=np.uint8)[None])[0]
+    colours = panels.colour(task, np.arange(len(scores), dtype=np.uint8)[None])[0]
     items = []
     for score in sorted(scores, key=lambda score: (score.labelled == 0, -score.iou)):
         red, green, blue = (int(part) for part in colours[score.index])

@@ -40,7 +40,7 @@ def montage(image: np.ndarray, panels: Sequence[tuple[str, Image.Image | np.ndar
 
     Args:
       image: (H, W, 3) uint8.
-      panels: title and panel: a map drawn by `drawing.picture`, or (H, W, 3) uint8 of the image's size.
+      panels: title and panel: a map drawn by `panels.picture`, or (H, W, 3) uint8 of the image's size.
     """
     cells = [("input", at_display_size(image))]
     for title, panel in panels:

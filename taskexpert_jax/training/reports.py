@@ -71,7 +71,7 @@ def draw_examples(
     """
     if not count:
         return {}
-    from taskexpert_jax.tasks import drawing  # matplotlib is slow to import, and only needed here
+    from taskexpert_jax.tasks import panels  # matplotlib is slow to import, and only needed here
 
     batch = next(iter(eval_batches()))
     (on_devices,) = sharding.to_devices([batch], mesh)
@@ -85,7 +85,7 @@ def draw_examples(
         top, left, height, width = batch["window"][i]
         rows, columns = slice(top, top + height), slice(left, left + width)
         pictures[f"prediction/{i}"] = np.asarray(
-            drawing.comparison(
+            panels.comparison(
                 batch["image"][i, rows, columns],
                 tasks,
                 {task.name: values[task.name][i, rows, columns] for task in tasks},

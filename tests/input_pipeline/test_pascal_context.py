@@ -14,7 +14,7 @@ import pytest
 from skimage import morphology
 
 from configs import pascal_context as pascal_config
-from input_pipeline import archives, class_names, pascal_context, pascal_labels, pipeline, prepare
+from input_pipeline import archives, class_names, pascal_archive, pascal_context, pipeline, prepare
 from input_pipeline.records import Example
 from taskexpert_jax import tasks
 
@@ -97,12 +97,12 @@ def test_an_image_without_persons_counts_nowhere_for_their_parts(
 
 def test_classes_with_normals_equal_the_reference(golden_dir: pathlib.Path) -> None:
     expected = json.loads((golden_dir / "pascal_normals_valid_classes.json").read_text())["ids"]
-    assert list(pascal_labels.NORMALS_CLASSES) == expected
+    assert list(pascal_archive.NORMALS_CLASSES) == expected
 
 
 def test_decoded_values_follow_the_definition(layout: pathlib.Path, tmp_path: pathlib.Path) -> None:
     config = build(layout, tmp_path / "built")
-    valid = np.isin(np.arange(460), pascal_labels.NORMALS_CLASSES)
+    valid = np.isin(np.arange(460), pascal_archive.NORMALS_CLASSES)
     assert valid.sum() == 170
     for split, ids in (("train", pascal_layout.TRAIN), ("val", pascal_layout.VAL)):
         examples = decoded(config, split)

@@ -13,7 +13,7 @@ from configs import demo
 from input_pipeline import pipeline, show
 from input_pipeline.scenes import scene as scenes
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.tasks import canvas, drawing, from_config
+from taskexpert_jax.tasks import canvas, from_config, panels
 
 PROGRAM = [sys.executable, "-m", "input_pipeline.show"]
 
@@ -63,7 +63,7 @@ def test_a_label_over_the_image_is_half_of_each_and_hatched_where_ignored(config
     label = np.zeros((12, 20, 1), np.uint8)
     label[:, 10:] = 255
     over = show.overlay(image, label, semseg)
-    half = (90 + drawing.colour(semseg, label[..., 0])[0, 0].astype(int)) // 2
+    half = (90 + panels.colour(semseg, label[..., 0])[0, 0].astype(int)) // 2
     assert (over[:, :10] == half).all()
     hatched = (over[:, 10:] == show.HATCH).all(axis=-1)
     assert (over[:, 10:][~hatched] == 90).all() and hatched.mean() == pytest.approx(2 / show.PERIOD, abs=0.02)

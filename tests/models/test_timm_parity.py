@@ -239,7 +239,7 @@ def test_augreg_npz_in_the_familys_way(tmp_path, tiny):
     np.savez(tmp_path / "augreg.npz", **augreg(tiny))
     model, weights = ours(tmp_path / "augreg.npz", "vit_ti16", (SIDE, SIDE))
     assert_equal_at_every_block(without_class_token(tiny), model, weights, (SIDE, SIDE), norm=False)
-    assert "left out: Transformer/encoder_norm/*, cls, head/*" in weights.report
+    assert "unused: Transformer/encoder_norm/*, cls, head/*" in weights.report
 
 
 def test_augreg_npz_as_timm_itself_reads_it(tmp_path, tiny):
@@ -256,7 +256,7 @@ def test_timm_safetensors_on_another_grid(tmp_path, tiny):
     size = (80, 112)
     model, weights = ours(tmp_path / "model.safetensors", "vit_ti16", size)
     assert_equal_at_every_block(without_class_token(tiny, (5, 7)), model, weights, size, norm=False)
-    assert "pos_embedding 4x4 -> 5x7; left out: cls_token, head.*, norm.*" in weights.report
+    assert "pos_embedding 4x4 -> 5x7; unused: cls_token, head.*, norm.*" in weights.report
 
 
 @pytest.mark.parametrize("prefix", ["", "vit."])
@@ -292,7 +292,7 @@ def test_dinov2_of_timm(tmp_path, dinov2):
     )
     model, weights = ours(tmp_path / "model.safetensors", "dinov2_s14", (56, 56))
     assert_equal_at_every_block(dinov2, model, weights, (56, 56))
-    assert "mean (0.5, 0.4, 0.3), std (0.2, 0.2, 0.2) (config.json), 518x518; this run's: mean (0.485" in weights.report
+    assert "mean (0.5, 0.4, 0.3), std (0.2, 0.2, 0.2) (config.json), 518x518; this run: mean (0.485" in weights.report
 
 
 def test_dinov2_of_hugging_face(tmp_path, dinov2):

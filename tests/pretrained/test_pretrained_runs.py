@@ -10,7 +10,7 @@ from configs import demo
 from taskexpert_jax import train
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models.backbones import position_embedding
-from taskexpert_jax.parallel.stopping import Stopped
+from taskexpert_jax.parallel.preemption import Stopped
 
 
 def demo_config(**fields):

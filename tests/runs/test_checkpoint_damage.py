@@ -128,7 +128,7 @@ def test_a_write_cut_in_the_middle_is_said_and_left_out(tmp_path, capsys):
     assert done.returncode == -9
     assert [path.name for path in (tmp_path / "checkpoints").glob("4*")] == ["4.orbax-checkpoint-tmp"]
     assert opened_newest(tmp_path).step == 2
-    assert capsys.readouterr().err == "step 4 was being written when the run ended: left out\n"
+    assert capsys.readouterr().err == "step 4 was being written when the run ended: removed\n"
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 

@@ -10,8 +10,8 @@ from input_pipeline import folder, transforms
 from taskexpert_jax import images, tasks
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import scoring
-from taskexpert_jax.tasks import Task, canvas, drawing, kinds
-from taskexpert_jax.tasks.kinds import vectors
+from taskexpert_jax.tasks import Task, canvas, kinds, panels
+from taskexpert_jax.tasks.kinds.vector import wheel
 from taskexpert_jax.tasks.losses import VECTOR_IGNORE
 
 FLOW = kinds.vector(2, unit="px")
@@ -202,10 +202,10 @@ def test_values_of_the_right_size_are_left_alone(name):
 def test_the_colour_wheel_is_that_of_optical_flow():
     """Middlebury's wheel: from the right, its six sections begin at steps 0, 15, 21, 25, 36 and 49 of 55."""
     begins = 2 * np.pi * np.array([0, 15, 21, 25, 36, 49]) / 55
-    colours = vectors.wheel(np.cos(begins), np.sin(begins))
+    colours = wheel(np.cos(begins), np.sin(begins))
     expected = [[255, 0, 0], [255, 255, 0], [0, 255, 0], [0, 255, 255], [0, 0, 255], [255, 0, 255]]
     np.testing.assert_allclose(colours, expected, atol=1)
-    still, half, beyond = vectors.wheel(np.array([0, 0.5, 2]), np.zeros(3))
+    still, half, beyond = wheel(np.array([0, 0.5, 2]), np.zeros(3))
     assert still.tolist() == [255, 255, 255]
     np.testing.assert_allclose(half, [255, 127.5, 127.5], atol=0.6)
     np.testing.assert_allclose(beyond, [0.75 * 255, 0, 0], atol=0.6)
@@ -214,23 +214,23 @@ def test_the_colour_wheel_is_that_of_optical_flow():
 def test_flow_is_drawn_on_the_range_that_its_key_names():
     task = task_of(FLOW)
     values = np.float32([[[3, 0], [6, 0], [VECTOR_IGNORE] * 2]])
-    colours = drawing.colour(task, values, limits=(0, 6))[0]
+    colours = panels.colour(task, values, limits=(0, 6))[0]
     np.testing.assert_allclose(colours, [[255, 128, 128], [255, 0, 0], canvas.INVALID], atol=1)
-    assert drawing.limits_of(task, values)[1] == pytest.approx(6, rel=0.01)
-    assert drawing.limits_of(task_of(kinds.vector(2, limits=(-9, 4))), values) == (0, 9)
+    assert panels.limits_of(task, values)[1] == pytest.approx(6, rel=0.01)
+    assert panels.limits_of(task_of(kinds.vector(2, limits=(-9, 4))), values) == (0, 9)
     keys = [np.asarray(task.kind.key(canvas.Drawn(values, values[..., 0] > 0, (0, most)), 320)) for most in (6, 60)]
     assert keys[0].shape[1] == 320 and (keys[0] != keys[1]).any()
 
 
 def test_three_numbers_are_red_green_and_blue_over_the_limits():
     values = np.float32([[[0, 0.2, 1], [2, -1, 0], [VECTOR_IGNORE] * 3]])
-    colours = drawing.colour(task_of(ALBEDO), values)[0]
+    colours = panels.colour(task_of(ALBEDO), values)[0]
     assert colours.tolist() == [[0, 51, 255], [255, 0, 0], list(canvas.INVALID_GREY)]
     assert "from 0 to 1" in ALBEDO.caption
 
 
 def test_other_vectors_are_drawn_by_their_length():
-    colours = drawing.colour(
+    colours = panels.colour(
         task_of(KINDS["vector of 5"]), np.float32([[[3, 4, 0, 0, 0], [0, 0, 10, 0, 0]]]), limits=(0, 10)
     )
     assert colours[0].tolist() == [[128] * 3, [255] * 3]
@@ -240,10 +240,10 @@ def test_other_vectors_are_drawn_by_their_length():
 def test_every_kind_is_drawn_with_and_without_values(name):
     task, values = task_of(KINDS[name]), values_of(name)
     nothing = np.full(values.shape, task.ignore)
-    assert (drawing.colour(task, nothing) == task.kind.invalid).all()
+    assert (panels.colour(task, nothing) == task.kind.invalid).all()
     for shown in (values, nothing):
-        assert drawing.picture(task, shown).width == 384
-    assert len(np.unique(drawing.colour(task, values).reshape(-1, 3), axis=0)) > 1
+        assert panels.picture(task, shown).width == 384
+    assert len(np.unique(panels.colour(task, values).reshape(-1, 3), axis=0)) > 1
 
 
 # --- figures ---

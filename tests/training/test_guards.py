@@ -19,7 +19,7 @@ from taskexpert_jax import train
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
-from taskexpert_jax.parallel.stopping import Stopped, on_sigterm
+from taskexpert_jax.parallel.preemption import Stopped, on_sigterm
 from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.training import optimizer, tally

@@ -9,11 +9,11 @@
 Encoding of label files: docs/add_a_dataset.md; use by a task: docs/add_a_task.md.
 """
 
-from taskexpert_jax.tasks.kinds.class_maps import UNNAMED, classes
-from taskexpert_jax.tasks.kinds.depths import depth
+from taskexpert_jax.tasks.kinds.classes import UNNAMED, classes
+from taskexpert_jax.tasks.kinds.depth import depth
 from taskexpert_jax.tasks.kinds.kind import Counts, Kind
-from taskexpert_jax.tasks.kinds.masks import probability
-from taskexpert_jax.tasks.kinds.unit_vectors import normals
-from taskexpert_jax.tasks.kinds.vectors import vector
+from taskexpert_jax.tasks.kinds.normals import normals
+from taskexpert_jax.tasks.kinds.probability import probability
+from taskexpert_jax.tasks.kinds.vector import vector
 
 __all__ = ["UNNAMED", "Counts", "Kind", "classes", "depth", "normals", "probability", "vector"]

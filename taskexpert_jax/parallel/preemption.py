@@ -1,4 +1,4 @@
-"""Preemption: on SIGTERM the run saves a checkpoint and exits."""
+"""Preemption: SIGTERM sets a flag, at which the training loop (`train.py`) saves a checkpoint and returns."""
 
 from collections.abc import Iterable, Iterator
 import contextlib

@@ -13,13 +13,13 @@ from PIL import Image
 import pytest
 from skimage import morphology
 
-from input_pipeline import archives, pascal_labels
+from input_pipeline import archives, pascal_archive
 
 ID = "2008_000003"  # an example with persons and with a VOC mask
 
 
 def read(layout: pathlib.Path, example_id: str = ID) -> dict[str, Any]:
-    return pascal_labels.read_example(layout, example_id)
+    return pascal_archive.read_example(layout, example_id)
 
 
 def faults(layout: pathlib.Path, example_id: str = ID) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ def test_boundaries_of_random_maps_follow_the_definition() -> None:
             laplacian = (
                 padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * padded[1:-1, 1:-1]
             )
-            np.testing.assert_array_equal(pascal_labels.boundaries(context), morphology.thin(laplacian != 0))
+            np.testing.assert_array_equal(pascal_archive.boundaries(context), morphology.thin(laplacian != 0))
 
 
 def test_the_benchmark_has_boundaries_of_its_own(layout: pathlib.Path) -> None:
@@ -172,10 +172,10 @@ def test_labels_of_another_size_are_resized_to_the_image(layout: pathlib.Path, s
     edges = morphology.thin(np.abs(cv2.Laplacian(held["context"], cv2.CV_64F)) > 0)
     np.testing.assert_array_equal(read(layout)["edge"][..., 0], nearest(edges, 30, 40))
     context = nearest(held["context"], 30, 40)  # another size than the normals
-    valid = np.isin(context, pascal_labels.NORMALS_CLASSES)
+    valid = np.isin(context, pascal_archive.NORMALS_CLASSES)
     np.testing.assert_array_equal((read(layout)["normals"] != 0).any(axis=-1), valid)
     save_image(layout / "normals_distill" / f"{ID}.png", held["normals"])
-    valid = np.isin(held["context"], pascal_labels.NORMALS_CLASSES)[..., None]
+    valid = np.isin(held["context"], pascal_archive.NORMALS_CLASSES)[..., None]
     vectors = cv2.resize((2.0 * held["normals"] / 255 - 1) * valid, (40, 30), interpolation=cv2.INTER_CUBIC)
     np.testing.assert_allclose(read(layout)["normals"].astype(np.float64), vectors, rtol=0, atol=1e-3)
 
@@ -345,7 +345,7 @@ def test_without_either_mask_both_are_named(layout: pathlib.Path) -> None:
     context = VOC.replace("VOC12", "pascal-context")
     (line,) = faults(layout)
     assert line.startswith(f"{VOC} or {context} is missing")
-    assert pascal_labels.members(ID)["semseg"] == (VOC, context)
+    assert pascal_archive.members(ID)["semseg"] == (VOC, context)
 
 
 def test_all_faults_of_an_example_are_named(layout: pathlib.Path) -> None:

@@ -1,7 +1,13 @@
-"""Decoding of the files of PASCAL-Context's multi-task copy into labels.
+"""Archive of PASCAL-Context's multi-task copy: its layout, and decoding of its files into labels.
+
+Layout: `ImageSets/Context/{train,val}.txt` one id per line; for each id `JPEGImages/ID.jpg`, at most 500x500;
+`semseg/VOC12/ID.png` or else `semseg/pascal-context/ID.png`, 0 background and 1..20 classes, 255 void;
+`human_parts/ID.mat`, PASCAL-Part's struct `anno`; `sal_distill/ID.png`, salient above 127; `normals_distill/ID.png`,
+n = 2*v/255 - 1; `pascal-context/trainval/ID.mat`, `LabelMap` of 459 context classes, from which boundaries and the
+valid pixels of the normals are computed.
 
 Labels of the multi-task benchmark: VOC's classes, boundaries of the context labels, human parts of PASCAL-Part, and
-normals and saliency distilled from other models. The layout is described in `pascal_context`. Works without TensorFlow.
+normals and saliency distilled from other models. Works without TensorFlow.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +27,9 @@ from taskexpert_jax.tasks.metrics.boundary.thinning import thin
 
 cv2.setNumThreads(1)  # examples are read in parallel, so threads within one example only compete
 
+FOLDER = "PASCALContext"
+ID_FILES = {"train": "ImageSets/Context/train.txt", "val": "ImageSets/Context/val.txt"}
+PUBLISHED_COUNTS = {"train": 4998, "val": 5105}
 MAX_SIZE = 500  # pixels, longest side of an image
 CLASSES = class_names.VOC
 VOID = 255
