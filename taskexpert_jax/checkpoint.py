@@ -40,7 +40,7 @@ def listing(workdir: pathlib.Path, *, verify: bool = False) -> str:
         if not steps:
             raise UserError(f"no checkpoint in {folder}")
         metrics = {step: opened.metrics(step) or {} for step in steps}
-        best = _best(opened, metrics)
+        best = _best(folder, opened, metrics)
     names = sorted({name for found in metrics.values() for name in found})
     numbers = [*names, "MiB", *(f"{item} MiB" for item in manager.TREES)]
     rows = [["step", "saved", *numbers, "files", ""]]
@@ -96,7 +96,7 @@ def tree(workdir: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def _best(opened: Manager, metrics: Mapping[int, Mapping[str, float]]) -> int | None:
+def _best(folder: pathlib.Path, opened: Manager, metrics: Mapping[int, Mapping[str, float]]) -> int | None:
     """The step with the best value of the best task's metric; the newest evaluated checkpoint names the task."""
     evaluated = {step: found for step, found in metrics.items() if found}
     if not evaluated:
@@ -108,9 +108,8 @@ def _best(opened: Manager, metrics: Mapping[int, Mapping[str, float]]) -> int | 
     except (UserError, KeyError, ValueError, OSError):
         return None  # the checkpoint is damaged
     key = f"{task.name}/{task.main_metric}"
-    choose = max if task.higher_is_better else min
-    comparable = [step for step in evaluated if key in evaluated[step]]  # all, unless the best task has changed
-    return choose(comparable, key=lambda step: evaluated[step][key], default=None)
+    with manager.for_run(folder, key, higher_is_better=task.higher_is_better, create=False) as ranked:
+        return ranked.best(key)
 
 
 def _unlisted(folder: pathlib.Path, step: int) -> UserError:

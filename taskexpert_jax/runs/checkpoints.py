@@ -303,8 +303,8 @@ class Checkpoints:
             for step, problem in self._damaged_metrics(steps).items():
                 rest = f"the best checkpoint is unknown; use --checkpoint=latest or one of {steps}"
                 raise UserError(f"checkpoint {self.path}/{step} is damaged: {problem}; {rest}")
-            best = self._manager.best_step()
-            return best if best is not None and self._best_key in (self._manager.metrics(best) or {}) else steps[-1]
+            best = self._manager.best(self._best_key)
+            return steps[-1] if best is None else best
         if which.isdigit() and int(which) in steps:
             return int(which)
         raise UserError(f"--checkpoint={which}: not in {self.path}; use best, latest or one of {steps}")

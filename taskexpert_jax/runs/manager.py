@@ -65,6 +65,14 @@ class Manager(ocp.CheckpointManager):
             return None
         return found if isinstance(found, dict) else None
 
+    def best(self, key: str) -> int | None:
+        """The step with the best value of the metric `key`, the newest of equal ones; None if no step has the metric.
+
+        The manager must be one of `for_run` with the same key.
+        """
+        step = self.best_step()
+        return step if step is not None and key in (self.metrics(step) or {}) else None
+
 
 def for_run(path: pathlib.Path, best_key: str, *, higher_is_better: bool, create: bool) -> Manager:
     """A manager that keeps the latest two checkpoints and the one with the best `best_key` among its metrics."""

@@ -228,6 +228,17 @@ def test_the_listing_shows_what_is_there(tmp_path, capsys):
     assert "  step  ()  int32  4 bytes" in newest
 
 
+def test_the_listing_and_evaluation_agree_on_the_best_of_equal_checkpoints(tmp_path):
+    config = demo.get_config("tiny").to_dict()
+    with opened(tmp_path) as checkpoints:
+        for step in (2, 4):
+            checkpoints.save(step, state(step).to_items(), config, {"semseg/mIoU": 0.5})
+        checkpoints.wait()
+        best = checkpoints.select("best")
+    marked = [line.split()[0] for line in checkpoint_listing.listing(tmp_path).splitlines() if "best" in line]
+    assert marked == [str(best)] == ["4"]
+
+
 @pytest.mark.parametrize("part", ["metrics/metrics", "config/metadata", "params/_METADATA"])
 def test_the_listing_names_what_is_damaged_and_needs_no_accelerator(part, tmp_path):
     with opened(tmp_path) as checkpoints:
