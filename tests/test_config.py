@@ -232,7 +232,6 @@ def test_an_unknown_variant_is_refused_with_the_known_ones():
         ),
         ({"mesh.fsdp": -1}, r"^config.mesh \(data=-1, fsdp=-1, tensor=1\): sizes must be .* at most one may be -1$"),
         ({"tasks": ("depth",)}, r"^config.checkpoint.best_task='semseg' is not among the tasks \(depth\)$"),
-        ({"tasks": ("semseg", "sal")}, r"^config.loss_weights: no weight for task 'sal'; add config.loss_weights"),
         ({"loss_weights.depth": -1.0}, r"^config.loss_weights.depth=-1.0: must be a number of 0 or more$"),
         ({"dataset.semseg_classes": ("a", "a")}, r"^config.dataset.semseg_classes=\('a', 'a'\): .* each once$"),
         ({"dataset.semseg_classes": ()}, r"^config.dataset.semseg_classes: 0 class names; .* give 2 to 255$"),

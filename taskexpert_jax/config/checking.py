@@ -78,9 +78,6 @@ def _task_inconsistencies(config: ConfigDict) -> Iterator[str]:
     tasks, dataset = config.tasks, config.dataset
     if not tasks:
         yield f"config.tasks={tasks!r}: must name at least one task, each once"
-    for task in tasks:
-        if task not in config.get("loss_weights", {}):
-            yield f"config.loss_weights: no weight for task {task!r}; add config.loss_weights.{task}"
     best = config.checkpoint.best_task
     if best not in tasks:
         yield f"config.checkpoint.best_task={best!r} is not among the tasks ({', '.join(tasks)})"
