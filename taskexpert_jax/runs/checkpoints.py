@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from absl import logging
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 import orbax.checkpoint as ocp
 

@@ -15,6 +15,7 @@ from taskexpert_jax.models.variables import abstract_variables
 from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.tasks import best_task, from_config
 
+
 def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[TaskExpert, Any, int]:
     """Loads (model, variables on the mesh, step) from a run's checkpoint, without the optimiser state.
 

@@ -23,7 +23,8 @@ HloModule step, entry_computation_layout={(f32[8])->f32[8]}
   %i = s32[] get-tuple-element(%p), index=0
   %next = s32[] add(%i, %step)
   %x = f32[256]{0:T(256)} get-tuple-element(%p), index=1
-  %cps = (f32[256]{0}, f32[256]{0}, u32[], u32[]) collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %cps = (f32[256]{0}, f32[256]{0}, u32[], u32[]) collective-permute-start(%x), channel_id=1, \
+    source_target_pairs={{0,1},{1,0}}
   %cpd = f32[256]{0:T(256)} collective-permute-done(%cps)
   ROOT %t = (s32[], f32[256]{0}) tuple(%next, %cpd)
 }
@@ -50,12 +51,14 @@ HloModule step, entry_computation_layout={(f32[8])->f32[8]}
 
 %first_piece (q: bf16[8,16]) -> bf16[64,16] {
   %q = bf16[8,16]{1,0} parameter(0)
-  ROOT %ag.1 = bf16[64,16]{1,0:T(8,128)(2,1)} all-gather(%q), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  ROOT %ag.1 = bf16[64,16]{1,0:T(8,128)(2,1)} all-gather(%q), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, \
+    dimensions={0}
 }
 
 %last_piece (q: bf16[8,16]) -> bf16[64,16] {
   %q = bf16[8,16]{1,0} parameter(0)
-  ROOT %ag.2 = bf16[64,16]{1,0:T(8,128)(2,1)} all-gather(%q), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  ROOT %ag.2 = bf16[64,16]{1,0:T(8,128)(2,1)} all-gather(%q), channel_id=5, replica_groups={{0,1,2,3,4,5,6,7}}, \
+    dimensions={0}
 }
 
 %all-reduce-scatter.3 (q: f32[64]) -> f32[8] {
@@ -77,13 +80,16 @@ ENTRY %main (x: f32[256], y: bf16[8,16]) -> f32[256] {
   %f2 = bf16[64,16]{1,0} fusion(%y), kind=kCustom, calls=%last_piece
   %f3 = f32[8]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
   %f4 = f32[16]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.4
-  %ar = (f32[10]{0}, /*index=1*/s32[]) all-reduce(%a, %b), channel_id=7, replica_groups=mesh['x'=2,'y'=4] {'y'}, to_apply=%add
-  %rs = f32[32]{0} reduce-scatter(%x), channel_id=8, replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}, to_apply=%add
+  %ar = (f32[10]{0}, /*index=1*/s32[]) all-reduce(%a, %b), channel_id=7, replica_groups=mesh['x'=2,'y'=4] {'y'}, \
+    to_apply=%add
+  %rs = f32[32]{0} reduce-scatter(%x), channel_id=8, replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}, \
+    to_apply=%add
   %tuple = (s32[], f32[256]{0}) tuple(%zero, %x)
-  %w = (s32[], f32[256]{0}) while(%tuple), condition=%outer_condition, body=%outer_body, backend_config={"known_trip_count":{"n":"5"}}
+  %w = (s32[], f32[256]{0}) while(%tuple), condition=%outer_condition, body=%outer_body, \
+    backend_config={"known_trip_count":{"n":"5"}}
   ROOT %out = f32[256]{0} get-tuple-element(%w), index=1
 }
-"""  # noqa: E501
+"""
 
 
 def test_collectives_of_a_program_are_counted_with_their_loops_and_groups():

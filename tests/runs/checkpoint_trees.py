@@ -50,8 +50,8 @@ def save(workdir, steps, metrics=None):
     """Saves the steps; metrics: mIoU by step, for the evaluated ones."""
     with opened(workdir) as checkpoints:
         for step in steps:
-            value = (metrics or {}).get(step)
-            checkpoints.save(step, state(step).to_items(), {"seed": 0}, None if value is None else {"semseg/mIoU": value})
+            evaluated = {"semseg/mIoU": metrics[step]} if metrics and step in metrics else None
+            checkpoints.save(step, state(step).to_items(), {"seed": 0}, evaluated)
             checkpoints.wait()
 
 

@@ -220,12 +220,8 @@ def test_what_cannot_be_sealed_is_refused(adding, tmp_path, monkeypatch, capsys)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with (
-        opened(tmp_path) as checkpoints,
-        pytest.raises(UserError, match=rf"No space left on device; .* step {steps[-1]}$"),
-    ):
-        checkpoints.save(4, state(4).to_items(), {}, {"semseg/mIoU": 0.5})
-        checkpoints.wait()
+    with pytest.raises(UserError, match=rf"No space left on device; .* step {steps[-1]}$"):
+        save(tmp_path, [4], {4: 0.5})
     monkeypatch.undo()
     restored = opened_newest(tmp_path)
     assert (restored.step, restored.evaluated) == (steps[-1], False)

@@ -9,7 +9,6 @@ import pytest
 
 from configs import demo
 from taskexpert_jax.config import base
-from taskexpert_jax.runs import workdir
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.runs import workdir
 
