@@ -142,7 +142,7 @@ def random_scale_and_crop(
 
 
 def _is_varied(label: np.ndarray, task: Task, max_share: float) -> bool:
-    """Whether a label (h,w,1) uint8 has several classes and none covers more than `max_share` of the valid pixels."""
+    """True if a label (h,w,1) uint8 has several classes and none covers more than `max_share` of the valid pixels."""
     counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()
     counts[int(task.ignore)] = 0
     return bool(np.count_nonzero(counts) > 1 and counts.max() <= max_share * counts.sum(dtype=np.float64))

@@ -27,7 +27,7 @@ class _Stderr(standard_logging.Handler):
     """
 
     def filter(self, record: standard_logging.LogRecord) -> bool:
-        """Whether the record is shown."""
+        """Lets warnings of every library through, and our own lines of progress."""
         return record.levelno > standard_logging.INFO or record.pathname.startswith(_OURS)
 
     def emit(self, record: standard_logging.LogRecord) -> None:

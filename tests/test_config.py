@@ -153,6 +153,15 @@ def changed(field, value, config):
     return copied
 
 
+def refusal(config):
+    """The line with which the check refuses a config; None if it passes."""
+    try:
+        check(config)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def test_every_field_has_a_refused_value_here():
     assert REFUSED.keys() == FIELDS.keys() | FIELD_OF_DATA_SET.keys()
 
@@ -160,11 +169,10 @@ def test_every_field_has_a_refused_value_here():
 @pytest.mark.parametrize("field", REFUSED)
 def test_a_value_outside_of_what_a_field_allows_is_refused_with_its_name(field):
     config = fitting(FIELD_OF_DATA_SET.get(field, "nyud"))
-    check(config)
+    assert refusal(config) is None
     for value in (*REFUSED[field], None, {"a": 1}, [[1]]):
-        with pytest.raises(UserError) as refusal:
-            check(changed(field, value, config))
-        line = str(refusal.value)
+        line = refusal(changed(field, value, config))
+        assert line is not None, f"{field}={value!r} passes"
         assert "\n" not in line and len(line) < 300, line
         assert f"config.{field}" in line or (field.startswith("mesh.") and line.startswith("config.mesh ")), line
 
@@ -183,18 +191,18 @@ def test_every_config_file_passes_for_every_variant(module, variant):
     if module == "folder":
         config.dataset.semseg_classes = ("road", "grass")
     assert config.variant == variant
-    check(config)
+    assert refusal(config) is None
 
 
 @pytest.mark.parametrize("variant", ["demo", "tiny"])
 def test_the_demo_passes(variant):
-    check(demo.get_config(variant))
+    assert refusal(demo.get_config(variant)) is None
 
 
 @pytest.mark.parametrize("benchmark", ["nyud,small", "pascal_context,small", "nyud,vit_l16"])
 def test_every_rung_of_the_ablation_passes(benchmark):
     for rung in ablation.rungs(ablation.get_config(f"full,{benchmark}")):
-        check(ablation.get_config(f"{rung},{benchmark}"))
+        assert refusal(ablation.get_config(f"{rung},{benchmark}")) is None
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones():
@@ -264,8 +272,7 @@ def test_fields_that_are_missing_or_unknown_are_named():
 
 
 def test_a_data_set_of_ones_own_may_have_fields_of_its_own():
-    config = changed("dataset.stride", 3, changed("dataset.name", "rooms", fitting()))
-    check(config)
+    assert refusal(changed("dataset.stride", 3, changed("dataset.name", "rooms", fitting()))) is None
 
 
 def programs():

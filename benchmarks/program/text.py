@@ -74,18 +74,18 @@ class Step:
 
     @property
     def moves(self) -> bool:
-        """Whether it only copies or transposes an array."""
+        """True for a kernel that only copies or transposes an array."""
         return bool(self.opcodes) and self.opcodes <= MOVES and not self.fills
 
     @property
     def fills(self) -> bool:
-        """Whether it only fills an array with one value."""
+        """True for a kernel that only fills an array with one value."""
         made = {of.opcode for of in self.inside}
         return "broadcast" in made and made <= {"broadcast", "constant", "copy", "tuple", "bitcast"}
 
     @property
     def slices(self) -> bool:
-        """Whether it only writes an array into a larger one, or reads it back."""
+        """True for a kernel that only writes an array into a larger one, or reads it back."""
         return bool(self.opcodes & SLICES) and self.opcodes <= MOVES | SLICES
 
     @property

@@ -116,7 +116,7 @@ def distances(config: Any) -> dict[str, Any]:
 
 
 def are_equal(found: Mapping[str, Mapping[str, float]]) -> bool:
-    """Whether both agree: in float32, and in bfloat16 within twice the effect of rounding on each."""
+    """True if both agree: in float32, and in bfloat16 within twice the effect of rounding on each."""
     rounding = [found[f"{side}, bfloat16 from float32"] for side in ("ours", "torch")]
     half = all(distance <= 2 * max(of[task] for of in rounding) for task, distance in found["bfloat16"].items())
     return half and max(found["float32"].values()) < 1e-4

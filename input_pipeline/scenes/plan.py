@@ -59,14 +59,14 @@ class Plan:
         return towards + math.radians(self.rng.uniform(-spread, spread))
 
     def free(self, x: float, z: float, half_x: float, half_z: float) -> bool:
-        """Whether an axis-aligned rectangle lies in the room and overlaps no object on the floor."""
+        """True if an axis-aligned rectangle lies in the room and overlaps no object on the floor."""
         gap = 0.04
         if not (half_x <= x <= self.width - half_x and half_z <= z <= self.length - half_z):
             return False
         return all(abs(x - a) >= half_x + c + gap or abs(z - b) >= half_z + d + gap for a, b, c, d in self.taken)
 
     def hides(self, x: float, z: float, radius: float, height: float) -> bool:
-        """Whether an object here would occlude a person or be too close to the camera."""
+        """True if an object here would occlude a person or be too close to the camera."""
         near, bearing = self.distance(x, z), self.bearing(x, z)
         if near - radius < (1.1 if height < 0.8 else 1.5):
             return True

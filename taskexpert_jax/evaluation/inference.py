@@ -113,7 +113,7 @@ def with_gates(
 
 
 def is_single(configured: Views, frame: Size) -> bool:
-    """Whether the views amount to one forward pass over the whole frame."""
+    """True if the views amount to one forward pass over the whole frame."""
     one_window = configured.window is None or (frame[0] <= configured.window[0] and frame[1] <= configured.window[1])
     return one_window and not configured.flip and configured.scales == (1.0,)
 

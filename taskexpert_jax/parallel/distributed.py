@@ -70,12 +70,12 @@ def named_group(env: Mapping[str, str], coordinator: str | None, count: int | No
 
 
 def is_slurm_step(env: Mapping[str, str]) -> bool:
-    """Whether `srun` started this process as one of several; False in the batch script itself."""
+    """True if `srun` started this process as one of several; False in the batch script itself."""
     return int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in env
 
 
 def is_tpu_pod(env: Mapping[str, str]) -> bool:
-    """Whether this host has TPU chips; JAX finds out by itself whether there are other hosts."""
+    """True if this host has TPU chips; JAX finds out by itself whether there are other hosts."""
     if env.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
         return False
     from jax._src import cloud_tpu_init  # no public name for this

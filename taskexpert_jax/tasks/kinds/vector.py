@@ -68,7 +68,7 @@ def _label_form(channels: int, limits: Range | None) -> str:
 
 
 def _png(channels: int, limits: Range | None) -> bool:
-    """Whether files may be RGB PNGs."""
+    """True if files may be RGB PNGs."""
     return channels == 3 and limits is not None
 
 
