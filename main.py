@@ -6,10 +6,9 @@ python main.py --mode=predict --config=... --workdir=DIR --images=FILE_OR_DIR --
 python main.py --mode=compile --config=... --topology=v5e:4x4       # memory and traffic, without the hardware
 """
 
-from collections.abc import Sequence
 import pathlib
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from taskexpert_jax import command_line
@@ -29,8 +28,13 @@ _REPORT = flags.DEFINE_string("report", None, "For compile: a JSON file to write
 _QUICK = flags.DEFINE_bool("quick", False, "For compile: memory and traffic only, in seconds; for TPUs.")
 
 
+def main() -> None:
+    """The program, dispatched on the mode."""
+    with distributed.joined(_MODE.value):
+        _run()
+
+
 def _run() -> None:
-    """Dispatches on the mode."""
     check(config := _CONFIG.value)
     if _MODE.value == "compile":
         from taskexpert_jax.compile import fit
@@ -80,20 +84,6 @@ def _run() -> None:
         train(config, workdir, train_batches, eval_batches)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the program; wrong input ends it with one line and status 2."""
-    try:
-        if len(argv) > 1:
-            raise UserError(f"unexpected argument {argv[1]!r}: flags start with --")
-        command_line.configure_logging()
-        with distributed.joined(_MODE.value):
-            _run()
-    except UserError as error:
-        command_line.fail(str(error))
-    except KeyboardInterrupt:
-        command_line.fail("interrupted; checkpoints are kept: the same command resumes", status=130)
-
-
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=command_line.parse_flags)
+    command_line.run(main, interrupted="interrupted; checkpoints are kept: the same command resumes")

@@ -75,7 +75,7 @@ def finish(run: Run, base: str, output: pathlib.Path, extra: Sequence[str], core
 
 def values(runs: Sequence[Run], output: pathlib.Path) -> dict[Run, dict[str, float]]:
     """Published metrics of every run: `task/metric` -> value."""
-    return {run: compare.published_values(compare.read_run(run.workdir(output))) for run in runs}
+    return {run: compare.published_values(compare.read_metrics(run.workdir(output))) for run in runs}
 
 
 def single_means(found: Mapping[Run, Mapping[str, float]]) -> dict[str, float]:

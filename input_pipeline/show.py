@@ -12,7 +12,7 @@ import itertools
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 import numpy as np
 from PIL import Image
@@ -146,28 +146,20 @@ def main() -> None:
     checking = flags.DEFINE_bool("check", False, "First read every example and list the faults.")
     flags.mark_flags_as_required(["config", "output"])
 
-    def run(argv: Sequence[str]) -> None:
-        try:
-            if len(argv) > 1:
-                raise UserError(
-                    f"unexpected argument {argv[1]!r}: the config comes first, then flags that start with --"
-                )
-            command_line.configure_logging()
-            check_config(config.value)
-            if checking.value and (faults := check(config.value)):
-                for fault in faults[:MOST_FAULTS]:
-                    print(f"error: {fault}", file=sys.stderr)
-                raise UserError(f"{len(faults)} faults; fix them and check again")
-            name = split.value or config.value.dataset.train_split
-            path = pathlib.Path(str(output.value)) / f"{name}.png"
-            sheet = draw(config.value, name, count.value, stored=stored.value)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sheet.save(path)
-            print(f"written: {path}")
-        except UserError as error:
-            command_line.fail(str(error))
+    def program() -> None:
+        check_config(config.value)
+        if checking.value and (faults := check(config.value)):
+            for fault in faults[:MOST_FAULTS]:
+                print(f"error: {fault}", file=sys.stderr)
+            raise UserError(f"{len(faults)} faults; fix them and check again")
+        name = split.value or config.value.dataset.train_split
+        path = pathlib.Path(str(output.value)) / f"{name}.png"
+        sheet = draw(config.value, name, count.value, stored=stored.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+        print(f"written: {path}")
 
-    app.run(run, flags_parser=_flags_of)
+    command_line.run(program, parse=_flags_of, arguments="the config comes first, then flags that start with --")
 
 
 if __name__ == "__main__":

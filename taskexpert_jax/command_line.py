@@ -1,14 +1,16 @@
 """Command line of the programs: flags, errors in one line, and what is logged."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import logging as standard_logging
 import pathlib
 import sys
 from typing import Any, NoReturn
 
-from absl import flags, logging
+from absl import app, flags, logging
 from absl.logging import converter
+
+from taskexpert_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _OURS = tuple(str(_ROOT / package) for package in ("taskexpert_jax", "input_pipeline", "main.py"))
@@ -59,8 +61,38 @@ def errors_only() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def run(
+    program: Callable[[], None],
+    *,
+    parse: Callable[[Sequence[str]], list[str]] | None = None,
+    arguments: str = "flags start with --",
+    interrupted: str = "interrupted",
+) -> None:
+    """Runs a program with absl flags; wrong input ends it with one line and status 2, Ctrl-C with status 130.
+
+    Args:
+      program: called after the flags are parsed.
+      parse: parses the command line and returns the arguments that are no flags; default: `parse_flags`.
+      arguments: what to say of such an argument.
+      interrupted: what to say of Ctrl-C.
+    """
+
+    def main(argv: Sequence[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}: {arguments}")
+            configure_logging()
+            program()
+        except UserError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail(interrupted, status=130)
+
+    app.run(main, flags_parser=parse or parse_flags)
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line, for `app.run(flags_parser=...)`; exits with one line on wrong flags, fields or configs.
+    """Parses the command line, for `run`; exits with one line on wrong flags, fields or configs.
 
     The program must have a flag `config`.
     """

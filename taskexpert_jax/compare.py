@@ -35,7 +35,7 @@ class Row(NamedTuple):
     values: dict[str, float]
 
 
-def read_run(path: pathlib.Path) -> dict[str, Any]:
+def read_metrics(path: pathlib.Path) -> dict[str, Any]:
     """Reads the metrics.json of a workdir, or at the path itself.
 
     Raises:
@@ -114,7 +114,7 @@ def single_results(paths: Sequence[pathlib.Path]) -> dict[str, float]:
     """
     single: dict[str, float] = {}
     for path in paths:
-        for key, value in published_values(read_run(path)).items():
+        for key, value in published_values(read_metrics(path)).items():
             if key in single:
                 raise UserError(f"--single: {path} has {key}, which an earlier one has too; give each task once")
             single[key] = value
@@ -180,7 +180,7 @@ def compare(
     Raises:
       UserError: a run without evaluation, runs on different data, or a task without a result in `single`.
     """
-    runs = {str(path): read_run(path) for path in paths}
+    runs = {str(path): read_metrics(path) for path in paths}
     _check_data(runs, paper)
     rows = []
     for published in PUBLISHED[paper] if paper else ():

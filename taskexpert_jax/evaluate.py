@@ -46,16 +46,8 @@ def evaluate(
         started = time.monotonic()
         found = full_pass.run(config, model, variables, eval_batches(), mesh)
         seconds = time.monotonic() - started
-    evaluation = results.Evaluation(
-        tasks=model.tasks,
-        facts=results.facts(config, workdir=workdir, which=which, step=step, examples=found.examples, seconds=seconds),
-        metrics=results.metrics(model.tasks, found.totals.metrics, found.boundaries),
-        best_constant=found.best_constant,
-        per_class=results.per_class(model.tasks, found.totals.metrics),
-        boundaries=found.boundaries,
-        gates=None if found.totals.gates is None else found.totals.gates.summary(model.expert_slots),
-        extremes=found.extremes,
-    )
+    facts = results.facts(config, workdir=workdir, which=which, step=step, examples=found.examples, seconds=seconds)
+    evaluation = found.evaluation(model.tasks, facts, model.expert_slots)
     if jax.process_index() == 0:
         print(f"{found.examples} examples in {seconds:.1f} s, compilation and reading included\n")
         print(results.table(results.rows(model.tasks, evaluation.metrics, evaluation.best_constant)) + "\n")

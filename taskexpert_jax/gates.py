@@ -10,7 +10,7 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
-from absl import app, flags, logging
+from absl import flags, logging
 import jax
 from ml_collections import ConfigDict, config_flags
 import numpy as np
@@ -24,9 +24,10 @@ from taskexpert_jax.evaluation.gate_findings import Inspection
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics, GateSummary
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.parallel import sharding
+from taskexpert_jax.report import gate_maps, gates_page
 from taskexpert_jax.report.markup import Element
 from taskexpert_jax.runs.load import load
-from taskexpert_jax.tasks import Task
+from taskexpert_jax.tasks import Task, panels
 
 IMAGES = "images"  # has one folder per image
 
@@ -83,8 +84,6 @@ def inspect(
     Raises:
       UserError: no image at `source`, an unreadable image (the others are still inspected), or no fitting checkpoint.
     """
-    from taskexpert_jax.report import gates_page  # matplotlib is slow to import; errors of the flags come first
-
     check(config)
     paths = images.list_images(source)
     mesh = sharding.one_device_mesh()
@@ -155,9 +154,6 @@ def _on_host(
 
 def write_image(folder: pathlib.Path, inside: Inside, tasks: tuple[Task, ...], *, number: int) -> Element:
     """Writes the figures and arrays of one image; returns its section of the page, the image's index being `number`."""
-    from taskexpert_jax.report import gate_maps, gates_page
-    from taskexpert_jax.tasks import panels
-
     folder.mkdir(parents=True, exist_ok=True)
     slots = inside.summary.slots
     grid = np.moveaxis(inside.gates, (2, 3), (0, 1))  # (h, w, S, T, slots)
@@ -190,8 +186,6 @@ def write_image(folder: pathlib.Path, inside: Inside, tasks: tuple[Task, ...], *
 
 def _report(found: Inspection, sections: Sequence[Element], output: pathlib.Path) -> None:
     """Prints a summary, and writes mean_weights.png and .pdf, inspection.json and inspection.html."""
-    from taskexpert_jax.report import gate_maps, gates_page
-
     print("\n" + "\n".join(gate_findings.lines(found)) + "\n")
     if note := gate_findings.by_design(found):
         print(note)
@@ -218,19 +212,13 @@ def main() -> None:
     output = flags.DEFINE_string("output", None, "Where to write; default: WORKDIR/inspection.")
     flags.mark_flags_as_required(["workdir", "images"])
 
-    def run(argv: Sequence[str]) -> None:
-        try:
-            if len(argv) > 1:
-                raise UserError(f"unexpected argument {argv[1]!r}: flags start with --")
-            command_line.configure_logging()
-            folder = pathlib.Path(str(workdir.value))
-            own = read_run(folder) if config.value is None else config.value
-            to = pathlib.Path(output.value) if output.value else folder / "inspection"
-            inspect(own, folder, str(checkpoint.value), pathlib.Path(str(source.value)), to)
-        except UserError as error:
-            command_line.fail(str(error))
+    def program() -> None:
+        folder = pathlib.Path(str(workdir.value))
+        own = read_run(folder) if config.value is None else config.value
+        to = pathlib.Path(output.value) if output.value else folder / "inspection"
+        inspect(own, folder, str(checkpoint.value), pathlib.Path(str(source.value)), to)
 
-    app.run(run, flags_parser=_parse_flags)
+    command_line.run(program, parse=_parse_flags)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

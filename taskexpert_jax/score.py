@@ -18,7 +18,7 @@ unusable file is an error; nothing is scored partially, rotated or resized.
 from collections.abc import Sequence
 import pathlib
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from taskexpert_jax import command_line
@@ -56,17 +56,11 @@ def main() -> None:
     output = flags.DEFINE_string("output", None, "Folder for metrics.json; default: the predictions' folder.")
     flags.mark_flags_as_required(["config", "predictions"])
 
-    def run(argv: Sequence[str]) -> None:
-        try:
-            if len(argv) > 1:
-                raise UserError(f"unexpected argument {argv[1]!r}: flags start with --")
-            command_line.configure_logging()
-            folder = pathlib.Path(str(predictions.value))
-            _run(config.value, folder, tasks.value or (), pathlib.Path(output.value) if output.value else folder)
-        except UserError as error:
-            command_line.fail(str(error))
+    def program() -> None:
+        folder = pathlib.Path(str(predictions.value))
+        _run(config.value, folder, tasks.value or (), pathlib.Path(output.value) if output.value else folder)
 
-    app.run(run, flags_parser=command_line.parse_flags)
+    command_line.run(program)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ import numpy as np
 import tqdm
 
 from taskexpert_jax.config import frame_size
-from taskexpert_jax.evaluation import extremes, inference, steps
+from taskexpert_jax.evaluation import extremes, inference, results, steps
 from taskexpert_jax.evaluation.best_constant import LabelSample
 from taskexpert_jax.evaluation.boundaries import BoundaryRun
 from taskexpert_jax.evaluation.extremes import Extremes
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics
 from taskexpert_jax.evaluation.inference import Inference
+from taskexpert_jax.evaluation.results import Evaluation
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.parallel import processes, sharding
 from taskexpert_jax.tasks import Task
@@ -62,6 +63,19 @@ class Pass(NamedTuple):
     boundaries: dict[str, BoundaryCounts]
     extremes: dict[str, Extremes]
     best_constant: dict[str, float]
+
+    def evaluation(self, tasks: tuple[Task, ...], facts: Mapping[str, Any], slots: tuple[str, ...]) -> Evaluation:
+        """Computed metrics with the facts of `results.facts`; slots: names of what the gates choose from, if any."""
+        return Evaluation(
+            tasks=tasks,
+            facts=facts,
+            metrics=results.metrics(tasks, self.totals.metrics, self.boundaries),
+            best_constant=self.best_constant,
+            per_class=results.per_class(tasks, self.totals.metrics),
+            boundaries=self.boundaries,
+            gates=None if self.totals.gates is None else self.totals.gates.summary(slots),
+            extremes=self.extremes,
+        )
 
 
 def empty_totals(model: TaskExpert, *, single: bool) -> Totals:

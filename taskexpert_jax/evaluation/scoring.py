@@ -156,13 +156,4 @@ def score(config: ConfigDict, folder: pathlib.Path, batches: Iterable[Mapping[st
         found = full_pass.run_forward(config.eval.boundary, tasks, from_files, {}, totals, filled, mesh)
     seconds = time.monotonic() - started
     facts = results.facts(config, workdir=folder, which="", step=0, examples=found.examples, seconds=seconds)
-    return results.Evaluation(
-        tasks=tasks,
-        facts={"predictions": str(folder), **{name: facts[name] for name in _FACTS}},
-        metrics=results.metrics(tasks, found.totals.metrics, found.boundaries),
-        best_constant=found.best_constant,
-        per_class=results.per_class(tasks, found.totals.metrics),
-        boundaries=found.boundaries,
-        gates=None,
-        extremes=found.extremes,
-    )
+    return found.evaluation(tasks, {"predictions": str(folder), **{name: facts[name] for name in _FACTS}}, ())

@@ -87,6 +87,8 @@ def _summary_writer(workdir: pathlib.Path) -> Any:
     try:
         from clu import metric_writers
     except ImportError:
-        logging.warning("TensorBoard events not written: TensorFlow or tensorboard is not installed (metrics.jsonl is)")
+        logging.warning(
+            "TensorBoard events: not written, as TensorFlow or tensorboard is not installed (metrics.jsonl is)"
+        )
         return None
     return metric_writers.SummaryWriter(str(workdir))

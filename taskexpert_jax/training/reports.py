@@ -12,7 +12,7 @@ import numpy as np
 
 from taskexpert_jax.parallel import processes, sharding
 from taskexpert_jax.runs.writer import RunWriter
-from taskexpert_jax.tasks import Task
+from taskexpert_jax.tasks import Task, panels
 from taskexpert_jax.training import optimizer
 from taskexpert_jax.training.guard import Guard, batch_ids
 from taskexpert_jax.training.progress import Progress
@@ -71,8 +71,6 @@ def draw_examples(
     """
     if not count:
         return {}
-    from taskexpert_jax.tasks import panels  # matplotlib is slow to import, and only needed here
-
     batch = next(iter(eval_batches()))
     (on_devices,) = sharding.to_devices([batch], mesh)
     predicted = predict_step(state.variables(), on_devices)
