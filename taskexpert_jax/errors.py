@@ -1,5 +1,7 @@
 """The exception for errors that the user can fix, and detection of such errors in those of libraries."""
 
+from collections.abc import Callable, Iterator
+import contextlib
 import errno
 import os
 
@@ -22,3 +24,15 @@ def disk_refusal(error: object) -> str | None:
     text = " ".join(str(error).split())
     reasons = (os.strerror(code) for code in _DISK_ERRORS)
     return next((reason for reason in reasons if " ".join(reason.split()[:3]) in text), None)
+
+
+@contextlib.contextmanager
+def refused_by_disk(line: Callable[[str], str]) -> Iterator[None]:
+    """Raises UserError with `line(reason)` if its body fails because of a full disk or missing permission."""
+    try:
+        yield
+    except Exception as error:
+        reason = disk_refusal(error)
+        if reason is None:
+            raise
+        raise UserError(line(reason)) from error

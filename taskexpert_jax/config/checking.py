@@ -76,8 +76,6 @@ def _inconsistencies(config: ConfigDict) -> Iterator[str]:
 
 def _task_inconsistencies(config: ConfigDict) -> Iterator[str]:
     tasks, dataset = config.tasks, config.dataset
-    if not tasks:
-        yield f"config.tasks={tasks!r}: must name at least one task, each once"
     best = config.checkpoint.best_task
     if best not in tasks:
         yield f"config.checkpoint.best_task={best!r} is not among the tasks ({', '.join(tasks)})"

@@ -33,7 +33,7 @@ FIELDS: Mapping[str, Field] = {
     "batch_size": Field(4, whole(1), "global batch size, over all devices and hosts"),
     "num_steps": Field(40_000, whole(1), "optimiser steps"),
     "accumulate_steps": Field(1, whole(1), "micro-batches per step, if a batch exceeds memory; divides batch_size"),
-    "tasks": Field(REQUIRED, names(words="must name at least one task, each once"), "tasks to learn"),
+    "tasks": Field(REQUIRED, names(), "tasks to learn"),
     # loss_weights.TASK: see LOSS_WEIGHT below.
     "edge_pos_weight": Field(0.95, number(above=0, below=1), "weight of the positive pixels in the boundary loss"),
     # --- data set; more fields in DATA_SETS below ---
@@ -43,7 +43,9 @@ FIELDS: Mapping[str, Field] = {
     ),
     "dataset.train_split": Field("train", text(), "split to train on"),
     "dataset.eval_split": Field("val", text(), "split to evaluate"),
-    "dataset.semseg_classes": Field((), names(), "class names in the order of their numbers in the label maps"),
+    "dataset.semseg_classes": Field(
+        (), names(empty=True), "class names in the order of their numbers in the label maps"
+    ),
     "dataset.image_size": Field(
         REQUIRED, size(), "height and width in training and evaluation, in pixels; multiples of patch_size"
     ),
@@ -211,9 +213,9 @@ DATA_SETS: Mapping[str, Mapping[str, Field]] = {
     "pascal_context": {"dataset.data_dir": _DATA_DIR},
     "folder": {
         "dataset.data_dir": _DATA_DIR,
-        "dataset.labels": Field((), names(), "label folders to read; all tasks must be among them"),
+        "dataset.labels": Field((), names(empty=True), "label folders to read; all tasks must be among them"),
         "dataset.zero_is_void": Field(
-            (), names(), "tasks in whose label maps 0 is unlabelled and the classes count from 1"
+            (), names(empty=True), "tasks in whose label maps 0 is unlabelled and the classes count from 1"
         ),
     },
     "scenes": {

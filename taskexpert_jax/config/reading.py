@@ -17,7 +17,7 @@ _REMEDY = "restore the file, or give another directory"
 def read_run(workdir: pathlib.Path) -> ConfigDict:
     """The config of a run, from WORKDIR/config.json; JSON lists become tuples.
 
-    Fields that did not exist when the run started get their defaults, and a line on stdout names them.
+    Fields that did not exist when the run started get their defaults, and a logged line names them.
 
     Raises:
       UserError: the file is missing, or not a run's config.

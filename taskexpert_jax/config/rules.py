@@ -67,13 +67,15 @@ def text(*, empty: bool = False) -> Rule:
     return Rule(words, lambda value: isinstance(value, str) and (empty or value != ""))
 
 
-def names(*, words: str = "must be a tuple of names, each once") -> Rule:
-    """A tuple of distinct, non-empty strings; may be empty."""
+def names(*, empty: bool = False) -> Rule:
+    """A tuple of distinct, non-empty strings; `empty` also allows ()."""
 
     def allows(value: Any) -> bool:
-        return _is_sequence(value) and all(isinstance(name, str) and name for name in value) and _all_differ(value)
+        if not _is_sequence(value) or not (empty or value):
+            return False
+        return all(isinstance(name, str) and name for name in value) and _all_differ(value)
 
-    return Rule(words, allows)
+    return Rule("must be a tuple of names, each once" if empty else "must name at least one, each once", allows)
 
 
 def size(*, empty: bool = False, words: str = "give a height and a width in pixels, as (height, width)") -> Rule:

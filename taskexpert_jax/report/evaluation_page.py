@@ -7,7 +7,7 @@ from taskexpert_jax.evaluation.extremes import Entry
 from taskexpert_jax.evaluation.results import ClassScore, Evaluation
 from taskexpert_jax.report import charts, page
 from taskexpert_jax.report.markup import Element, element, sentence
-from taskexpert_jax.tasks import Task
+from taskexpert_jax.tasks import Task, panels
 from taskexpert_jax.tasks.metrics.boundary.scores import THRESHOLDS, BoundaryCounts, curve
 
 
@@ -93,8 +93,6 @@ def _task(found: Evaluation, task: Task) -> Element:
 
 
 def _classes(task: Task, scores: tuple[ClassScore, ...]) -> list[Element]:
-    from taskexpert_jax.tasks import panels
-
     colours = panels.colour(task, np.arange(len(scores), dtype=np.uint8)[None])[0]
     items = []
     for score in sorted(scores, key=lambda score: (score.labelled == 0, -score.iou)):

@@ -4,7 +4,7 @@ A checkpoint has the items `params` (parameters, their moving average if any, an
 needs), `train` (optimiser state, step, random key), `data` (position in the data) and `config`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import itertools
 import json
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from taskexpert_jax.errors import UserError, disk_refusal
+from taskexpert_jax.errors import UserError, refused_by_disk
 from taskexpert_jax.parallel import processes
 from taskexpert_jax.runs import manager, sealing, tree
 from taskexpert_jax.runs.tree import Tree
@@ -103,7 +103,7 @@ class Checkpoints:
         """
         best = math.nan if metrics is None else metrics[self._best_key]
         numbers = {} if math.isnan(best) else {self._best_key: best}
-        with self._writing():
+        with refused_by_disk(self._refusal):
             self._finish()
             if step in self._manager.all_steps():
                 if metrics is not None:
@@ -134,7 +134,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until the last checkpoint is complete and sealed; raises UserError if it cannot be written."""
-        with self._writing():
+        with refused_by_disk(self._refusal):
             self._finish()
 
     def _finish(self) -> None:
@@ -168,23 +168,16 @@ class Checkpoints:
             sealing.remove_unfinished(self.path)
             time.sleep(_POLL_SECONDS)
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Converts errors of a full or failing disk to a UserError of one line."""
-        try:
-            yield
-        except Exception as error:
-            reason = disk_refusal(error)
-            if reason is None:
-                raise
-            self._refused = True
-            steps = saved_steps(self.path.parent)
-            sealed = [step for step in steps if sealing.sealed(self.path / str(step))]
-            last = next((f"step {step}" for step in reversed(sealed or steps)), "the start")
-            raise UserError(
-                f"a checkpoint cannot be written to {self.path}: {reason}; free space or grant write permission, and "
-                f"start again: the run resumes from {last}"
-            ) from error
+    def _refusal(self, reason: str) -> str:
+        """The line of an error for the disk's reason; no further checkpoint is written."""
+        self._refused = True
+        steps = saved_steps(self.path.parent)
+        sealed = [step for step in steps if sealing.sealed(self.path / str(step))]
+        last = next((f"step {step}" for step in reversed(sealed or steps)), "the start")
+        return (
+            f"a checkpoint cannot be written to {self.path}: {reason}; free space or grant write permission, and "
+            f"start again: the run resumes from {last}"
+        )
 
     @property
     def latest(self) -> int | None:
@@ -238,7 +231,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int, problem: str, then: str) -> None:
         if self._first_process:
-            with self._writing():
+            with refused_by_disk(self._refusal):
                 where = sealing.set_aside(self.path / str(step), self.path.parent / "damaged")
             logging.warning(f"checkpoint {step} {problem}; it is now {where}{then}")
 

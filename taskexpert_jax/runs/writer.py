@@ -1,6 +1,6 @@
 """Writes a run's scalars and images: metrics.jsonl, and TensorBoard events if TensorFlow is installed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import contextlib
 import json
 import pathlib
@@ -10,22 +10,17 @@ from typing import Any, TextIO
 from absl import logging
 import numpy as np
 
-from taskexpert_jax.errors import UserError, disk_refusal
+from taskexpert_jax.errors import UserError, refused_by_disk
 
 
-@contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
-    """Raises UserError with path and reason if the body cannot write because of a full disk or missing permission."""
-    try:
-        yield
-    except Exception as error:
-        reason = disk_refusal(error)
-        if reason is None:
-            raise
-        raise UserError(
+def writing(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Raises UserError with path and reason if its body cannot write because of a full disk or missing permission."""
+    return refused_by_disk(
+        lambda reason: (
             f"{path} cannot be written: {reason}; free space or grant write permission, and start again: the run "
             "resumes from its last checkpoint"
-        ) from error
+        )
+    )
 
 
 class RunWriter:

@@ -123,12 +123,12 @@ def legend(entries: Sequence[tuple[str, Colour]], width: int) -> Image.Image:
             x, y = 0, y + line
         places.append((x, y))
         x += needed + GAP
-    legend = Image.new("RGB", (width, y + line), PAPER)
-    draw = ImageDraw.Draw(legend)
-    for (name, colour_), (x, y) in zip(entries, places, strict=True):
-        draw.rectangle((x, y + 3, x + box - 1, y + 3 + box - 1), fill=colour_, outline=INK)
+    paper = Image.new("RGB", (width, y + line), PAPER)
+    draw = ImageDraw.Draw(paper)
+    for (name, colour), (x, y) in zip(entries, places, strict=True):
+        draw.rectangle((x, y + 3, x + box - 1, y + 3 + box - 1), fill=colour, outline=INK)
         draw.text((x + box + 5, y + 3 + box // 2), name, fill=INK, font=font, anchor="lm")
-    return legend
+    return paper
 
 
 def beside(image: Image.Image, lines: Sequence[str], width: int) -> Image.Image:
@@ -144,15 +144,15 @@ def beside(image: Image.Image, lines: Sequence[str], width: int) -> Image.Image:
 def bar(colours: np.ndarray, labels: Sequence[str], width: int) -> Image.Image:
     """Horizontal colour bar of 256 colours, with evenly spaced labels below it from end to end."""
     height, last = 12, len(labels) - 1
-    bar = Image.new("RGB", (width, height + 22), PAPER)
-    bar.paste(Image.fromarray(colours[None]).resize((width, height), Image.Resampling.BILINEAR), (0, 0))
-    draw = ImageDraw.Draw(bar)
+    paper = Image.new("RGB", (width, height + 22), PAPER)
+    paper.paste(Image.fromarray(colours[None]).resize((width, height), Image.Resampling.BILINEAR), (0, 0))
+    draw = ImageDraw.Draw(paper)
     for i, label in enumerate(labels):
         x = i * (width - 1) // last
         anchor = "lt" if i == 0 else "rt" if i == last else "mt"
         draw.line((x, height, x, height + 3), fill=INK)
         draw.text((x, height + 6), label, fill=INK, font=_font(13), anchor=anchor)
-    return bar
+    return paper
 
 
 def sheet(rows: Sequence[Sequence[Cell | None]]) -> Image.Image:
@@ -166,12 +166,12 @@ def sheet(rows: Sequence[Sequence[Cell | None]]) -> Image.Image:
                 title, image = cell
                 widths[c] = max(widths[c], image.width, math.ceil(font.getlength(title)))
                 heights[r] = max(heights[r], title_height + image.height)
-    sheet = Image.new("RGB", (GAP + sum(w + GAP for w in widths), GAP + sum(h + GAP for h in heights)), PAPER)
-    draw = ImageDraw.Draw(sheet)
+    paper = Image.new("RGB", (GAP + sum(w + GAP for w in widths), GAP + sum(h + GAP for h in heights)), PAPER)
+    draw = ImageDraw.Draw(paper)
     for r, row in enumerate(rows):
         for c, cell in enumerate(row):
             if cell is not None:
                 x, y = GAP + sum(w + GAP for w in widths[:c]), GAP + sum(h + GAP for h in heights[:r])
                 draw.text((x, y + title_height // 2 - 2), cell[0], fill=INK, font=font, anchor="lm")
-                sheet.paste(cell[1], (x, y + title_height))
-    return sheet
+                paper.paste(cell[1], (x, y + title_height))
+    return paper

@@ -39,10 +39,10 @@ def picture(
     drawn = _drawn(task, values, valid, limits)
     shown = at_display_size(_colour(task, drawn), smooth=task.kind.smooth)
     key = task.kind.key(drawn, max(shown.width, KEY_WIDTH))
-    sheet = Image.new("RGB", (key.width, shown.height + GAP // 2 + key.height), PAPER)
-    sheet.paste(shown, (0, 0))
-    sheet.paste(key, (0, shown.height + GAP // 2))
-    return sheet
+    paper = Image.new("RGB", (key.width, shown.height + GAP // 2 + key.height), PAPER)
+    paper.paste(shown, (0, 0))
+    paper.paste(key, (0, shown.height + GAP // 2))
+    return paper
 
 
 def comparison(

@@ -171,12 +171,6 @@ def _serialized(tensors, metadata):
 # --- refusals ---
 
 
-def changed(tensors, **changes):
-    """The tensors with some replaced; None removes one."""
-    merged = {**tensors, **changes}
-    return {name: array for name, array in merged.items() if array is not None}
-
-
 def test_a_file_that_fits_in_part_is_refused_with_a_diff(tmp_path):
     tensors = weight_layouts.timm(VIT) | {"blocks.4.norm1.weight": np.ones(32, np.float32)}
     tensors["blocks.2.attn.proj.weight"] = np.ones((32, 16), np.float32)

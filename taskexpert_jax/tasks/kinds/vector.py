@@ -17,6 +17,7 @@ from taskexpert_jax.tasks.kinds.kind import (
 )
 from taskexpert_jax.tasks.losses import VECTOR_IGNORE
 
+# Sections of the wheel: number of hues, channel at its maximum, channel that rises (1) or falls (-1).
 _WHEEL = ((15, 0, 1, 1), (6, 1, 0, -1), (4, 1, 2, 1), (11, 2, 1, -1), (13, 2, 0, 1), (6, 0, 2, -1))
 _DISC = 96  # diameter of a key's colour wheel in pixels
 
