@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import logging as standard_logging
 import pathlib
+import re
 import sys
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from absl.logging import converter
 from taskexpert_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
+_FIELD = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 _OURS = tuple(str(_ROOT / package) for package in ("taskexpert_jax", "input_pipeline", "main.py"))
 
 
@@ -97,7 +99,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     The program must have a flag `config`.
     """
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(_last_values(argv))
         config: Any = flags.FLAGS["config"].value
         _ = config.to_dict  # a missing config file raises only when the config is used
         return rest
@@ -112,3 +114,32 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             cause = error.args[0]  # ConfigDict's text, or its error wrapped in another
             text = f"unknown config field {cause.args[0] if isinstance(cause, Exception) else cause}{hint}"
         fail(" ".join(text.split()))
+
+
+def _last_values(argv: Sequence[str]) -> list[str]:
+    """The command line without all but the last value of each config field; a warning names a field with several.
+
+    ml_collections would join the values of a tuple.
+
+    Raises:
+      flags.Error: a flags file cannot be read; a repeated field whose value is an argument of its own.
+    """
+    argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+    given: dict[str, list[tuple[int, str | None]]] = {}
+    for index, argument in enumerate(argv):
+        if argument == "--":
+            break
+        if found := _FIELD.fullmatch(argument):
+            given.setdefault(found[1], []).append((index, found[2]))
+    dropped = set()
+    for field, values in given.items():
+        texts = [text for _, text in values]
+        if len(values) > 1 and None in texts:
+            raise flags.Error(f"--config.{field} is given {len(values)} times; give it once, as --config.{field}=VALUE")
+        if len(set(texts)) > 1:
+            print(
+                f"warning: --config.{field} is given {len(values)} times; the last value counts: {texts[-1]}",
+                file=sys.stderr,
+            )
+        dropped |= {index for index, _ in values[:-1]}
+    return [argument for index, argument in enumerate(argv) if index not in dropped]
