@@ -112,7 +112,12 @@ def source(config: ConfigDict, split: str) -> FolderSource:
       UserError: no folder, no id list, an id without image, or a task without any label in the split.
     """
     root = pathlib.Path(config.data_dir).expanduser()
-    tasks = build(config.labels, loss_weights=dict.fromkeys(config.labels, 1.0), semseg_classes=config.semseg_classes)
+    tasks = build(
+        config.labels,
+        loss_weights=dict.fromkeys(config.labels, 1.0),
+        semseg_classes=config.semseg_classes,
+        depth_max=config.depth_max,
+    )
     ids = _ids(root, split)
     paths = {"image": _paths(root / "images", ids, images.SUFFIXES)}
     paths |= {task.name: _paths(root / task.name, ids, LABEL_SUFFIXES) for task in tasks}

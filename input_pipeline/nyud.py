@@ -18,6 +18,7 @@ from input_pipeline import archives, class_names, records
 from input_pipeline.archives import AGAIN, Problems
 from input_pipeline.records import Example, Part
 from taskexpert_jax import images
+from taskexpert_jax.tasks.losses import DEPTH_MAX
 
 FOLDER = "NYUDv2"
 ID_FILES = {"train": "gt_sets/train.txt", "val": "gt_sets/val.txt"}
@@ -32,7 +33,6 @@ PARTS = {
 }
 CLASSES = class_names.NYUD
 VOID = 255
-MAX_DEPTH = 1000  # metres; beyond the sensor's range, so larger values are millimetres
 # Byte -> component of a normal, as the bits of a float16, because cv2.LUT takes no float16.
 _COMPONENTS = (np.arange(256, dtype=np.float32) * 2 / 255 - 1).astype(np.float16).view(np.uint16)
 
@@ -95,9 +95,9 @@ def _read_depth(root: pathlib.Path, member: str) -> np.ndarray:
         raise Problems([f"{member} has NaN or Inf values, but invalid depth is 0; {AGAIN}"])
     if depth.min() < 0:
         raise Problems([f"{member} has the negative depth {depth.min():g}, but invalid depth is 0; {AGAIN}"])
-    if depth.max() > MAX_DEPTH:
+    if depth.max() >= DEPTH_MAX:  # the sensor's range is 10 m
         raise Problems(
-            [f"{member} has the depth {depth.max():g}, beyond {MAX_DEPTH} m: probably millimetres; divide by 1000"]
+            [f"{member} has the depth {depth.max():g}, beyond {DEPTH_MAX:g} m: probably millimetres; divide by 1000"]
         )
     return depth.astype(np.float32)
 

@@ -24,6 +24,7 @@ from taskexpert_jax.config import check as check_config
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import threads
 from taskexpert_jax.tasks import Task, canvas, from_config, panels
+from taskexpert_jax.tasks.kinds import Counts
 
 HATCH = (255, 0, 200)  # RGB over ignored pixels, a rare colour in images
 PERIOD = 8  # of the hatching, pixels; a stripe is two pixels wide
@@ -97,7 +98,8 @@ def draw(config: ConfigDict, split: str, count: int, *, stored: bool) -> Image.I
 def check(config: ConfigDict) -> list[str]:
     """Reads every example of the training and the evaluation split; returns the faults, one line each.
 
-    Prints for each split and task the number of labelled images and the mean share of their pixels that is labelled.
+    Prints for each split and task the number of labelled images, the mean share of their pixels that is labelled, and
+    the range of depths and vectors.
     """
     tasks = from_config(config)
     dataset = config.dataset.copy_and_resolve_references()
@@ -109,23 +111,42 @@ def check(config: ConfigDict) -> list[str]:
         except UserError as error:
             faults.append(str(error))
             continue
-        read = list(threads.in_order(functools.partial(_labelled_shares, source, tasks), range(len(source))))
-        shares = np.array([found for found in read if not isinstance(found, str)]).reshape(-1, len(tasks))
-        faults += [found for found in read if isinstance(found, str)]
-        print(f"{split}: {len(read)} images, {len(read) - len(shares)} of them not readable or with a wrong label")
-        for task, share in zip(tasks, shares.T, strict=True):
-            covered = 100 * share[share > 0].mean() if share.any() else 0.0
-            print(f"  {task.title:<24}{np.count_nonzero(share):>7} images labelled, {covered:5.1f} % of their pixels")
+        faults += _check_split(source, tasks, split)
     return faults
 
 
-def _labelled_shares(source: Source, tasks: Sequence[Task], index: int) -> list[float] | str:
-    """Labelled share of an example's pixels for each task, or the message of the fault."""
+def _check_split(source: Source, tasks: Sequence[Task], split: str) -> list[str]:
+    """Reads every example of a split and prints a line per task; returns the faults."""
+    faults: list[str] = []
+    totals, labelled, shares = [Counts() for _ in tasks], np.zeros(len(tasks), int), np.zeros(len(tasks))
+    for found in threads.in_order(functools.partial(_counts, source, tasks), range(len(source))):
+        if isinstance(found, str):
+            faults.append(found)
+            continue
+        totals = [total + counts for total, counts in zip(totals, found, strict=True)]
+        share = np.array([counts.valid / counts.pixels for counts in found])
+        labelled, shares = labelled + (share > 0), shares + share
+    print(f"{split}: {len(source)} images, {len(faults)} of them not readable or with a wrong label")
+    for task, total, count, share in zip(tasks, totals, labelled.tolist(), shares.tolist(), strict=True):
+        figures = task.kind.figures(total)
+        values = "".join(f", {name} {figures[name]:.2f}" for name in task.kind.quantities if count)
+        covered = 100 * share / max(count, 1)
+        print(f"  {task.title:<24}{count:>7} images labelled, {covered:5.1f} % of their pixels{values}")
+        if not count and len(faults) < len(source):
+            faults.append(
+                f"{split}: no valid label of {task.name} in any image; correct its files, or remove {task.name!r} from "
+                "config.tasks"
+            )
+    return faults
+
+
+def _counts(source: Source, tasks: Sequence[Task], index: int) -> list[Counts] | str:
+    """Counts of an example's labels, or the message of the fault."""
     try:
         example = transforms.mark_invalid(source.load(index), tasks)
     except UserError as error:
         return str(error)
-    return [1 - float(_ignored(example[task.name], task).mean()) for task in tasks]
+    return [task.kind.count(example[task.name]) for task in tasks]
 
 
 def _flags_of(argv: Sequence[str]) -> list[str]:

@@ -62,13 +62,13 @@ def _grid(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def fill_missing(example: Example, tasks: Sequence[Task]) -> Example:
-    """Example with image, id and a label for each task; a missing label becomes an all-invalid one."""
+    """Example with image, id and a label for each task; missing labels and values out of range become invalid."""
     filled = {"image": example["image"], "id": example["id"]}
     size = example["image"].shape[:2]
     for task in tasks:
         label = example.get(task.name)
         empty = np.full((*size, task.label_channels), task.missing, task.label_dtype)
-        filled[task.name] = empty if label is None else label
+        filled[task.name] = empty if label is None else task.kind.in_range(label)
     return filled
 
 

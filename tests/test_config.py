@@ -41,6 +41,7 @@ REFUSED = {
     "dataset.eval_split": NO_TEXT,
     "dataset.semseg_classes": (*NO_NAMES, (), ("one",), tuple(map(str, range(256)))),
     "dataset.image_size": NO_SIZE,
+    "dataset.depth_max": (0.0, -80.0, NAN, "80"),
     "dataset.downscale": (0.0, 1.5, NAN),
     "dataset.cache": NO_SWITCH,
     "dataset.threads": COUNT_OR_0,

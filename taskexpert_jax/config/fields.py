@@ -49,6 +49,9 @@ FIELDS: Mapping[str, Field] = {
     "dataset.image_size": Field(
         REQUIRED, size(), "height and width in training and evaluation, in pixels; multiples of patch_size"
     ),
+    "dataset.depth_max": Field(
+        80.0, number(above=0), "metres; valid depth is more than 0 and less than this, in training and evaluation"
+    ),
     "dataset.downscale": Field(1.0, number(above=0, high=1, words="must be in (0, 1]"), "reduces every image first"),
     "dataset.cache": Field(False, flag(), "keep decoded examples in memory"),
     "dataset.threads": Field(0, whole(0), "threads of the input pipeline; 0: chosen by tf.data"),

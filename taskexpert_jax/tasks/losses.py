@@ -11,6 +11,7 @@ Definitions: those shared by ATRC, InvPT, TaskPrompter and MLoRE ("the family").
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 from jax import Array
@@ -20,6 +21,7 @@ Loss = Callable[..., Array]  # (prediction, label, mask=None) -> float32 scalar
 
 IGNORE = 255  # ignore value of classes, masks and normals
 DEPTH_IGNORE = -1
+DEPTH_MAX = 80.0  # metres; in the family's metric, depths of this size and more are invalid
 VECTOR_IGNORE = -65504.0  # ignore value of vectors of any length: the lowest finite float16
 SHORTEST_VECTOR = 1e-12  # shorter vectors are treated as zero
 
@@ -84,7 +86,10 @@ def normals_l1(prediction: Array, label: Array, mask: Array | None = None) -> Ar
 
 
 def depth_l1(prediction: Array, label: Array, mask: Array | None = None) -> Array:
-    """Mean absolute error; prediction and label (B, H, W, 1) in metres, -1 = ignored. A label of 0 is valid."""
+    """Mean absolute error; prediction and label (B, H, W, 1) in metres, -1 = ignored.
+
+    Whether a depth is valid is decided by `valid_depth` where it is read, and not here: augmentation rescales labels.
+    """
     difference = prediction[..., 0].astype(jnp.float32) - label[..., 0].astype(jnp.float32)
     return _mean(jnp.abs(difference), valid_pixels(label, mask, DEPTH_IGNORE))
 
@@ -93,6 +98,11 @@ def valid_pixels(label: Array, mask: Array | None, ignore: float = IGNORE) -> Ar
     """Valid pixels, (B, H, W) bool: no component of the label is `ignore`, and the example is not padding."""
     valid = jnp.all(label != ignore, axis=-1)
     return valid if mask is None else valid & (mask > 0)[:, None, None]
+
+
+def valid_depth(metres: Any, maximum: float) -> Any:
+    """Valid depths: more than 0 and less than `maximum`, not NaN; bool, for JAX's or NumPy's arrays of any shape."""
+    return (metres > 0) & (metres < maximum)
 
 
 def unit_length(vectors: Array) -> Array:

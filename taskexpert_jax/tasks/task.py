@@ -166,11 +166,13 @@ class Task:
 
 
 class _Given(NamedTuple):
-    """Config values that builders take: the task's loss weight, the data set's classes, the boundary loss weight."""
+    """Config values that builders take: the task's loss weight, the data set's classes and largest depth, the boundary
+    loss weight."""
 
     loss_weight: float
     semseg_classes: tuple[str, ...]
     edge_pos_weight: float
+    depth_max: float
 
 
 def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: float, **extra: Any) -> Task:
@@ -207,11 +209,11 @@ def _depth(given: _Given) -> Task:
     return Task(
         name="depth",
         title="depth",
-        kind=kinds.depth(),
+        kind=kinds.depth(given.depth_max),
         scale_exponent=-1,
         loss=losses.depth_l1,
         loss_weight=given.loss_weight,
-        metric=metrics.Depth,
+        metric=metrics.depth(given.depth_max),
         main_metric="rmse",
         main_metric_title="RMSE (m)",
         higher_is_better=False,
@@ -286,6 +288,7 @@ def build(
     loss_weights: Mapping[str, float],
     semseg_classes: Sequence[str] = (),
     edge_pos_weight: float = 0.95,
+    depth_max: float = losses.DEPTH_MAX,
 ) -> tuple[Task, ...]:
     """Records of the named tasks, in the given order.
 
@@ -294,6 +297,7 @@ def build(
       loss_weights: task name -> weight of its loss in the total.
       semseg_classes: class names of semantic segmentation in the data set.
       edge_pos_weight: weight p of the positive pixels in the boundary loss; negatives weigh 1 - p.
+      depth_max: metres; valid depths are more than 0 and less than this.
 
     Raises:
       UserError: an unknown or repeated name, no name at all, or a missing loss weight.
@@ -308,17 +312,22 @@ def build(
             raise UserError(f"config.tasks: unknown task {name!r}{hint}")
         if name not in loss_weights:
             raise UserError(f"config.loss_weights: no weight for task {name!r}; add config.loss_weights.{name}")
-        built.append(_BUILDERS[name](_Given(float(loss_weights[name]), tuple(semseg_classes), edge_pos_weight)))
+        given = _Given(float(loss_weights[name]), tuple(semseg_classes), edge_pos_weight, depth_max)
+        built.append(_BUILDERS[name](given))
     return tuple(built)
 
 
 def from_config(config: ConfigDict) -> tuple[Task, ...]:
-    """Records of a config's tasks, from `tasks`, `loss_weights`, `edge_pos_weight`, `dataset.semseg_classes`."""
+    """Records of a config's tasks.
+
+    From `tasks`, `loss_weights`, `edge_pos_weight`, `dataset.semseg_classes` and `dataset.depth_max`.
+    """
     return build(
         config.tasks,
         loss_weights=config.loss_weights,
         semseg_classes=config.dataset.semseg_classes,
         edge_pos_weight=config.edge_pos_weight,
+        depth_max=config.dataset.depth_max,
     )
 
 

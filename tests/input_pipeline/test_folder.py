@@ -16,6 +16,7 @@ import pytest
 from configs import folder as folder_config
 from input_pipeline import folder, pipeline
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.evaluation.best_constant import LabelSample
 from taskexpert_jax.tasks import build, from_config, kinds
 
 ALL = ("semseg", "depth", "normals", "edge", "human_parts", "sal")
@@ -84,8 +85,9 @@ def config(root: pathlib.Path) -> ConfigDict:
         ("edge", "png", np.uint8([[0, 255, 128]]), [[0, 1, 255]]),
         ("edge", "png", np.uint8([[0, 1, 128]]), [[0, 1, 255]]),
         ("sal", "png", np.array([[False, True]]), [[0, 1]]),  # a 1-bit PNG
-        ("depth", "png", np.uint16([[0, 1500, 65535]]), [[0, 1.5, 65.535]]),
+        ("depth", "png", np.uint16([[0, 1500, 65534, 65535]]), [[0, 1.5, 65.534, 0]]),  # 65535: no depth
         ("depth", "npy", np.float64([[0, 1.5, np.nan, np.inf, -1]]), [[0, 1.5, 0, 0, 0]]),
+        ("depth", "npy", np.float32([[79.9, 80, 65504, 655.35]]), [[79.9, 0, 0, 0]]),  # the sky is far
         ("depth", "npy", np.float16([[2.5]])[..., None], [[2.5]]),
         (
             "normals",
@@ -215,6 +217,31 @@ def test_a_label_that_an_image_lacks_counts_in_no_loss_and_no_gradient(config):
         assert np.isfinite(gradient).all() and gradient.any() == (name == "semseg"), name
 
 
+def test_far_depth_is_trained_on_and_scored_by_one_limit(config, root):
+    """Depths of 60 to 180 m: the pixels below `depth_max`, and no other, count in loss, metric and constants."""
+    depth = np.linspace(60, 180, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
+    config.tasks, config.augment.scale_min, config.augment.scale_max = ("depth",), 0.5, 0.5
+    for name in ("a/2", "4", "a/5"):
+        save(root / "depth" / f"{name}.npy", depth)
+    for limit, valid in ((80.0, (depth < 80).mean()), (200.0, 1.0)):
+        config.dataset.depth_max = limit
+        (task,) = tasks = from_config(config)
+        (scored,) = pipeline.eval_batches(config, tasks, batch_size=1)
+        assert (scored["depth"] != -1).mean() == pytest.approx(valid)
+        assert scored["depth"].max() < limit
+        state = task.metric.from_model_output(prediction=scored["depth"] + 3, label=scored["depth"], mask=None)
+        assert int(state.pixels.value()) == (scored["depth"] != -1).sum()
+        assert state.compute()["rmse"] == pytest.approx(3)
+        sample = LabelSample(tasks)
+        sample.add(scored)
+        assert 60 < float(task.best_constant(sample._kept["depth"][0])[0]) < limit
+        # In training the images are half as large and so twice as far, but no pixel is lost or gained by that.
+        batches = itertools.islice(pipeline.train_batches(config, tasks), 4)
+        trained = np.concatenate([batch["depth"].ravel() for batch in batches])
+        assert limit < trained.max() < 2 * limit
+        assert set(np.unique(trained[trained != -1])) <= set(np.unique(2 * depth[depth < limit]))
+
+
 # --- faults ---
 
 
@@ -240,7 +267,9 @@ def spoilt(root: pathlib.Path, fault: str) -> None:
         "fractions": lambda: (semseg.unlink(), save(semseg.with_suffix(".npy"), np.ones(size))),
         "grey mask": lambda: save(root / "edge/a/5.png", np.full(size, 37, np.uint8)),
         "mixed mask": lambda: save(root / "sal/a/5.png", np.uint8([[0, 1, 255] * (WIDTH // 3)] * HEIGHT)),
-        "millimetres": lambda: save(depth, np.full(size, 2500.0, np.float32)),
+        "millimetres": lambda: save(depth, np.linspace(600, 8000, HEIGHT * WIDTH, dtype=np.float32).reshape(size)),
+        "near millimetres": lambda: save(depth, np.arange(50, 50 + HEIGHT * WIDTH, dtype=np.float32).reshape(size)),
+        "far": lambda: save(depth, np.linspace(100, 300, HEIGHT * WIDTH, dtype=np.float32).reshape(size)),
         "8 bits": lambda: (depth.unlink(), save(depth.with_suffix(".png"), np.ones(size, np.uint8))),
         "long normals": lambda: save(root / "normals/a/5.npy", np.full((*size, 3), 127.0, np.float32)),
     }
@@ -270,7 +299,12 @@ def spoilt(root: pathlib.Path, fault: str) -> None:
         ("fractions", r"\S+/semseg/a/5.npy: holds floating-point"),
         ("grey mask", r"\S+/edge/a/5.png: holds 37; .*0 and 255, .*0 and 1, .*128"),
         ("mixed mask", r"\S+/sal/a/5.png: holds 0, 1, 255; .*0 and 255"),
-        ("millimetres", r"\S+/depth/a/5.npy: .*1000 m.*metres"),
+        (
+            "millimetres",
+            r"\S+/depth/a/5.npy: depths of 600 to 8000 m, .*depth_max=80 m; .*divide them by 1000",
+        ),
+        ("near millimetres", r"\S+/depth/a/5.npy: depths of 50 to 1585 m, .*millimetres, divide them by 1000"),
+        ("far", r"\S+/depth/a/5.npy: depths of 100 to 300 m, .*if they are metres, set --config.dataset.depth_max"),
         ("8 bits", r"\S+/depth/a/5.png: .*8 bits.*16.*millimetres"),
         ("long normals", r"\S+/normals/a/5.npy: .*beyond 1; "),
     ],

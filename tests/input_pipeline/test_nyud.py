@@ -188,6 +188,11 @@ NUMBERS = "is corrupt.*load"
             "has the depth 2345, .*millimetres; divide by 1000",
         ),
         (
+            "depth/0001.npy",
+            lambda path: np.save(path, np.full((30, 40), 640.5, np.float32)),
+            "has the depth 640.5, beyond 80 m: probably millimetres",
+        ),
+        (
             "depth/0003.npy",
             lambda path: np.save(path, np.ones((30, 41), np.float32)),
             "is 30x41 but its image is 30x40",

@@ -107,6 +107,25 @@ def test_check_finds_every_fault_and_counts_what_is_labelled(config, monkeypatch
     assert re.search(r"depth +1 images labelled, 100.0 % of their pixels", val)
 
 
+def test_check_prints_the_range_of_depth_and_names_a_task_without_a_valid_label(config, monkeypatch, capsys):
+    drawn = scenes.render
+
+    def spoilt(index, **kwargs):
+        example = drawn(index, **kwargs)
+        example["depth"] = np.full_like(example["depth"], 1 + index / 10)
+        example["depth"][:8] = 200 if index == 2 else 0  # of 32 rows; 200 m are out of range
+        return {**example, "semseg": np.full_like(example["semseg"], 255)} if index % 2 else example
+
+    monkeypatch.setattr(scenes, "render", spoilt)
+    config.tasks = ("semseg", "depth")
+    (fault,) = show.check(config)
+    assert fault.startswith("val: no valid label of semseg in any image; ")
+    train, val = re.split("^val", capsys.readouterr().out, flags=re.MULTILINE)
+    values = r"least \(m\) 1.00, median \(m\) 1.6\d, greatest \(m\) 2.40"
+    assert re.search(rf"depth +8 images labelled, +75.0 % of their pixels, {values}", train)
+    assert re.search(r"semantic segmentation +0 images labelled, +0.0 % of their pixels", val)
+
+
 @pytest.mark.slow
 def test_the_program_writes_a_sheet_and_ends_in_one_line_where_it_cannot(tmp_path):
     small = ["configs/demo.py:tiny", f"--output={tmp_path}", "--count=1", "--config.tasks=('semseg','sal')"]

@@ -311,6 +311,16 @@ def test_a_label_that_is_missing_counts_nowhere() -> None:
     assert set(transforms.fill_missing(given, TASKS[:2])) == {"image", "id", "semseg", "depth"}
 
 
+def test_depth_out_of_the_range_of_a_data_set_is_no_depth_whoever_reads_it() -> None:
+    stored = np.float32([[[79.5], [80], [1e6], [np.nan], [np.inf], [-3], [0], [0.5]]])
+    given = {"image": np.zeros((1, 8, 3), np.uint8), "id": "a", "depth": stored}
+    for limit, valid in ((80.0, [0, 7]), (1e7, [0, 1, 2, 7])):
+        task = tasks.build(["depth"], loss_weights={"depth": 1.0}, depth_max=limit)
+        filled = transforms.mark_invalid(transforms.fill_missing(given, task), task)["depth"].ravel()
+        assert np.flatnonzero(filled != -1).tolist() == valid
+        np.testing.assert_array_equal(filled[valid], stored.ravel()[valid])
+
+
 def test_labels_keep_their_values_through_all_transforms() -> None:
     given = example()
     units = np.unique(given["normals"].reshape(-1, 3), axis=0)

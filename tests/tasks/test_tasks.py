@@ -7,10 +7,12 @@ import pytest
 
 from configs import nyud
 from taskexpert_jax import tasks
+from taskexpert_jax.config.fields import FIELDS
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.tasks import constants as baselines
+from taskexpert_jax.tasks import losses
 
 NAMES = ("semseg", "depth", "normals", "edge", "human_parts", "sal")
 WEIGHTS = dict.fromkeys(NAMES, 1.0)
@@ -39,6 +41,15 @@ def test_values_are_what_a_user_wants_to_see():
     np.testing.assert_allclose(ALL["normals"].values(jnp.array([[[[0.0, 3.0, 4.0]]]])), [[[[0, 0.6, 0.8]]]], rtol=1e-6)
     np.testing.assert_allclose(ALL["edge"].values(jnp.array([[[[0.0]]]])), [[[0.5]]])
     np.testing.assert_allclose(ALL["sal"].values(jnp.array([[[[0.0, np.log(3.0)]]]])), [[[0.75]]], rtol=1e-6)
+
+
+def test_the_largest_depth_is_that_of_the_config_and_the_familys_by_default():
+    assert FIELDS["dataset.depth_max"].default == losses.DEPTH_MAX == ALL["depth"].metric.maximum
+    config = nyud.get_config("tiny")
+    config.dataset.depth_max = 200.0
+    depth = tasks.from_config(config)[1]
+    assert depth.metric.maximum == 200
+    np.testing.assert_array_equal(depth.kind.in_range(np.float32([[[199], [200]]])), [[[199], [0]]])
 
 
 @pytest.mark.parametrize(

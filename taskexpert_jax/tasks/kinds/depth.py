@@ -11,15 +11,19 @@ from PIL import Image
 from taskexpert_jax.tasks import canvas, conversions
 from taskexpert_jax.tasks.canvas import Drawn, Range
 from taskexpert_jax.tasks.kinds.kind import Counts, Kind, bilinear, single
-from taskexpert_jax.tasks.losses import DEPTH_IGNORE
+from taskexpert_jax.tasks.losses import DEPTH_IGNORE, DEPTH_MAX, valid_depth
 
-FARTHEST = 1000.0  # metres; if every depth is larger, the file is not in metres
-_STEP = 0.01  # metres; precision of the median depth
+_FARTHEST_WHOLE = 1000.0  # metres; whole numbers beyond it are millimetres
+_NO_DEPTH = 65535  # the largest 16-bit number: a usual mark for pixels without depth
+_STEPS = 8_000  # of the histogram up to the largest valid depth: a centimetre at 80 m
 _QUANTITIES = ("least (m)", "median (m)", "greatest (m)")
 
 
-def depth() -> Kind:
-    """Kind of depth maps, predicted in metres; negative predictions become 0."""
+def depth(maximum: float = DEPTH_MAX) -> Kind:
+    """Kind of depth maps, predicted in metres; negative predictions become 0.
+
+    maximum: metres; valid depths are more than 0 and less than this (`losses.valid_depth`).
+    """
     return Kind(
         name="depth",
         channels=1,
@@ -31,7 +35,8 @@ def depth() -> Kind:
         from_values=conversions.one_channel,
         to_mean=conversions.unchanged,
         from_mean=conversions.unchanged,
-        read_label=_label,
+        read_label=functools.partial(_label, maximum=maximum),
+        in_range=functools.partial(_in_range, maximum=maximum),
         label_form="a grey or palette PNG, or as such an array",
         read_prediction=_prediction,
         resize=bilinear,
@@ -39,8 +44,8 @@ def depth() -> Kind:
         colour=_colour,
         key=_key,
         caption="Near is red, far is blue, over the range of the ground truth; black has no depth.",
-        count=_count,
-        figures=_figures,
+        count=functools.partial(_count, step=maximum / _STEPS),
+        figures=functools.partial(_figures, step=maximum / _STEPS),
         quantities=_QUANTITIES,
         smooth=False,
     )
@@ -50,18 +55,33 @@ def _values(prediction: jax.Array) -> jax.Array:
     return jnp.maximum(prediction[..., 0], 0.0)
 
 
-def _label(numbers: np.ndarray, zero_is_void: bool) -> np.ndarray:
-    """Integer millimetres or floating-point metres -> metres, 0 where unknown."""
+def _label(numbers: np.ndarray, zero_is_void: bool, *, maximum: float) -> np.ndarray:
+    """Integer millimetres or floating-point metres -> metres, 0 where there is no valid depth.
+
+    Raises:
+      ValueError: 8 bits per pixel; or depths of which none is valid, or that are probably millimetres.
+    """
     del zero_is_void
     if numbers.dtype.itemsize == 1:
         raise ValueError("has 8 bits per pixel; save depth as 16-bit PNG in millimetres, or as .npy in metres")
     metres = numbers.astype(np.float32)
     if numbers.dtype.kind in "iu":
         metres *= np.float32(0.001)
-    known = np.isfinite(metres) & (metres > 0)
-    if known.any() and metres[known].min() > FARTHEST:
-        raise ValueError(f"every depth is beyond {FARTHEST:.0f} m; floating-point depth must be in metres")
-    return np.where(known, metres, 0)
+        metres[numbers == _NO_DEPTH] = 0
+    known = metres[valid_depth(metres, np.inf)]
+    if known.size and known.max() >= maximum:
+        low, high = float(known.min()), float(known.max())
+        if low >= maximum or (high > _FARTHEST_WHOLE and np.array_equal(known, np.rint(known))):
+            raise ValueError(
+                f"depths of {low:g} to {high:g} m, but valid depth is below config.dataset.depth_max={maximum:g} m; if "
+                "these are millimetres, divide them by 1000; if they are metres, set --config.dataset.depth_max"
+            )
+    return _in_range(metres, maximum=maximum)
+
+
+def _in_range(label: np.ndarray, *, maximum: float) -> np.ndarray:
+    valid = valid_depth(label, maximum)
+    return label if valid.all() else np.where(valid, label, np.float32(0))
 
 
 def _prediction(numbers: np.ndarray) -> np.ndarray:
@@ -104,18 +124,18 @@ def bar_labels(limits: Range) -> list[str]:
     return [f"{metres:.{digits}f} m" for metres in np.linspace(low, high, 5)]
 
 
-def _count(label: np.ndarray) -> Counts:
+def _count(label: np.ndarray, *, step: float) -> Counts:
     valid = label[label != DEPTH_IGNORE]
     if not valid.size:
         return Counts(label.size)
-    steps = np.minimum(valid / np.float32(_STEP), FARTHEST / _STEP).astype(np.int64)
+    steps = (valid / np.float32(step)).astype(np.int64)
     return Counts(label.size, valid.size, np.bincount(steps), float(valid.min()), float(valid.max()))
 
 
-def _figures(counts: Counts) -> dict[str, Any]:
+def _figures(counts: Counts, *, step: float) -> dict[str, Any]:
     figures: dict[str, Any] = {"invalid": counts.invalid, **dict.fromkeys(_QUANTITIES)}
     if counts.valid:
         middle = int(np.searchsorted(np.cumsum(counts.histogram), counts.valid / 2))
-        metres = counts.lowest, (middle + 0.5) * _STEP, counts.highest
+        metres = counts.lowest, (middle + 0.5) * step, counts.highest
         figures |= dict(zip(_QUANTITIES, metres, strict=True))
     return figures

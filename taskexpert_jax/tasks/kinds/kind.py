@@ -18,7 +18,7 @@ class Counts:
     Attributes:
       pixels: number of pixels.
       valid: number of pixels with a valid label.
-      histogram: pixels per class id, per mask value 0 and 1, or per depth in steps of a centimetre; otherwise empty.
+      histogram: pixels per class id, per mask value 0 and 1, or per interval of depth; otherwise empty.
       lowest: smallest valid value; inf if there is none.
       highest: largest valid value; -inf if there is none.
     """
@@ -68,6 +68,7 @@ class Kind:
       from_mean: mean in the form of `to_mean` -> the corresponding prediction.
       read_label: (numbers of a label file (h, w, label_channels), zero_is_void) -> the label before its cast to
         `label_dtype`, with `invalid_value` or `ignore` at unlabelled pixels. ValueError: values that are no label.
+      in_range: stored label (h, w, label_channels) -> the same with `missing` at values outside of the kind's range.
       label_form: file format for labels, in words.
       read_prediction: numbers of a prediction file (h, w, c) -> prediction (h, w, channels). ValueError: values that
         are no prediction.
@@ -107,6 +108,7 @@ class Kind:
     figures: Callable[[Counts], dict[str, Any]]
     quantities: tuple[str, ...] = ()
     invalid_value: float | None = None
+    in_range: Callable[[np.ndarray], np.ndarray] = lambda label: label
     limits: Callable[[np.ndarray], canvas.Range] = lambda values: (0.0, 1.0)
     class_names: tuple[str, ...] = ()
     palettes: bool = False

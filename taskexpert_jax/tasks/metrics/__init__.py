@@ -11,7 +11,7 @@ Every metric is a `clu.metrics.Metric`:
 Without any valid pixel, means and shares are NaN, while IoU and F are 0 by definition.
 """
 
-from taskexpert_jax.tasks.metrics.depth import Depth
+from taskexpert_jax.tasks.metrics.depth import Depth, depth
 from taskexpert_jax.tasks.metrics.edge import EdgeLoss, edge_loss
 from taskexpert_jax.tasks.metrics.normals import Normals
 from taskexpert_jax.tasks.metrics.saliency import Saliency
@@ -27,6 +27,7 @@ __all__ = [
     "PooledMetric",
     "Saliency",
     "Sum",
+    "depth",
     "edge_loss",
     "histogram",
     "mean_iou",

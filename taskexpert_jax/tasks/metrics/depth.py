@@ -1,24 +1,25 @@
 """Depth errors, pooled over the valid pixels of the set."""
 
-from typing import Self
+import functools
+from typing import ClassVar, Self
 
 import flax.struct
 from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
-from taskexpert_jax.tasks.losses import DEPTH_IGNORE, valid_pixels
+from taskexpert_jax.tasks.losses import DEPTH_IGNORE, DEPTH_MAX, valid_depth, valid_pixels
 from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, Sum, ratio
 
-MAX_DEPTH = 80.0  # metres
 SMALLEST_PREDICTION = 1e-9  # metres; replaces non-positive predictions in logarithms and quotients
 DELTA = 1.25
 
 
 @flax.struct.dataclass
 class Depth(PooledMetric):
-    """Sums over the pixels with a label g, 0 < g < 80 m; negative predictions p count as 0.
+    """Sums over the pixels with a valid label g (`losses.valid_depth`); negative predictions p count as 0.
 
+    maximum: metres; valid labels are smaller. `depth` gives the metric for another than the family's 80 m.
     squares: (p - g)^2
     log_squares: (ln p - ln g)^2, with p = 1e-9 where it is not positive
     relatives: |p - g| / g
@@ -27,6 +28,7 @@ class Depth(PooledMetric):
     pixels: number of pixels
     """
 
+    maximum: ClassVar[float] = DEPTH_MAX
     squares: Sum
     log_squares: Sum
     relatives: Sum
@@ -38,7 +40,7 @@ class Depth(PooledMetric):
     def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
         """State of a batch; prediction and label (B, H, W, 1) in metres, -1 = ignored."""
         truth = label[..., 0].astype(jnp.float32)
-        valid = valid_pixels(label, mask, DEPTH_IGNORE) & (truth > 0) & (truth < MAX_DEPTH)
+        valid = valid_pixels(label, mask, DEPTH_IGNORE) & valid_depth(truth, cls.maximum)
         truth = jnp.where(valid, truth, 1.0)  # avoids division by 0 at ignored pixels
         depth = prediction[..., 0].astype(jnp.float32)
         error = jnp.maximum(depth, 0.0) - truth
@@ -75,3 +77,10 @@ class Depth(PooledMetric):
             "sq_rel": ratio(self.relative_squares.value(), pixels),
             **{f"delta{k}": ratio(count, pixels) for k, count in enumerate(self.within.value(), start=1)},
         }
+
+
+@functools.cache
+def depth(maximum: float) -> type[Depth]:
+    """Metric for a largest valid depth in metres; cached: equal ones give the same class."""
+    members = {"__module__": __name__, "__doc__": Depth.__doc__, "maximum": maximum}
+    return flax.struct.dataclass(type("Depth", (Depth,), members))
