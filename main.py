@@ -22,7 +22,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "compile"], "What to do.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "For evaluate and predict: best, latest or a step.")
 _IMAGES = flags.DEFINE_string("images", None, "For predict: an image or a folder of images.")
-_OUTPUT = flags.DEFINE_string("output", None, "For predict: where to write; default WORKDIR/predictions.")
+_OUTPUT = flags.DEFINE_string("output", None, "For evaluate and predict: results; default in WORKDIR.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "For compile: v5e:4x4, h200:8, ...; default: this machine's devices.")
 _REPORT = flags.DEFINE_string("report", None, "For compile: a JSON file to write the report to.")
 _QUICK = flags.DEFINE_bool("quick", False, "For compile: memory and traffic only, in seconds; for TPUs.")
@@ -71,7 +71,8 @@ def _run() -> None:
 
         if note := workdirs.note_other_data(workdir, config.to_dict()):
             logging.warning(note)
-        evaluate(config, workdir, _CHECKPOINT.value, eval_batches)
+        output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else workdir / "evaluation"
+        evaluate(config, workdir, _CHECKPOINT.value, eval_batches, output)
     else:
         from taskexpert_jax.train import train
 
@@ -84,6 +85,14 @@ def _run() -> None:
         train(config, workdir, train_batches, eval_batches)
 
 
+def _interrupted() -> str:
+    kept = {
+        "train": "checkpoints are kept: the same command resumes",
+        "predict": "what was written is kept: the same command predicts all images anew",
+    }
+    return f"interrupted; {kept.get(_MODE.value, 'nothing was written: the same command starts anew')}"
+
+
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    command_line.run(main, interrupted="interrupted; checkpoints are kept: the same command resumes")
+    command_line.run(main, interrupted=_interrupted)

@@ -25,6 +25,7 @@ from typing import Any
 import tqdm
 
 from input_pipeline import archives, records, summary
+from taskexpert_jax import command_line, terminal
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import threads
 
@@ -180,26 +181,21 @@ def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path, *, allo
     return [*lines, f"built {target}: {size / 2**20:.0f} MiB in {time.monotonic() - start:.0f} s"]
 
 
-def _run(args: argparse.Namespace) -> int:
-    """Prepares the data set and prints the summary or the faults; returns the exit status."""
+def _run(args: argparse.Namespace) -> None:
+    """Prepares the data set and prints the summary or the faults; raises UserError if it was not built."""
     try:
         archive, data_dir = args.archive.expanduser(), args.data_dir.expanduser()
         print("\n".join(prepare(args.dataset, archive, data_dir, allow_subset=args.allow_subset)))
-        return 0
     except archives.Problems as problems:
         count = len(problems.lines)
-        lines = list(problems.lines[:SHOWN_FAULTS])
+        for line in problems.lines[:SHOWN_FAULTS]:
+            print(terminal.message(line), file=sys.stderr)
         if count > SHOWN_FAULTS:
-            lines.append(f"... and {count - SHOWN_FAULTS} more")
-        lines.append(
-            f"error: {args.archive}: {count} {'faults' if count > 1 else 'fault'}, see above; nothing was built"
-        )
-    except UserError as error:
-        lines = [f"error: {error}"]
+            print(f"... and {count - SHOWN_FAULTS} more", file=sys.stderr)
+        faults = "faults" if count > 1 else "fault"
+        raise UserError(f"{args.archive}: {count} {faults}, see above; nothing was built") from problems
     except OSError as error:
-        lines = [f"error: {error.filename or args.data_dir}: {error.strerror}; nothing was built"]
-    print("\n".join(lines), file=sys.stderr)
-    return 2
+        raise UserError(f"{error.filename or args.data_dir}: {error.strerror}; nothing was built") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -215,7 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="accept other counts than the published ones, and omit ids without an image",
     )
-    return _run(parser.parse_args(arguments))
+    args = parser.parse_args(arguments)
+    return command_line.ended(lambda: _run(args), "interrupted; nothing was built: the same command starts anew")
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -225,6 +222,5 @@ def _stop(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
-    for _signal in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(_signal, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main())

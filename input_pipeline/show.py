@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 import functools
 import itertools
 import pathlib
-import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -19,7 +18,7 @@ from PIL import Image
 
 from input_pipeline import pipeline, transforms
 from input_pipeline.records import Example, Source
-from taskexpert_jax import command_line
+from taskexpert_jax import command_line, terminal
 from taskexpert_jax.config import check as check_config
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import threads
@@ -171,14 +170,14 @@ def main() -> None:
         check_config(config.value)
         if checking.value and (faults := check(config.value)):
             for fault in faults[:MOST_FAULTS]:
-                print(f"error: {fault}", file=sys.stderr)
+                command_line.print_error(fault)
             raise UserError(f"{len(faults)} faults; fix them and check again")
         name = split.value or config.value.dataset.train_split
         path = pathlib.Path(str(output.value)) / f"{name}.png"
         sheet = draw(config.value, name, count.value, stored=stored.value)
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
-        print(f"written: {path}")
+        terminal.print_written(path)
 
     command_line.run(program, parse=_flags_of, arguments="the config comes first, then flags that start with --")
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from taskexpert_jax import text_table
+from taskexpert_jax import command_line, text_table
 from taskexpert_jax.config import restored
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.runs import manager, sealing
@@ -136,14 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--verify", action="store_true", help="read every file and compare it with its checksum")
     parser.add_argument("--tree", action="store_true", help="list the arrays of the newest checkpoint")
     args = parser.parse_args(arguments)
-    try:
+
+    def program() -> None:
         print(listing(args.workdir, verify=args.verify))
         if args.tree:
             print(f"\n{tree(args.workdir)}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return command_line.ended(program)
 
 
 if __name__ == "__main__":

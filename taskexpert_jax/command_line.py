@@ -1,4 +1,4 @@
-"""Command line of the programs: flags, errors in one line, and what is logged."""
+"""Command line of the programs: flags, errors in one line, exit status, and what is logged."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from absl.logging import converter
 
+from taskexpert_jax import interruption, terminal
 from taskexpert_jax.errors import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -18,9 +19,14 @@ _FIELD = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 _OURS = tuple(str(_ROOT / package) for package in ("taskexpert_jax", "input_pipeline", "main.py"))
 
 
+def print_error(text: object) -> None:
+    """Writes `error: <text>` to stderr, in one line."""
+    print(f"error: {terminal.message(text)}", file=sys.stderr, flush=True)
+
+
 def fail(text: str, status: int = 2) -> NoReturn:
     """Exits with `error: <text>` on stderr and a status; default: the status of wrong input."""
-    print(f"error: {text}", file=sys.stderr)
+    print_error(text)
     sys.exit(status)
 
 
@@ -37,7 +43,7 @@ class _Stderr(standard_logging.Handler):
     def emit(self, record: standard_logging.LogRecord) -> None:
         """Writes a line."""
         level = f"{record.levelname.lower()}: " if record.levelno > standard_logging.INFO else ""
-        print(f"{level}{record.getMessage()}", file=sys.stderr, flush=True)
+        print(f"{level}{terminal.message(record.getMessage())}", file=sys.stderr, flush=True)
 
 
 def configure_logging() -> None:
@@ -63,33 +69,54 @@ def errors_only() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def ended(program: Callable[[], object], interrupted: str | Callable[[], str] = "interrupted") -> int:
+    """Runs a program and returns its exit status: 2 for wrong input, with one line, and 1 if stdout is incomplete.
+
+    What it prints can neither fail it (see `terminal`) nor reach the terminal with control characters.
+
+    Args:
+      program: the program.
+      interrupted: the line for Ctrl-C, which ends the program with status 130; or a function that returns it.
+    """
+    terminal.guard()
+    with interruption.handled(interrupted if callable(interrupted) else lambda: interrupted):
+        try:
+            program()
+        except UserError as error:
+            print_error(error)
+            return 2
+        if reason := terminal.lost():
+            print_error(f"not everything could be printed: {reason}")
+            return 1
+        return 0
+
+
 def run(
     program: Callable[[], None],
     *,
     parse: Callable[[Sequence[str]], list[str]] | None = None,
     arguments: str = "flags start with --",
-    interrupted: str = "interrupted",
+    interrupted: str | Callable[[], str] = "interrupted",
 ) -> None:
-    """Runs a program with absl flags; wrong input ends it with one line and status 2, Ctrl-C with status 130.
+    """Runs a program with absl flags and exits with its status, see `ended`.
 
     Args:
       program: called after the flags are parsed.
       parse: parses the command line and returns the arguments that are no flags; default: `parse_flags`.
       arguments: what to say of such an argument.
-      interrupted: what to say of Ctrl-C.
+      interrupted: the line for Ctrl-C, or a function that returns it.
     """
 
-    def main(argv: Sequence[str]) -> None:
-        try:
+    def main(argv: Sequence[str]) -> int:
+        def checked() -> None:
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}: {arguments}")
             configure_logging()
             program()
-        except UserError as error:
-            fail(str(error))
-        except KeyboardInterrupt:
-            fail(interrupted, status=130)
 
+        return ended(checked, interrupted)
+
+    terminal.guard()
     app.run(main, flags_parser=parse or parse_flags)
 
 

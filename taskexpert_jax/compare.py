@@ -12,8 +12,8 @@ import pathlib
 import sys
 from typing import Any, NamedTuple
 
+from taskexpert_jax import command_line, terminal, text_table
 from taskexpert_jax import tasks as task_records
-from taskexpert_jax import text_table
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation.published import PUBLISHED
 
@@ -209,14 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--single", nargs="+", type=pathlib.Path, default=[], metavar="RUN", help="single-task runs, for delta-m"
     )
     parser.add_argument("--markdown", action="store_true", help="mark the best with ** even on a terminal")
+    terminal.guard()
     args = parser.parse_args(arguments)
-    bold = ("\033[1m", "\033[0m") if sys.stdout.isatty() and not args.markdown else ("**", "**")
-    try:
-        print(compare(args.runs, paper=args.paper, single=args.single, bold=bold))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    bold = (terminal.BOLD, terminal.PLAIN) if sys.stdout.isatty() and not args.markdown else ("**", "**")
+    return command_line.ended(lambda: print(compare(args.runs, paper=args.paper, single=args.single, bold=bold)))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ def refused_by_disk(line: Callable[[str], str]) -> Iterator[None]:
     """Raises UserError with `line(reason)` if its body fails because of a full disk or missing permission."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         reason = disk_refusal(error)
         if reason is None:

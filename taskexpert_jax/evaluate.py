@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from taskexpert_jax import files, terminal
 from taskexpert_jax.config import check
 from taskexpert_jax.evaluation import full_pass, results
 from taskexpert_jax.parallel import sharding
@@ -21,8 +22,9 @@ def evaluate(
     workdir: pathlib.Path,
     which: str,
     eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]],
+    output: pathlib.Path | None = None,
 ) -> results.Values:
-    """Evaluates a checkpoint, prints a table of its metrics and of the best constants, and writes WORKDIR/evaluation/.
+    """Evaluates a checkpoint, writes its results, and prints a table of its metrics and of the best constants.
 
     Files: metrics.json, per_class.csv and report.html.
 
@@ -31,17 +33,22 @@ def evaluate(
       workdir: the run's directory.
       which: "best", "latest" or a step.
       eval_batches: returns one pass over the evaluation set.
+      output: folder for the results; default: WORKDIR/evaluation.
 
     Returns:
       `task/metric` -> value; with `config.eval.boundary.odsf` also the boundary benchmark's.
 
     Raises:
-      UserError: an invalid config, no such checkpoint, or one of another architecture (with a diff).
+      UserError: an invalid config, no such checkpoint, one of another architecture (with a diff), or an output folder
+        that cannot be written.
     """
     check(config)
+    output = output or workdir / "evaluation"
     mesh = sharding.make_mesh(config.mesh, {"eval.batch_size": config.eval.batch_size})
     with sharding.use(mesh):
         model, variables, step = load(config, workdir, which, mesh)
+        if jax.process_index() == 0:
+            files.folder_for_results(output)
         logging.info(f"evaluating {workdir} at step {step} ({which})")
         started = time.monotonic()
         found = full_pass.run(config, model, variables, eval_batches(), mesh)
@@ -49,11 +56,10 @@ def evaluate(
     facts = results.facts(config, workdir=workdir, which=which, step=step, examples=found.examples, seconds=seconds)
     evaluation = found.evaluation(model.tasks, facts, model.expert_slots)
     if jax.process_index() == 0:
+        texts = {**results.texts(evaluation), "report.html": evaluation_page.html(evaluation)}
+        files.write({output / name: text for name, text in texts.items()})
         print(f"{found.examples} examples in {seconds:.1f} s, compilation and reading included\n")
         print(results.table(results.rows(model.tasks, evaluation.metrics, evaluation.best_constant)) + "\n")
-        paths = results.write(evaluation, workdir / "evaluation")
-        page = workdir / "evaluation" / "report.html"
-        page.write_text(evaluation_page.html(evaluation))
-        for path in (*paths, page):
-            print(f"written: {path}")
+        for name in texts:
+            terminal.print_written(output / name)
     return evaluation.metrics

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from absl import flags, logging
 import jax
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax import command_line, images
+from taskexpert_jax import command_line, files, images, terminal
 from taskexpert_jax.config import check, read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import gate_findings, inference, results
@@ -92,7 +93,7 @@ def inspect(
     with sharding.use(mesh):
         model, variables, at = load(config, workdir, which, mesh)
         logging.info(f"inspecting {workdir} at step {at} ({which}) on {len(paths)} image(s)")
-        _make_folder(output)
+        files.folder_for_results(output)
         started = time.monotonic()
         step = make_step(model)
         for name, image in images.read_each(paths, failures):
@@ -117,13 +118,6 @@ def inspect(
     if failures:
         raise UserError(f"{failures[0]} ({len(failures)} of {len(paths)} images not inspected)")
     return found
-
-
-def _make_folder(output: pathlib.Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output}: cannot create this folder ({error.strerror}); use another --output") from error
 
 
 def _on_host(
@@ -154,53 +148,62 @@ def _on_host(
 
 def write_image(folder: pathlib.Path, inside: Inside, tasks: tuple[Task, ...], *, number: int) -> Element:
     """Writes the figures and arrays of one image; returns its section of the page, the image's index being `number`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     slots = inside.summary.slots
     grid = np.moveaxis(inside.gates, (2, 3), (0, 1))  # (h, w, S, T, slots)
     pixels = gate_maps.over_image(grid, inside.window, inside.patch)
     weights = np.moveaxis(pixels, (0, 1), (2, 3))  # (S, T, rows, columns, slots)
     predictions = {task.name: panels.colour(task, inside.values[task.name]) for task in tasks}
-    Image.fromarray(inside.picture).save(folder / "picture.png")
-    np.savez_compressed(
-        folder / "gates.npz",
-        gates=inside.gates,
-        tasks=np.array([task.name for task in tasks]),
-        choices=np.array(slots),
-        window=inside.window,
-        patch_size=inside.patch,
-    )
+    with files.replacing(folder / "picture.png") as file:
+        Image.fromarray(inside.picture).save(file, "PNG")
+    with files.replacing(folder / "gates.npz") as file:
+        np.savez_compressed(
+            file,
+            gates=inside.gates,
+            tasks=np.array([task.name for task in tasks]),
+            choices=np.array(slots),
+            window=inside.window,
+            patch_size=inside.patch,
+        )
     image = gate_maps.Cell(inside.picture, inside.name)
     for t, task in enumerate(tasks):
         previews = (image, gate_maps.Cell(predictions[task.name], "prediction"))
         means = inside.summary.weights[t]
         sheet = gate_maps.weights_sheet(previews, weights[:, t], means, slots, title=f"{task.title}: weights")
-        sheet.savefig(folder / f"{task.name}.png")
+        _save(sheet, folder / f"{task.name}.png")
     first = [gate_maps.Cell(predictions[task.name], "prediction") for task in tasks]
     winners = weights.argmax(axis=-1).swapaxes(0, 1)  # (T, S, rows, columns)
     title = f"{inside.name}: expert slot with the largest weight"
     sheet = gate_maps.winners_sheet(first, winners, [task.title for task in tasks], slots, title=title)
-    sheet.savefig(folder / "winners.png")
-    print(f"written: {folder}", flush=True)
+    _save(sheet, folder / "winners.png")
+    terminal.print_written(folder)
     return gates_page.image_section(number, inside.name, inside.picture, predictions, weights, inside.summary, tasks)
 
 
+def _save(figure: Figure, path: pathlib.Path) -> None:
+    with files.replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:])
+
+
 def _report(found: Inspection, sections: Sequence[Element], output: pathlib.Path) -> None:
-    """Prints a summary, and writes mean_weights.png and .pdf, inspection.json and inspection.html."""
+    """Writes mean_weights.png and .pdf, inspection.json and inspection.html, and prints a summary."""
+    figure = gate_maps.heat_map(found)
+    figures = [output / f"mean_weights.{kind}" for kind in ("png", "pdf")]
+    for path in figures:
+        _save(figure, path)
+    texts = {
+        output / "inspection.json": json.dumps(gate_findings.to_json(found), indent=2, allow_nan=False) + "\n",
+        output / "inspection.html": gates_page.html(found, sections, IMAGES),
+    }
+    files.write(texts)
     print("\n" + "\n".join(gate_findings.lines(found)) + "\n")
     if note := gate_findings.by_design(found):
         print(note)
     for text in gate_findings.warnings(found):
         logging.warning(text)
-    figure = gate_maps.heat_map(found)
-    files = [output / f"mean_weights.{kind}" for kind in ("png", "pdf")]
-    for file in files:
-        figure.savefig(file)
-    files.append(output / "inspection.json")
-    files[-1].write_text(json.dumps(gate_findings.to_json(found), indent=2, allow_nan=False) + "\n")
-    files.append(output / "inspection.html")
-    files[-1].write_text(gates_page.html(found, sections, IMAGES))
-    for file in files:
-        print(f"written: {file}")
+    for path in (*figures, *texts):
+        terminal.print_written(path)
 
 
 def main() -> None:
@@ -218,7 +221,8 @@ def main() -> None:
         to = pathlib.Path(output.value) if output.value else folder / "inspection"
         inspect(own, folder, str(checkpoint.value), pathlib.Path(str(source.value)), to)
 
-    command_line.run(program, parse=_parse_flags)
+    line = "interrupted; what was written is kept: the same command inspects all images anew"
+    command_line.run(program, parse=_parse_flags, interrupted=line)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

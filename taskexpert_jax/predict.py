@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from taskexpert_jax import images
+from taskexpert_jax import files, images, terminal
 from taskexpert_jax.config import check, frame_size
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import inference, steps
@@ -45,6 +45,7 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
     with sharding.use(mesh):
         model, variables, step = load(config, workdir, which, mesh)
         predict_step = steps.make_predict_step(model.tasks, inference.make_inference(model, config), mesh)
+        files.folder_for_results(output)
         logging.info(f"predicting {len(paths)} image(s) with {workdir} at step {step} ({which})")
         for name, image in images.read_each(paths, failures):
             frame, window = images.fit(image, size, largest)
@@ -53,19 +54,27 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
             top, left, rows, columns = window
             inside = {task: v[0, top : top + rows, left : left + columns] for task, v in values.items()}
             write(output / name, image, model.tasks, inside)
-            print(f"written: {output / name / 'montage.png'}", flush=True)
+            terminal.print_written(output / name / "montage.png")
     if failures:
         raise UserError(f"{failures[0]} ({len(failures)} of {len(paths)} images not predicted)")
 
 
 def write(folder: pathlib.Path, image: np.ndarray, tasks: tuple[Task, ...], values: Mapping[str, np.ndarray]) -> None:
-    """Writes the images and arrays of one input image; `values` cover it, at any resolution."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the images and arrays of one input image; `values` cover it, at any resolution.
+
+    Raises:
+      UserError: one cannot be written; files of an earlier prediction are replaced only by complete ones.
+    """
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     titled = []
     for task in tasks:
         sized = task.kind.resize(np.asarray(values[task.name]), *image.shape[:2])
-        np.save(folder / f"{task.name}.npy", sized)
         picture = panels.picture(task, sized)
-        picture.save(folder / f"{task.name}.png")
+        with files.replacing(folder / f"{task.name}.npy") as file:
+            np.save(file, sized)
+        with files.replacing(folder / f"{task.name}.png") as file:
+            picture.save(file, "PNG")
         titled.append((task.title, picture))
-    canvas.montage(image, titled).save(folder / "montage.png")
+    with files.replacing(folder / "montage.png") as file:
+        canvas.montage(image, titled).save(file, "PNG")

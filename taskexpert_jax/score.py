@@ -21,11 +21,11 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from taskexpert_jax import command_line
+from taskexpert_jax import command_line, files, terminal
 from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import results
-from taskexpert_jax.evaluation.scoring import score
+from taskexpert_jax.evaluation.scoring import check_folder, score
 from taskexpert_jax.tasks import from_config
 
 
@@ -38,14 +38,18 @@ def _run(config: ConfigDict, folder: pathlib.Path, names: Sequence[str], output:
     if unknown:
         raise UserError(f"--tasks: {unknown[0]!r} is not among the tasks of the config, {', '.join(config.tasks)}")
     config.tasks = tuple(names) or config.tasks
+    tasks = from_config(config)
+    check_folder(folder, tasks)
+    files.folder_for_results(output)
     pipeline.record_fingerprint(config)
-    batches = pipeline.eval_batches(config, from_config(config), batch_size=1)
+    batches = pipeline.eval_batches(config, tasks, batch_size=1)
     found = score(config, folder, batches)
+    texts = results.texts(found)
+    files.write({output / name: text for name, text in texts.items()})
     print(f"{found.facts['examples']} examples of {config.dataset.name}, split {config.dataset.eval_split}\n")
     print(results.table(results.rows(found.tasks, found.metrics, found.best_constant)) + "\n")
-    output.mkdir(parents=True, exist_ok=True)
-    for path in results.write(found, output):
-        print(f"written: {path}")
+    for name in texts:
+        terminal.print_written(output / name)
 
 
 def main() -> None:
@@ -60,7 +64,7 @@ def main() -> None:
         folder = pathlib.Path(str(predictions.value))
         _run(config.value, folder, tasks.value or (), pathlib.Path(output.value) if output.value else folder)
 
-    command_line.run(program)
+    command_line.run(program, interrupted="interrupted; nothing was written: the same command starts anew")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ MODULES = {module_name(path): path for path in SOURCES}
 
 # Parts of taskexpert_jax, low to high: none imports from a higher floor.
 FLOORS = (
-    ("errors", "images", "command_line", "text_table"),
+    ("errors", "files", "images", "command_line", "interruption", "terminal", "text_table"),
     ("config",),
     ("tasks",),
     ("parallel",),

@@ -16,6 +16,7 @@ from PIL import Image
 from input_pipeline.scenes import geometry, layout, shading
 from input_pipeline.scenes.geometry import Hits, Pairs, Surface
 from input_pipeline.scenes.layout import CLASSES, Scene
+from taskexpert_jax import command_line, files
 from taskexpert_jax.errors import UserError
 
 __all__ = ["CLASSES", "render", "source"]
@@ -172,7 +173,7 @@ def fingerprint(config: ConfigDict) -> str:
     return VERSION
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes images of scenes, for `main.py --mode=predict`: python -m input_pipeline.scenes --output=DIR."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write SCENE.png to")
@@ -183,8 +184,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, nargs=2, default=(96, 128), metavar=("HEIGHT", "WIDTH"))
     options = parser.parse_args(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
-    for index in range(options.first, options.first + options.count):
-        scene = render(index, seed=options.seed, height=options.size[0], width=options.size[1])
-        Image.fromarray(scene["image"]).save(options.output / f"{scene['id']}.png")
-    print(f"written: {options.count} pictures of unseen scenes in {options.output}")
+
+    def program() -> None:
+        files.folder_for_results(options.output)
+        for index in range(options.first, options.first + options.count):
+            scene = render(index, seed=options.seed, height=options.size[0], width=options.size[1])
+            with files.replacing(options.output / f"{scene['id']}.png") as file:
+                Image.fromarray(scene["image"]).save(file, "PNG")
+        print(f"written: {options.count} pictures of unseen scenes in {options.output}")
+
+    return command_line.ended(program)

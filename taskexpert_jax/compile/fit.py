@@ -10,6 +10,7 @@ import dataclasses
 import json
 import multiprocessing
 import pathlib
+import signal
 import tempfile
 import time
 from typing import Any
@@ -18,6 +19,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from taskexpert_jax import files, terminal
 from taskexpert_jax.compile import advice, memory, topologies, traffic
 from taskexpert_jax.compile import report as compile_report
 from taskexpert_jax.compile.report import Program, Report, Trial
@@ -38,11 +40,15 @@ def run(config: ConfigDict, topology: str | None, report_file: pathlib.Path | No
     """
     if report_file is not None and not report_file.parent.is_dir():  # checked before minutes of compiling
         raise UserError(f"--report={report_file}: the folder {report_file.parent} does not exist; create it first")
+    if report_file is not None:
+        files.folder_for_results(report_file.parent, "--report")
     report = compile_steps(config, topology, quick=quick)
+    if report_file is not None:
+        files.write({report_file: json.dumps(dataclasses.asdict(report), indent=2) + "\n"})
     print(compile_report.text(report))
     if report_file is not None:
-        report_file.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
-        print(f"\nwritten: {report_file}")
+        print()
+        terminal.print_written(report_file)
 
 
 def compile_steps(
@@ -172,6 +178,7 @@ def _compile_until_laid_out(config: ConfigDict, topology: str, step: str, device
 
 def _answer(config: ConfigDict, topology: str, step: str, limit: int | None, folder: pathlib.Path, sender: Any) -> None:
     """Entry point of the separate process: XLA dumps to `folder`; the program is sent if it is not killed before."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     mesh, model = build(config, topologies.devices(topology))
     try:
         sender.send(_compile(tracers(config, model, mesh)[step], mesh, limit, folder))

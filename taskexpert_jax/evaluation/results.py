@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import datetime
 import importlib.metadata
+import io
 import json
 import math
 import pathlib
@@ -220,15 +221,13 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write(found: Evaluation, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes metrics.json and, if there are tasks with classes, per_class.csv; returns the paths."""
-    folder.mkdir(exist_ok=True)
-    paths = [folder / "metrics.json"]
-    paths[0].write_text(json.dumps(finite(to_json(found)), indent=2, allow_nan=False) + "\n")
+def texts(found: Evaluation) -> dict[str, str]:
+    """Files by name: metrics.json and, if there are tasks with classes, per_class.csv."""
+    by_name = {"metrics.json": json.dumps(finite(to_json(found)), indent=2, allow_nan=False) + "\n"}
     if found.per_class:
-        paths.append(folder / "per_class.csv")
-        with paths[1].open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("task", *ClassScore._fields))
-            writer.writerows((name, *of) for name, classes in found.per_class.items() for of in classes)
-    return paths
+        file = io.StringIO()
+        writer = csv.writer(file)
+        writer.writerow(("task", *ClassScore._fields))
+        writer.writerows((name, *of) for name, classes in found.per_class.items() for of in classes)
+        by_name["per_class.csv"] = file.getvalue()
+    return by_name

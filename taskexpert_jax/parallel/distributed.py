@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags
 import jax
 
-from taskexpert_jax import command_line
+from taskexpert_jax import command_line, interruption
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import processes
 
@@ -141,6 +141,8 @@ def joined(mode: str) -> Iterator[None]:
             raise
         except UserError as error:
             messages.fail(2, str(error))
+        except KeyboardInterrupt:
+            messages.fail(interruption.STATUS, "interrupted")
         except BaseException as error:
             # The error may only be the lost connection to a process that has failed: let that one report first.
             time.sleep(2 * _SECONDS_BETWEEN_LOOKS)
@@ -202,7 +204,7 @@ class _Messages:
 
     def _end(self, status: int, text: str) -> NoReturn:
         """Exits once all processes have read the message; a normal exit would wait for the others."""
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        command_line.print_error(text)
         own = jax.process_index()
         with contextlib.suppress(RuntimeError):
             self._client.key_value_set(f"{_HEARD}{own}", "")

@@ -5,17 +5,18 @@ Once a checkpoint is complete, `manifest.json` is written to its folder.
 
 from collections.abc import Iterator, Mapping
 import json
-import os
 import pathlib
 import re
 import shutil
 import zlib
 
+from taskexpert_jax import files
+
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 22  # bytes read at a time
 
 
-def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def contents(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """All files of a checkpoint except its manifest."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
@@ -24,12 +25,12 @@ def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def size(folder: pathlib.Path) -> int:
     """Total size of a folder's files in bytes, without the manifest."""
-    return sum(path.stat().st_size for path in files(folder))
+    return sum(path.stat().st_size for path in contents(folder))
 
 
 def seal(folder: pathlib.Path) -> None:
     """Writes the manifest of a complete checkpoint, atomically."""
-    found = {str(path.relative_to(folder)): (path.stat().st_size, _checksum(path)) for path in files(folder)}
+    found = {str(path.relative_to(folder)): (path.stat().st_size, _checksum(path)) for path in contents(folder)}
     _write_manifest(folder, found)
 
 
@@ -90,14 +91,8 @@ def _write_manifest(folder: pathlib.Path, listed: Mapping[str, tuple[int, int]])
 def _write(folder: pathlib.Path, path: pathlib.Path, text: str) -> None:
     """Writes a file of a checkpoint atomically."""
     partial = folder.parent / f".{folder.name}.{MANIFEST}"  # outside the folder, which may be deleted at any time
-    try:
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.atomic(path, partial, durable=True) as file:
+        file.write(text.encode())
 
 
 def _difference(path: pathlib.Path, length: int, checksum: int) -> str | None:

@@ -10,6 +10,7 @@ import pathlib
 import socket
 from typing import Any
 
+from taskexpert_jax import files
 from taskexpert_jax.config import flat, read_run
 from taskexpert_jax.errors import UserError
 
@@ -67,9 +68,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(config))
     if not path.exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(wanted, indent=2) + "\n")
-        partial.rename(path)
+        files.write({path: json.dumps(wanted, indent=2) + "\n"})
         return
     saved = json.loads(json.dumps(read_run(workdir).to_dict()))
     differences = list(_differences(dict(flat(saved)), dict(flat(wanted))))

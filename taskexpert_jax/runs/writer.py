@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import contextlib
 import json
+import os
 import pathlib
 import time
 from typing import Any, TextIO
@@ -10,16 +11,14 @@ from typing import Any, TextIO
 from absl import logging
 import numpy as np
 
-from taskexpert_jax.errors import UserError, refused_by_disk
+from taskexpert_jax import files
+from taskexpert_jax.errors import UserError
 
 
 def writing(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
-    """Raises UserError with path and reason if its body cannot write because of a full disk or missing permission."""
-    return refused_by_disk(
-        lambda reason: (
-            f"{path} cannot be written: {reason}; free space or grant write permission, and start again: the run "
-            "resumes from its last checkpoint"
-        )
+    """Raises UserError with path and reason if its body cannot write a file of a run."""
+    return files.writing(
+        path, "free space or grant write permission, and start again: the run resumes from its last checkpoint"
     )
 
 
@@ -43,6 +42,8 @@ class RunWriter:
         if self._lines is None:
             return
         with writing(self._path):
+            if not (self._path.exists() and os.path.samestat(self._path.stat(), os.fstat(self._lines.fileno()))):
+                raise UserError(f"{self._path} has been deleted or replaced during the run, which ends here")
             self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
             self._lines.flush()
         if self._summary is not None:
@@ -71,9 +72,8 @@ def _open_lines(path: pathlib.Path, first: int) -> TextIO:
     """Opens the file for appending, after removing lines of steps after `first` and an incomplete last line."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        partial = path.with_suffix(".jsonl.partial")
-        partial.write_text("".join(line for line in lines if json.loads(line)["step"] <= first))
-        partial.rename(path)
+        with files.atomic(path) as file:
+            file.writelines(line.encode() for line in lines if json.loads(line)["step"] <= first)
     return path.open("a")
 
 

@@ -56,7 +56,7 @@ def save(workdir, steps, metrics=None):
 
 
 def largest(folder):
-    return max(sealing.files(folder), key=lambda path: path.stat().st_size)
+    return max(sealing.contents(folder), key=lambda path: path.stat().st_size)
 
 
 def opened_newest(workdir):

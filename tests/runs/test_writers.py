@@ -24,6 +24,7 @@ def test_a_resumed_run_drops_the_lines_of_steps_that_it_repeats(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_a_full_disk_is_one_line_and_closing_says_no_more(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     full = pathlib.Path("/dev/full").open("w")  # noqa: SIM115 (the writer closes it)
     monkeypatch.setattr(writers, "_open_lines", lambda *_: full)
     writer = writers.RunWriter(tmp_path, 0)

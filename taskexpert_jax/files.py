@@ -1,0 +1,102 @@
+"""Result files: written completely or not at all, and one line where the disk refuses them."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import io
+import os
+import pathlib
+import secrets
+import tempfile
+from typing import BinaryIO
+
+from taskexpert_jax.errors import UserError, disk_refusal
+
+_PROBE = 1 << 16  # bytes written to find out whether a folder takes files
+
+
+class _File(io.BufferedWriter):
+    """A file without a descriptor, so that NumPy and Pillow write through it and a full disk is named as the reason."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
+
+
+@contextlib.contextmanager
+def atomic(path: pathlib.Path, partial: pathlib.Path | None = None, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Yields a binary file that replaces `path` when the body has succeeded; otherwise nothing is changed.
+
+    Args:
+      path: the file to write.
+      partial: where it is written first; default: a hidden file in the same folder.
+      durable: waits until the disk has it, before it replaces `path`.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    partial = partial or path.with_name(f".{secrets.token_hex(4)}.partial")
+    try:
+        with _File(io.FileIO(partial, "w")) as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.raw.fileno())
+        partial.rename(path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path, then: str = "free space, or give another folder") -> Iterator[None]:
+    """Raises UserError with path and reason if its body cannot write; `then` says what to do."""
+    try:
+        yield
+    except UserError:  # of another file, whose line may have the same reason
+        raise
+    except Exception as error:
+        reason = disk_refusal(error)
+        if reason is None and isinstance(error, OSError):
+            gone = isinstance(error, FileNotFoundError) and not path.parent.is_dir()
+            reason = "its folder has been deleted" if gone else error.strerror or str(error)
+        if reason is None:
+            raise
+        raise UserError(f"{path} cannot be written: {reason}; {then}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """As `atomic`, but raises UserError with path and reason."""
+    with writing(path), atomic(path) as file:
+        yield file
+
+
+def write(texts: Mapping[pathlib.Path, str]) -> None:
+    """Writes all files, or none if the disk is full, in UTF-8; bytes of names that are not UTF-8 are escaped.
+
+    Raises:
+      UserError: one cannot be written; the line has its path and the reason.
+    """
+    with contextlib.ExitStack() as stack:
+        for path, text in texts.items():
+            file = stack.enter_context(replacing(path))
+            with writing(path):
+                file.write(text.encode(errors="backslashreplace"))
+                file.flush()
+
+
+def folder_for_results(path: pathlib.Path, flag: str = "--output") -> pathlib.Path:
+    """Makes a folder for results and returns it, after a trial: before the work and not after it.
+
+    Raises:
+      UserError: it cannot be made or written to; the line names the flag for another one.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(bytes(_PROBE))
+            file.flush()
+    except OSError as error:
+        raise UserError(
+            f"results cannot be written to {path}: {error.strerror}; give another folder with {flag}"
+        ) from error
+    return path
