@@ -35,11 +35,12 @@ def atomic(path: pathlib.Path, partial: pathlib.Path | None = None, *, durable: 
     """
     partial = partial or path.with_name(f".{secrets.token_hex(4)}.partial")
     try:
-        with _File(io.FileIO(partial, "w")) as file:
+        raw = io.FileIO(partial, "w")
+        with _File(raw) as file:
             yield file
             file.flush()
             if durable:
-                os.fsync(file.raw.fileno())
+                os.fsync(raw.fileno())
         partial.rename(path)
     finally:
         with contextlib.suppress(OSError):

@@ -35,7 +35,6 @@ def handled(line: Callable[[], str]) -> Iterator[None]:
         yield
     finally:
         if interruption.noticed:
-            interruption.said.wait(_SECONDS_TO_NOTICE)
             sys.stdout.flush()
             os._exit(STATUS)  # not sys.exit: threads of libraries would print their errors, or crash
         signal.set_wakeup_fd(wakeup)
@@ -49,7 +48,7 @@ class _Interruption:
     def __init__(self, line: Callable[[], str]):
         self._line = line
         self.noticed = False
-        self.said = threading.Event()
+        self._said = threading.Event()
         self._reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
         threading.Thread(target=self._watch, name="Ctrl-C", daemon=True).start()
@@ -59,6 +58,7 @@ class _Interruption:
         if not self.noticed:
             self.noticed = True
             os.write(self.writer, b"\0")
+            self._said.wait(_SECONDS_TO_NOTICE)
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
@@ -86,4 +86,4 @@ class _Interruption:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 2)  # hides the tracebacks of libraries
             os.close(null)
-        self.said.set()
+        self._said.set()
