@@ -152,7 +152,7 @@ def _read_ids(root: pathlib.Path, file: str) -> list[str]:
     if not (root / file).is_file():
         raise Problems([f"{file} is missing; give the archive, or the folder extracted from it"])
     try:
-        ids = read_bytes(root, file).decode().split()
+        ids = read_bytes(root, file).decode("utf-8-sig").split()
     except UnicodeDecodeError as error:
         raise Problems([f"{file} is corrupt, it is not text; {AGAIN}"]) from error
     if not ids:

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 import hashlib
 import os
 import pathlib
+import unicodedata
 
+from absl import logging
 from ml_collections import ConfigDict
 import numpy as np
 
 from input_pipeline import transforms
-from input_pipeline.records import Example
+from input_pipeline.records import Example, repeated_ids
 from taskexpert_jax import images
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task, build
@@ -125,11 +127,14 @@ def source(config: ConfigDict, split: str) -> FolderSource:
     if missing:
         suffix = pathlib.PurePath(missing[0]).suffix.lower() in images.SUFFIXES
         what_to_do = "write ids without suffix" if suffix else "add the image or remove the id"
+        what_to_do = "separate sub-folders by / in the ids" if "\\" in missing[0] else what_to_do
         raise UserError(
             f"{root / split}.txt: no image {root / 'images' / missing[0]}.jpg, .png or the like "
             f"({len(missing)} of {len(ids)} ids have none); {what_to_do}"
         )
     for task in tasks:
+        if task.name in config.zero_is_void and not task.class_names:
+            raise UserError(f"config.dataset.zero_is_void: {task.name!r} has no classes, name tasks that have")
         if not paths[task.name]:
             raise UserError(
                 f"{root / task.name}: no label of {task.name}, ID.png or ID.npy, for any of the {len(ids)} images of "
@@ -141,10 +146,16 @@ def source(config: ConfigDict, split: str) -> FolderSource:
 
 
 def fingerprint(config: ConfigDict) -> str:
-    """Fingerprint of the folder: a hash of the ids and of the files' suffixes and sizes, not of their content."""
+    """Fingerprint of the folder: a hash of the ids and of the files' suffixes and sizes, not of their content.
+
+    Warns of ids that occur twice in a split, and of those in both splits.
+    """
     content = hashlib.sha256()
+    splits = {split: source(config, split).files for split in (config.train_split, config.eval_split)}
+    for line in repeated_ids({split: [example_id for example_id, _ in files] for split, files in splits.items()}):
+        logging.warning(line)
     for split in (config.train_split, config.eval_split):
-        for example_id, files in source(config, split).files:
+        for example_id, files in splits[split]:
             sizes = [f"{part}={path.suffix}:{path.stat().st_size}" for part, path in sorted(files.items())]
             content.update("\n".join([split, example_id, *sizes, ""]).encode())
     return f"sizes-{content.hexdigest()[:32]}"
@@ -157,7 +168,10 @@ def _ids(root: pathlib.Path, split: str) -> list[str]:
     path = root / f"{split}.txt"
     if not path.is_file():
         raise UserError(f"no id list {path}; create it with the ids of the images of {split!r}, one per line")
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8, one id per line") from error
     ids = [line.strip() for line in lines if line.strip()]
     if not ids:
         raise UserError(f"{path} is empty; add the ids of the images of {split!r}, one per line")
@@ -174,8 +188,15 @@ def _paths(folder: pathlib.Path, ids: Sequence[str], suffixes: Sequence[str]) ->
             if not name.startswith("."):
                 stem, suffix = os.path.splitext(name)
                 present.setdefault((inside / stem).as_posix(), []).append(suffix)
+    spelt = {unicodedata.normalize("NFC", name): name for name in present}
     paths = {}
     for example_id in ids:
+        other = spelt.get(unicodedata.normalize("NFC", example_id))
+        if example_id not in present and other is not None:
+            raise UserError(
+                f"{folder}: no file has the id {example_id!a}, but one is named {other!a}, the same in "
+                "another Unicode normal form; name ids and files alike"
+            )
         found = present.get(example_id, [])
         usable = [suffix for suffix in found if suffix.lower() in suffixes]
         if len(usable) > 1:

@@ -4,11 +4,13 @@ An example is a dict of NumPy arrays. Labels are stored ready for use, as raw by
 compresses with zstd. Reading takes a fifth of the time of PNG files (benchmarks/README.md).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import importlib
 import importlib.util
+import itertools
 import json
 import pathlib
 from types import ModuleType
@@ -44,6 +46,22 @@ class Source(Protocol):
         in the task's `label_dtype`, with `Task.missing` at invalid pixels. The caller must not change the arrays.
         """
         ...
+
+
+def repeated_ids(splits: Mapping[str, Sequence[str]]) -> list[str]:
+    """One line for each split in which ids occur several times, and for each pair of splits that share ids.
+
+    splits: name of each split -> its ids.
+    """
+    lines = []
+    for split, ids in splits.items():
+        if again := [example_id for example_id, times in collections.Counter(ids).items() if times > 1]:
+            lines.append(f"{split} lists {len(again)} id(s) more than once, first {again[0]!r}: they count each time")
+    for (one, ids), (other, others) in itertools.combinations(splits.items(), 2):
+        seen = set(ids)
+        if shared := [example_id for example_id in dict.fromkeys(others) if example_id in seen]:
+            lines.append(f"{one} and {other} share {len(shared)} id(s), first {shared[0]!r}: scores will be too good")
+    return lines
 
 
 def dataset_module(name: str) -> ModuleType:

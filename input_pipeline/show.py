@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline import pipeline, transforms
-from input_pipeline.records import Example, Source
+from input_pipeline.records import Example, Source, repeated_ids
 from taskexpert_jax import command_line, terminal
 from taskexpert_jax.config import check as check_config
 from taskexpert_jax.errors import UserError
@@ -98,32 +98,37 @@ def check(config: ConfigDict) -> list[str]:
     """Reads every example of the training and the evaluation split; returns the faults, one line each.
 
     Prints for each split and task the number of labelled images, the mean share of their pixels that is labelled, and
-    the range of depths and vectors.
+    the range of depths and vectors; and a warning of ids that occur more than once.
     """
     tasks = from_config(config)
     dataset = config.dataset.copy_and_resolve_references()
     dataset.cache = False
-    faults = []
+    faults, ids = [], {}
     for split in (dataset.train_split, dataset.eval_split):
         try:
             source = pipeline.open_source(dataset, tasks, split)
         except UserError as error:
             faults.append(str(error))
             continue
-        faults += _check_split(source, tasks, split)
+        of_split, ids[split] = _check_split(source, tasks, split)
+        faults += of_split
+    for line in repeated_ids(ids):
+        print(f"warning: {line}")
     return faults
 
 
-def _check_split(source: Source, tasks: Sequence[Task], split: str) -> list[str]:
-    """Reads every example of a split and prints a line per task; returns the faults."""
-    faults: list[str] = []
+def _check_split(source: Source, tasks: Sequence[Task], split: str) -> tuple[list[str], list[str]]:
+    """Reads every example of a split and prints a line per task; returns the faults, and the ids that can be read."""
+    faults, ids = [], []
     totals, labelled, shares = [Counts() for _ in tasks], np.zeros(len(tasks), int), np.zeros(len(tasks))
     for found in threads.in_order(functools.partial(_counts, source, tasks), range(len(source))):
         if isinstance(found, str):
             faults.append(found)
             continue
-        totals = [total + counts for total, counts in zip(totals, found, strict=True)]
-        share = np.array([counts.valid / counts.pixels for counts in found])
+        example_id, of_example = found
+        ids.append(example_id)
+        totals = [total + counts for total, counts in zip(totals, of_example, strict=True)]
+        share = np.array([counts.valid / counts.pixels for counts in of_example])
         labelled, shares = labelled + (share > 0), shares + share
     print(f"{split}: {len(source)} images, {len(faults)} of them not readable or with a wrong label")
     for task, total, count, share in zip(tasks, totals, labelled.tolist(), shares.tolist(), strict=True):
@@ -136,16 +141,16 @@ def _check_split(source: Source, tasks: Sequence[Task], split: str) -> list[str]
                 f"{split}: no valid label of {task.name} in any image; correct its files, or remove {task.name!r} from "
                 "config.tasks"
             )
-    return faults
+    return faults, ids
 
 
-def _counts(source: Source, tasks: Sequence[Task], index: int) -> list[Counts] | str:
-    """Counts of an example's labels, or the message of the fault."""
+def _counts(source: Source, tasks: Sequence[Task], index: int) -> tuple[str, list[Counts]] | str:
+    """Id and counts of the labels of an example, or the message of the fault."""
     try:
         example = transforms.mark_invalid(source.load(index), tasks)
     except UserError as error:
         return str(error)
-    return [task.kind.count(example[task.name]) for task in tasks]
+    return example["id"], [task.kind.count(example[task.name]) for task in tasks]
 
 
 def _flags_of(argv: Sequence[str]) -> list[str]:

@@ -25,8 +25,8 @@ _SCALE, _CROP, _FLIP, _COLOUR = range(1, 5)
 
 def generator(seed: Seed, stream: int) -> np.random.Generator:
     """Random generator of one stream at one position; counter-based, so that no earlier draws are needed."""
-    run, position = seed
-    return np.random.Generator(np.random.Philox(key=[run % 2**64, stream], counter=[0, 0, 0, position]))
+    run, position = seed  # `run` is below 2^32, so that every value has its own stream
+    return np.random.Generator(np.random.Philox(key=[run, stream], counter=[0, 0, 0, position]))
 
 
 def _scaled_size(image: np.ndarray, factor: float) -> tuple[int, int]:

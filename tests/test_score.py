@@ -141,6 +141,19 @@ def test_classes_by_number_palette_and_logits(tmp_path):
         assert values["semseg/pixel_accuracy"] == pytest.approx(100 * 5 / 6)
 
 
+def test_suffixes_in_upper_case_are_found_and_other_normal_forms_are_named(tmp_path):
+    depth = TASKS["depth"]
+    save(tmp_path / "depth" / "a" / "b.png", np.ones((2, 4), np.uint16))
+    upper = (tmp_path / "depth/a/b.png").rename(tmp_path / "depth/a/b.PNG")
+    assert scoring.find_prediction(tmp_path, depth, "a/b") == upper
+    save(tmp_path / "a/b/depth.npy", np.ones((2, 4)))
+    with pytest.raises(UserError, match=r"/depth/a/b.PNG and \S+/a/b/depth.npy both exist; keep one"):
+        scoring.find_prediction(tmp_path, depth, "a/b")
+    save(tmp_path / "depth/cafe\u0301.npy", np.ones((2, 4)))
+    with pytest.raises(UserError, match=r"/depth/caf\xe9.npy: missing, .*; 'cafe\\u0301' is there, .* 'caf\\xe9'"):
+        scoring.find_prediction(tmp_path, depth, "caf\u00e9")
+
+
 @pytest.mark.parametrize(("suffix", "unit"), [("npy", np.float64(1)), ("png", np.uint16(1000))])
 def test_depth_in_metres_and_millimetres(tmp_path, suffix, unit):
     save(tmp_path / "depth" / "a" / f"b.{suffix}", np.array([[1, 2, 3, 4], [2, 2, 2, 7]]).astype(unit.dtype) * unit)

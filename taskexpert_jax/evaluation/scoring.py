@@ -1,9 +1,11 @@
 """Scoring of prediction files of any model with the metrics of `--mode=evaluate`; see `taskexpert_jax.score`."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
 import pathlib
 import time
 from typing import Any
+import unicodedata
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -18,6 +20,7 @@ from taskexpert_jax.tasks import Task, from_config
 SUFFIXES = (".npy", ".png")
 MOST_FAULTS = 20  # maximum number of faults in the error message
 _FACTS = ("examples", "seconds", "tasks", "dataset", "date", "versions")  # fields of `results.facts` that apply here
+Names = Mapping[str, Sequence[str]]  # name without suffix -> names of files
 _PREFIX = "prediction/"  # prefix of the batch keys of predictions
 
 
@@ -53,20 +56,43 @@ def _by(size: Sequence[int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def find_prediction(folder: pathlib.Path, task: Task, example_id: str) -> pathlib.Path:
-    """Path of a task's prediction for an image: TASK/ID.npy, TASK/ID.png or ID/TASK.npy.
+def files_by_stem(folder: pathlib.Path) -> Names:
+    """Names of the files in a folder, sorted, by their name without suffix; none if there is no such folder."""
+    found: dict[str, list[str]] = {}
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if entry.is_file():
+            found.setdefault(entry.stem, []).append(entry.name)
+    return found
+
+
+def find_prediction(
+    folder: pathlib.Path, task: Task, example_id: str, listed: Callable[[pathlib.Path], Names] = files_by_stem
+) -> pathlib.Path:
+    """Path of a task's prediction for an image: TASK/ID.npy, TASK/ID.png or ID/TASK.npy; suffixes in any case.
+
+    listed: `files_by_stem`, or a cache of it, because a listing per file is slow.
 
     Raises:
       UserError: there is no file, or more than one.
     """
-    places = [folder / task.name / f"{example_id}{suffix}" for suffix in SUFFIXES]
-    places.append(folder / example_id / f"{task.name}.npy")
-    found = [place for place in places if place.is_file()]
+    places = {folder / task.name / example_id: SUFFIXES, folder / example_id / task.name: (".npy",)}
+    found = [
+        place.with_name(name)
+        for place, suffixes in places.items()
+        for name in listed(place.parent).get(place.name, ())
+        if pathlib.PurePath(name).suffix.lower() in suffixes
+    ]
     if len(found) > 1:
         raise UserError(f"{found[0]} and {found[1]} both exist; keep one of them")
-    if not found:
-        raise UserError(f"{places[0]}: missing, and so are .png and {places[-1]}")
-    return found[0]
+    if found:
+        return found[0]
+    first, last = (f"{place}.npy" for place in places)
+    hint = ""
+    place = folder / task.name / example_id
+    for stem in listed(place.parent):
+        if unicodedata.normalize("NFC", stem) == unicodedata.normalize("NFC", place.name):
+            hint = f"; {stem!a} is there, but the id is {place.name!a} (another Unicode normal form): rename the files"
+    raise UserError(f"{first}: missing, and so are .png and {last}{hint}")
 
 
 def check_folder(folder: pathlib.Path, tasks: Sequence[Task]) -> None:
@@ -97,6 +123,7 @@ def with_predictions(
     faults: list[str] = []
     files = 0
     largest: dict[str, float] = {}
+    listed = functools.cache(files_by_stem)
     for batch in batches:
         shape = batch["image"].shape[:3]
         predictions = {task.name: np.zeros((*shape, task.channels), np.float32) for task in tasks}
@@ -108,7 +135,7 @@ def with_predictions(
                     continue
                 files += 1
                 try:
-                    path = find_prediction(folder, task, str(batch["id"][row]))
+                    path = find_prediction(folder, task, str(batch["id"][row]), listed)
                     prediction = read_prediction(path, task, (height, width))
                 except UserError as error:
                     faults.append(str(error))

@@ -182,6 +182,9 @@ def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: f
             f"task {name}: {count} class names; labels are uint8 with 255 ignored, so give 2 to 255 "
             "(for semantic segmentation: config.dataset.semseg_classes)"
         )
+    if len(set(class_names)) < count:
+        twice = next(name for name in class_names if class_names.count(name) > 1)
+        raise UserError(f"task {name}: two classes are named {twice!r}; give each its own name")
     return Task(
         name=name,
         title=title,

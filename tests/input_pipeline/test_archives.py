@@ -96,6 +96,12 @@ FAULTS: list[tuple[Callable[[pathlib.Path], None], list[str]]] = [  # damage, an
 ]
 
 
+def test_a_byte_order_mark_leaves_no_example_out(layout: pathlib.Path) -> None:
+    _ids("train", "\ufeff0003\r\n0001\r\n")(layout)
+    listing = archives.list_examples(layout, nyud, allow_subset=True)
+    assert listing.ids["train"] == ["0003", "0001"] and listing.left_out["train"] == 0
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
 @pytest.mark.parametrize(("damage", "expected"), FAULTS)
 def test_all_faults_are_named(

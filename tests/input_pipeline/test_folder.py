@@ -14,7 +14,7 @@ from PIL import Image
 import pytest
 
 from configs import folder as folder_config
-from input_pipeline import folder, pipeline
+from input_pipeline import folder, pipeline, show
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation.best_constant import LabelSample
 from taskexpert_jax.tasks import build, from_config, kinds
@@ -321,6 +321,59 @@ def test_a_missing_folder_is_said_with_the_field_that_names_it(config):
     config.dataset.data_dir = "/nowhere"
     with pytest.raises(UserError, match=r"/nowhere.*--config.dataset.data_dir="):
         folder.source(config.dataset, "train")
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfa/5  \r\n\r\n\t4\n", "\ufeff\n a/5\n4".encode(), b"a/5\r4"])
+def test_an_id_list_may_have_a_mark_blank_lines_and_any_line_ends(config, root, content):
+    (root / "val.txt").write_bytes(content)
+    assert [example_id for example_id, _ in folder.source(config.dataset, "val").files] == ["a/5", "4"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("a/5\n".encode("utf-16"), r"\S+/val.txt is not UTF-8 text; save it as UTF-8"),
+        (b"a\\5\n", r"\S+/val.txt: no image .*; separate sub-folders by / in the ids"),
+        (
+            "cafe\u0301\n".encode(),
+            r"\S+/images: no file has the id 'cafe\\u0301', but one is named 'caf\\xe9', .*normal form",
+        ),
+    ],
+)
+def test_ids_in_another_writing_get_a_hint(config, root, content, line):
+    (root / "images/a/5.png").rename(root / "images/caf\u00e9.png")
+    (root / "val.txt").write_bytes(content)
+    with pytest.raises(UserError, match=f"^{line}"):
+        folder.source(config.dataset, "val")
+
+
+def test_a_label_that_is_named_in_another_normal_form_is_not_left_out(config, root):
+    (root / "images/a/5.png").rename(root / "images/caf\u00e9.png")
+    (root / "semseg/a/5.png").rename(root / "semseg/cafe\u0301.png")
+    (root / "val.txt").write_text("4\ncaf\u00e9\n")
+    with pytest.raises(UserError, match=r"/semseg: no file has the id 'caf\\xe9', but one is named 'cafe\\u0301'"):
+        folder.source(config.dataset, "val")
+
+
+def test_zero_is_void_is_refused_for_tasks_without_classes(config):
+    config.dataset.zero_is_void = ("semseg", "depth")
+    with pytest.raises(UserError, match=r"zero_is_void: 'depth' has no classes"):
+        folder.source(config.dataset, "val")
+
+
+def test_ids_that_occur_twice_or_in_both_splits_are_warned_of_once(config, root, capsys):
+    pipeline.record_fingerprint(config)
+    assert capsys.readouterr().err == ""
+    config.dataset.fingerprint = ""
+    (root / "train.txt").write_text("4\n1\na/2\n1\n4\n1\n")
+    (root / "val.txt").write_text("a/5\na/2\n")
+    pipeline.record_fingerprint(config)
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: train lists 2 id(s) more than once, first '4': they count each time",
+        "warning: train and val share 1 id(s), first 'a/2': scores will be too good",
+    ]
+    assert show.check(config) == []
+    assert "warning: train and val share 1 id(s), first 'a/2'" in capsys.readouterr().out
 
 
 def test_the_fingerprint_tells_folders_apart(root: pathlib.Path) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 import functools
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from input_pipeline import transforms
 from taskexpert_jax import tasks
+from taskexpert_jax.config.fields import FIELDS
 
 NAMES = ("semseg", "depth", "normals", "edge", "human_parts", "sal")
 TASKS = tasks.build(
@@ -309,6 +311,16 @@ def test_a_label_that_is_missing_counts_nowhere() -> None:
         assert result[task.name].dtype == task.label_dtype
         assert (result[task.name] == task.ignore).all(), task.name
     assert set(transforms.fill_missing(given, TASKS[:2])) == {"image", "id", "semseg", "depth"}
+
+
+def test_every_seed_has_its_own_stream() -> None:
+    seeds = (0, 1, 2**31 - 1, 2**31, 2**32 - 1)
+    rule = FIELDS["seed"].rule
+    assert all(map(rule.allows, seeds)) and not any(map(rule.allows, (-1, 2**32, 2**64)))
+    assert len({transforms.generator((seed, 0), 0).random() for seed in seeds}) == len(seeds)
+    assert len({jax.random.key_data(jax.random.key(seed)).tobytes() for seed in seeds}) == len(seeds)
+    with pytest.raises(OverflowError):
+        transforms.generator((2**64, 0), 0)  # never the stream of seed 0
 
 
 def test_depth_out_of_the_range_of_a_data_set_is_no_depth_whoever_reads_it() -> None:

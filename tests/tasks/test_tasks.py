@@ -66,6 +66,11 @@ def test_wrong_task_lists_are_named(names, weights, message):
         tasks.build(names, loss_weights=weights, semseg_classes=("a", "b"))
 
 
+def test_two_classes_of_one_name_are_refused():
+    with pytest.raises(UserError, match="semseg: two classes are named 'b'"):
+        tasks.build(("semseg",), loss_weights=WEIGHTS, semseg_classes=["a", "b", "b"])
+
+
 def random_labels(name, count=400):
     random = np.random.default_rng(3)
     return {
