@@ -11,7 +11,6 @@ import functools
 import importlib
 import importlib.util
 import itertools
-import json
 import pathlib
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -21,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from taskexpert_jax import json_file
 from taskexpert_jax.errors import UserError
 
 Example = dict[str, Any]
@@ -192,9 +192,9 @@ def fingerprint(builder: type[ArchiveBuilder], data_dir: str) -> str:
     """
     path = _directory(builder, data_dir) / PREPARED
     try:
-        return json.loads(path.read_text())["fingerprint"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is missing or damaged; delete {path.parent} and build it again") from error
+        return json_file.read(path, {"fingerprint": str})["fingerprint"]
+    except (OSError, json_file.MalformedError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); delete {path.parent} and build it again") from error
 
 
 class RecordSource:

@@ -1,7 +1,7 @@
 """Lists a run's checkpoints, without its config and without an accelerator.
 
 python -m taskexpert_jax.checkpoint WORKDIR             # steps, metrics, sizes
-python -m taskexpert_jax.checkpoint WORKDIR --verify    # every file compared with its checksum
+python -m taskexpert_jax.checkpoint WORKDIR --verify    # every file compared with its checksum; status 2 on damage
 python -m taskexpert_jax.checkpoint WORKDIR --tree      # names, shapes and dtypes of the newest one's arrays
 """
 
@@ -11,25 +11,39 @@ import datetime
 import math
 import pathlib
 import sys
+from types import MappingProxyType
 
 from absl import logging
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from taskexpert_jax import command_line, text_table
+from taskexpert_jax import command_line, json_file, text_table
 from taskexpert_jax.config import restored
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.runs import manager, sealing
 from taskexpert_jax.runs import tree as trees
+from taskexpert_jax.runs.checkpoints import saved_steps
 from taskexpert_jax.runs.manager import Manager
 from taskexpert_jax.tasks import best_task, from_config
 
 
-def listing(workdir: pathlib.Path, *, verify: bool = False) -> str:
+def verified(workdir: pathlib.Path) -> dict[int, str]:
+    """Step -> `good`, or what is wrong with the checkpoint; reads every file and compares it with its checksum."""
+    folder = _folder(workdir)
+    found = {}
+    for step in saved_steps(workdir):
+        path = folder / str(step)
+        problem = sealing.problem(path)
+        if others := sealing.unlisted(path):
+            problem = problem or f"{others[0]} is not in {sealing.MANIFEST}"
+        found[step] = f"damaged: {problem}" if problem else "good" if sealing.sealed(path) else "not sealed"
+    return found
+
+
+def listing(workdir: pathlib.Path, states: Mapping[int, str] = MappingProxyType({})) -> str:
     """A table of the checkpoints, oldest first.
 
-    verify: reads every file and compares it with its checksum.
+    states: see `verified`; empty: says only whether they are sealed.
 
     Raises:
       UserError: there are none.
@@ -50,23 +64,14 @@ def listing(workdir: pathlib.Path, *, verify: bool = False) -> str:
         values = [f"{metrics[step][name]:.4g}" if name in metrics[step] else "-" for name in names]
         folders = (path, *(path / item for item in manager.TREES))
         sizes = [f"{sealing.size(each) / 2**20:.1f}" for each in folders]
+        state = states.get(step) or ("sealed" if sealing.sealed(path) else "not sealed")
         notes = [word for word, is_so in (("latest", step == steps[-1]), ("best", step == best)) if is_so]
-        rows.append([str(step), saved, *values, *sizes, _files(path, verify=verify), ", ".join(notes)])
+        rows.append([str(step), saved, *values, *sizes, state, ", ".join(notes)])
     lines = text_table.lines(rows, f"><{'>' * len(numbers)}<<")
     aside = sorted(path.name for path in (folder.parent / "damaged").glob("*"))
     if aside:
         lines.append(f"damaged, moved to {folder.parent / 'damaged'}: {', '.join(aside)}")
     return "\n".join(lines)
-
-
-def _files(path: pathlib.Path, *, verify: bool) -> str:
-    """State of a checkpoint's files, for the table."""
-    if not sealing.sealed(path):
-        return "not sealed"
-    if not verify:
-        return "sealed"
-    problem = sealing.problem(path)
-    return f"damaged: {problem}" if problem else "good"
 
 
 def tree(workdir: pathlib.Path) -> str:
@@ -83,7 +88,7 @@ def tree(workdir: pathlib.Path) -> str:
         try:
             found = opened.item_metadata(step)
             items = {item: trees.arrays(found[item]) for item in manager.TREES}
-        except (KeyError, ValueError, OSError) as error:
+        except Exception as error:  # Orbax raises anything on what it cannot read
             raise _unlisted(folder, step) from error
     lines = [f"step {step}"]
     for item, arrays in items.items():
@@ -102,10 +107,9 @@ def _best(folder: pathlib.Path, opened: Manager, metrics: Mapping[int, Mapping[s
     if not evaluated:
         return None
     try:
-        saved = opened.restore(max(evaluated), args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-        config, _ = restored(saved)
+        config, _ = restored(json_file.read(folder / str(max(evaluated)) / "config" / "metadata"))
         task = best_task(from_config(config), config.checkpoint.best_task)
-    except (UserError, KeyError, ValueError, OSError):
+    except (UserError, json_file.MalformedError, OSError):
         return None  # the checkpoint is damaged
     key = f"{task.name}/{task.main_metric}"
     with manager.for_run(folder, key, higher_is_better=task.higher_is_better, create=False) as ranked:
@@ -138,9 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def program() -> None:
-        print(listing(args.workdir, verify=args.verify))
+        states = verified(args.workdir) if args.verify else {}
+        print(listing(args.workdir, states))
         if args.tree:
             print(f"\n{tree(args.workdir)}")
+        if bad := [f"{step} ({state})" for step, state in states.items() if state != "good"]:
+            raise UserError(f"{len(bad)} of {len(states)} checkpoints of {args.workdir} not intact: {', '.join(bad)}")
 
     return command_line.ended(program)
 

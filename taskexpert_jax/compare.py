@@ -6,18 +6,22 @@ With `--single`, evaluations of single-task models, the table has delta-m, the m
 
 import argparse
 from collections.abc import Mapping, Sequence
-import json
 import math
 import pathlib
 import sys
 from typing import Any, NamedTuple
 
-from taskexpert_jax import command_line, terminal, text_table
+from taskexpert_jax import command_line, json_file, terminal, text_table
 from taskexpert_jax import tasks as task_records
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation.published import PUBLISHED
 
 DELTA = "delta-m"
+# What is read of an evaluation's metrics.json.
+_FORM = {
+    "dataset": {"name": str, "split": str, "fingerprint": str},
+    "published": json_file.Each({"metric": str, "value": (float, None)}),
+}
 
 
 class Column(NamedTuple):
@@ -43,16 +47,16 @@ def read_metrics(path: pathlib.Path) -> dict[str, Any]:
     """
     file = path / "evaluation" / "metrics.json" if path.is_dir() else path
     try:
-        content = json.loads(file.read_text())
-        numbers = published_values(content)
-        _ = [content["dataset"][field] for field in ("name", "split", "fingerprint")]
+        content = json_file.read(file, _FORM)
     except FileNotFoundError:
         raise UserError(
             f"{file} is missing; evaluate the run first: main.py --mode=evaluate --workdir={path}"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not an evaluation's metrics.json ({error!r}); evaluate the run again") from error
-    if not numbers:
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    except json_file.MalformedError as error:
+        raise UserError(f"{file} is not an evaluation's metrics.json ({error}); evaluate the run again") from error
+    if not content["published"]:
         raise UserError(f"{file} has no published metric; evaluate the run again")
     return content
 

@@ -13,6 +13,15 @@ class UserError(Exception):
     """
 
 
+def shown(value: object, most: int = 100) -> str:
+    """A value for a message of one line, as `repr`; what is longer than `most` characters is cut."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no whole number of more than 4300 digits
+        text = "a number of too many digits"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS)
 
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax.config import check
+from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import inference, results, steps
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
@@ -92,6 +93,11 @@ def train(
                 logging.info(weights.report)
         else:
             state = TrainState.from_items(restored.items)
+            if restored.step > config.num_steps:
+                raise UserError(
+                    f"checkpoint {checkpoints.path}/{restored.step} is beyond config.num_steps={config.num_steps}; "
+                    "move it elsewhere to resume from the one before it"
+                )
             logging.info(f"resumed {workdir} at step {restored.step} of {config.num_steps}")
         first = int(state.step)
         writer = stack.enter_context(contextlib.closing(RunWriter(workdir, first, active=first_process)))

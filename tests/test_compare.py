@@ -121,6 +121,23 @@ def test_what_cannot_be_compared_is_said_in_a_line(tmp_path: pathlib.Path, capsy
     assert "bad.json is not an evaluation's metrics.json" in error(good, tmp_path / "bad.json")
     (tmp_path / "bad.json").write_text("no JSON")
     assert "bad.json is not an evaluation's metrics.json" in error(tmp_path / "bad.json")
+    for text, why in (
+        ("[" * 100_000, "it is nested too deeply"),
+        ('{"dataset": null, "published": {}}', "dataset is None, and must be an object with fields"),
+        (
+            good.read_text().replace("55.35", '"55.35"'),
+            "published.semseg.value is '55.35', and must be a finite number",
+        ),
+        (good.read_text().replace("55.35", "1e999"), "published.semseg.value is inf, and must be a finite number"),
+        (good.read_text().replace("55.35", "9" * 400), "published.semseg.value is 999"),
+        (good.read_text().replace("55.35", "9" * 5000), "it has a number of too many digits"),
+        (good.read_text().replace("55.35", "[55.35]"), "published.semseg.value is [55.35], and must be"),
+        (good.read_text().replace('"dataset"', '"published": {}, "dataset"'), "the key 'published' is given twice"),
+        ("\xff", "it is not text in UTF-8"),
+        ("", "it is empty"),
+    ):
+        (tmp_path / "bad.json").write_bytes(text.encode("latin-1"))
+        assert f"bad.json is not an evaluation's metrics.json ({why}" in error(tmp_path / "bad.json")
     assert "--paper=pascal_context, but" in error(good, "--paper=pascal_context")
     single = write(tmp_path / "single.json", {"semseg": ("mIoU", 40.0)})
     assert "no single-task result for depth/rmse" in error(good, "--single", single)

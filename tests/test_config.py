@@ -218,7 +218,7 @@ def test_an_unknown_variant_is_refused_with_the_known_ones():
         ({"optimizer.algorithm": "sgd"}, r"^config.optimizer.algorithm='sgd': must be one of adam, adamw$"),
         ({"model.gate.temperature": 0.0}, r"^config.model.gate.temperature=0.0: must be more than 0$"),
         ({"optimizer.ema_decay": 1.0}, r"^config.optimizer.ema_decay=1.0: must be a number in \[0, 1\)$"),
-        ({"log.every_steps": 0}, r"^config.log.every_steps=0: must be a whole number of 1 or more$"),
+        ({"log.every_steps": 0}, r"^config.log.every_steps=0: must be a whole number of 1 or more, below 2\*\*31$"),
         ({"seed": -1}, r"^config.seed=-1: must be a whole number from 0 to 4294967295$"),
         ({"dataset.downscale": 1.5}, r"^config.dataset.downscale=1.5: must be in \(0, 1\]$"),
         ({"model.expert_kernel": 4}, r"^config.model.expert_kernel=4: must be an odd whole number of 1 or more$"),
@@ -333,16 +333,51 @@ def test_a_variants_own_defaults_fill_in_what_its_run_lacks(tmp_path):
         (None, r"config\.json is missing; give the --workdir of a run"),
         ("{", r"config\.json is not a run's config \(.+\); "),
         ("[1]", r"config\.json is not a run's config \(.*\bfields\); "),
-        ('{"model": 1}', r"config\.json is not a run's config \(.+\); "),
+        ("[" * 100_000, r"config\.json is not a run's config \(it is nested too deeply\); "),
+        ('{"model": 1}', r"config\.json is not a run's config \(config.model=1: must be a group of fields\); "),
+        ('{"dataset": null}', r" \(config.dataset=None: must be a group of fields\); "),
+        ('{"loss_weights": 1}', r" \(config.loss_weights=1: must be a group of fields\); "),
+        ('{"batch_size": {"a": 1}}', r" \(config.batch_size: must be a value, not a group of fields\); "),
+        ('{"model": {"width": 1}, "model.width": 2}', r" \(config.model.width is given twice\); "),
+        ('{"seed": 1, "seed": 2}', r" \(the key 'seed' is given twice\); "),
+        ("\xff", r" \(it is not text in UTF-8 \(byte 0\)\); "),
+        ("", r" \(it is empty\); "),
         ("{}", r"config\.json is not a run's config \(config\.variant is missing.*\); "),
     ],
 )
 def test_what_is_no_config_is_refused_in_a_line(content, message, tmp_path):
     if content is not None:
-        (tmp_path / "config.json").write_text(content)
+        (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=message) as refused:
         read_run(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("num_steps", "1" * 400),
+        ("num_steps", "Infinity"),
+        ("optimizer.learning_rate", "1e999"),
+        ("optimizer.learning_rate", "9" * 400),
+        ("optimizer.learning_rate", '"1e-4"'),
+        ("model.image_mean", "[0.1, 0.1, NaN]"),
+        ("model.image_mean", "{}"),
+        ("tasks", '{"semseg": 1}'),
+        ("tasks", '[["semseg"]]'),
+        ("dataset.image_size", f"[{'9' * 400}, 64]"),
+        ("seed", "null"),
+    ],
+)
+def test_a_value_of_another_type_or_size_in_a_runs_config_is_named(field, text, tmp_path):
+    saved = demo.get_config("tiny").to_dict()
+    group = saved
+    for name in field.split(".")[:-1]:
+        group = group[name]
+    group[field.split(".")[-1]] = "VALUE"
+    (tmp_path / "config.json").write_text("\ufeff" + json.dumps(saved).replace('"VALUE"', text))
+    with pytest.raises(UserError, match=rf"^.* \(config\.{field}\b.{{,300}}$"):
+        read_run(tmp_path)
 
 
 def test_a_run_of_another_version_with_a_field_that_is_unknown_here_is_refused(tmp_path):

@@ -24,7 +24,7 @@ MODULES = {module_name(path): path for path in SOURCES}
 
 # Parts of taskexpert_jax, low to high: none imports from a higher floor.
 FLOORS = (
-    ("errors", "files", "images", "command_line", "interruption", "terminal", "text_table"),
+    ("errors", "files", "images", "command_line", "interruption", "json_file", "terminal", "text_table"),
     ("config",),
     ("tasks",),
     ("parallel",),

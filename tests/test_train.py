@@ -4,6 +4,8 @@ import functools
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +131,21 @@ def test_evaluation_takes_the_averaged_parameters_where_a_run_has_them(name, run
     assert (np.abs(ema - params).max() > 1e-6) == averaged
 
 
+def test_a_checkpoint_beyond_the_last_step_is_named(finished, tmp_path, capsys):
+    config, folder, _ = finished
+    shorter = config.copy_and_resolve_references()
+    shorter.num_steps = config.num_steps - 1
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    beyond = rf"checkpoint .*{config.num_steps} is beyond config.num_steps={shorter.num_steps}"
+    with pytest.raises(UserError, match=beyond):
+        train.train(shorter, tmp_path, lambda _: iter([]), list)
+    capsys.readouterr()
+    mesh = sharding.make_mesh(config.mesh, {})
+    with sharding.use(mesh):
+        load(shorter, tmp_path, "latest", mesh)
+    assert re.fullmatch(f"warning: {beyond}.*\n", capsys.readouterr().err)
+
+
 def test_parameters_can_be_evaluated_in_bfloat16(finished):
     config, folder, _ = finished
     half = config.copy_and_resolve_references()
@@ -213,7 +230,10 @@ def main(*arguments):
     [
         (("--config.batch_sise=3",), r"unknown config field 'batch_sise'.*batch_size"),
         (("--config.optimizer.lr=3",), r"unknown config field 'lr'; all fields are in taskexpert_jax/config/fields.py"),
-        (("--config.log.every_steps=0",), r"config.log.every_steps=0: must be a whole number of 1 or more"),
+        (
+            ("--config.log.every_steps=0",),
+            r"config.log.every_steps=0: must be a whole number of 1 or more, below 2\*\*31",
+        ),
         (("--config=configs/demo.py:larg",), r"unknown variant 'larg': choose demo or tiny"),
         (("--mode=predict",), r"--mode=predict needs --images"),
         (

@@ -7,8 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from taskexpert_jax.config.fields import DATA_SETS, LOSS_WEIGHT, fields_of
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.errors import UserError, shown
 
+_LONGEST_NAME = 100  # characters of an unknown field in a message
 _LABELS_IN_UINT8 = 255  # classes; 255 itself is unlabelled
 
 
@@ -40,14 +41,15 @@ def _errors(config: ConfigDict) -> Iterator[str]:
         if name not in values:
             yield f"config.{name} is missing: {field.meaning}"
         elif not field.rule.allows(values[name]):
-            yield f"config.{name}={values[name]!r}: {field.rule.words}"
+            yield f"config.{name}={shown(values[name])}: {field.rule.words}"
     for name in sorted(values.keys() - fields.keys()):
         if name.startswith("loss_weights."):
             if not LOSS_WEIGHT.rule.allows(values[name]):
-                yield f"config.{name}={values[name]!r}: {LOSS_WEIGHT.rule.words}"
+                yield f"config.{name}={shown(values[name])}: {LOSS_WEIGHT.rule.words}"
         elif data_set in DATA_SETS or not name.startswith("dataset."):  # user data sets have their own fields
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
-            yield f"config.{name}: unknown field{f'; did you mean {near[0]!r}?' if near else ''}"
+            own = name if name.isprintable() and len(name) < _LONGEST_NAME else shown(name)
+            yield f"config.{own}: unknown field{f'; did you mean {near[0]!r}?' if near else ''}"
     yield from _inconsistencies(config)
 
 

@@ -1,15 +1,16 @@
 """Reads the config from a run's directory."""
 
-import json
+from collections.abc import Iterator
 import pathlib
 from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
 
-from taskexpert_jax.config.checking import check, flat
-from taskexpert_jax.config.fields import defaults, nested
-from taskexpert_jax.errors import UserError
+from taskexpert_jax import json_file
+from taskexpert_jax.config.checking import check
+from taskexpert_jax.config.fields import defaults, fields_of, nested
+from taskexpert_jax.errors import UserError, shown
 
 _REMEDY = "restore the file, or give another directory"
 
@@ -24,14 +25,12 @@ def read_run(workdir: pathlib.Path) -> ConfigDict:
     """
     path = workdir / "config.json"
     try:
-        saved = json.loads(path.read_text())
+        config, added = restored(json_file.read(path))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; give the --workdir of a run of main.py") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a run's config ({error}); {_REMEDY}") from error
-    try:
-        config, added = restored(saved)
-    except UserError as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; {_REMEDY}") from error
+    except (json_file.MalformedError, UserError) as error:
         raise UserError(f"{path} is not a run's config ({error}); {_REMEDY}") from error
     if added:
         logging.info(f"{path} is of an earlier version; with its default each: {', '.join(added)}")
@@ -46,15 +45,49 @@ def restored(saved: Any) -> tuple[ConfigDict, tuple[str, ...]]:
     """
     if not isinstance(saved, dict):
         raise UserError("it has no fields")
-    values = {name: _with_tuples(value) for name, value in flat(saved)}
+    values: dict[str, Any] = {}
+    for name, value in _leaves(saved):
+        if name in values:
+            raise UserError(f"config.{name} is given twice")
+        values[name] = _with_tuples(value)
+    _check_groups(values)
+    values = {name: value for name, value in values.items() if value != {}}  # a group without fields
     known = defaults(str(values.get("variant")), str(values.get("dataset.name")))
     added = tuple(name for name in known if name not in values)
     try:
         config = nested(values | {name: known[name] for name in added})
-    except (TypeError, ValueError, KeyError) as error:  # such as a number in place of a group of fields
-        raise UserError(" ".join(str(error).split())) from error
+    except (TypeError, ValueError, KeyError, AttributeError) as error:  # such as names that ConfigDict reserves
+        raise UserError(shown(" ".join(str(error).split()))) from error
     check(config)
     return config, added
+
+
+def _leaves(saved: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """As `flat`, with {} for groups without fields."""
+    for name, value in saved.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _check_groups(values: dict[str, Any]) -> None:
+    """Raises UserError if a group of fields has a value, or a field is a group of others."""
+    known = fields_of(str(values.get("dataset.name")))
+    groups = {group for name in known for group in _groups_of(name)} | {"loss_weights"}
+    for name, value in values.items():
+        if name in groups and value != {}:
+            raise UserError(f"config.{name}={shown(value)}: must be a group of fields")
+        if of := next((group for group in _groups_of(name) if group in known), None):
+            raise UserError(f"config.{of}: must be a value, not a group of fields")
+        if name in known and value == {}:
+            raise UserError(f"config.{name}: must be a value, not a group of fields")
+
+
+def _groups_of(name: str) -> list[str]:
+    """The groups that a field is in: `model` and `model.gate` for `model.gate.width`."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _with_tuples(value: Any) -> Any:

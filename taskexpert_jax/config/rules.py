@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Sequence
 import math
+import sys
 from typing import Any, NamedTuple
+
+_MOST = 2**31 - 1  # devices compute with whole numbers of 32 bits
 
 
 class Rule(NamedTuple):
@@ -28,19 +31,17 @@ def flag() -> Rule:
 
 
 def whole(low: int, high: int | None = None, *, words: str = "") -> Rule:
-    """A whole number from `low` to `high`, inclusive."""
-    limits = f"{low} or more" if high is None else f"from {low} to {high}"
-    return Rule(
-        words or f"must be a whole number{' of' if high is None else ''} {limits}",
-        lambda value: type(value) is int and low <= value and (high is None or value <= high),
-    )
+    """A whole number from `low` to `high`, inclusive; `high` is at most 2**31 - 1 unless given."""
+    limits = f"of {low} or more, below 2**31" if high is None else f"from {low} to {high}"
+    most = _MOST if high is None else high
+    return Rule(words or f"must be a whole number {limits}", lambda value: type(value) is int and low <= value <= most)
 
 
 def odd(low: int) -> Rule:
     """An odd whole number."""
     return Rule(
         f"must be an odd whole number of {low} or more",
-        lambda value: type(value) is int and value >= low and value % 2 == 1,
+        lambda value: type(value) is int and low <= value <= _MOST and value % 2 == 1,
     )
 
 
@@ -85,7 +86,7 @@ def size(*, empty: bool = False, words: str = "give a height and a width in pixe
         if not _is_sequence(value):
             return False
         return (empty and len(value) == 0) or (
-            len(value) == 2 and all(type(side) is int and side >= 1 for side in value)
+            len(value) == 2 and all(type(side) is int and 1 <= side <= _MOST for side in value)
         )
 
     return Rule(words, allows)
@@ -102,7 +103,7 @@ def numbers(words: str, *, above: float = -math.inf, count: int | None = None) -
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_sequence(value: Any) -> bool:

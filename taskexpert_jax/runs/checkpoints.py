@@ -25,7 +25,6 @@ from taskexpert_jax.runs import manager, sealing, tree
 from taskexpert_jax.runs.tree import Tree
 from taskexpert_jax.tasks import Task
 
-METRICS = "metrics/metrics"  # Orbax's file name for a checkpoint's metrics
 _POLL_SECONDS = 0.1  # interval between checks whether a save is complete
 _WAIT_SECONDS = 10.0  # longest wait for the other writes of a checkpoint that the disk refused
 _CLEAR_SECONDS = 1.0
@@ -62,8 +61,8 @@ class Checkpoints:
                     f"{self.path} (replacing one there without {sealing.MANIFEST}), and start again"
                 )
             if self._first_process:
-                for step in sealing.remove_unfinished(self.path):
-                    logging.info(f"step {step} was being written when the run ended: removed")
+                for what in sealing.remove_unfinished(self.path):
+                    logging.info(f"{what} was being written when the run ended: removed")
             processes.gather(None)  # all processes wait for the removal
         self._manager = manager.for_run(
             self.path, self._best_key, higher_is_better=best.higher_is_better, create=not read_only
@@ -128,7 +127,7 @@ class Checkpoints:
 
     def _add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._first_process:
-            sealing.add(self.path / str(step), METRICS, json.dumps(metrics))
+            sealing.add(self.path / str(step), sealing.METRICS, json.dumps(metrics))
         processes.gather(None)  # all processes wait until they are written
         self._manager.reload()  # otherwise they would not count when the best is selected
 
@@ -236,8 +235,14 @@ class Checkpoints:
             logging.warning(f"checkpoint {step} {problem}; it is now {where}{then}")
 
     def _damaged_metrics(self, steps: Sequence[int]) -> dict[int, str]:
-        found = {step: sealing.problem(self.path / str(step), "metrics") for step in steps}
-        return {step: problem for step, problem in found.items() if problem}
+        found = {}
+        for step in steps:
+            folder = self.path / str(step)
+            if problem := sealing.problem(folder, "metrics"):
+                found[step] = problem
+            elif sealing.METRICS in sealing.unlisted(folder, "metrics"):
+                found[step] = f"{sealing.METRICS} is not in {sealing.MANIFEST}"
+        return found
 
     def _restore_good(self, step: int, abstract: Mapping[str, Tree], sealed: Sequence[int]) -> Restored | str:
         """Restores a checkpoint, or returns its problem; the result is the same in all processes."""
@@ -246,7 +251,11 @@ class Checkpoints:
             found = sealing.problem(folder) if self._first_process else None
             if problem := processes.gather(found)[0]:
                 return f"is damaged: {problem}"
-            added = self._first_process and sealing.has(folder, METRICS)
+            if self._first_process and (others := sealing.unlisted(folder)):
+                logging.warning(
+                    f"checkpoint {step} was not written with {', '.join(others)}: not in {sealing.MANIFEST}"
+                )
+            added = self._first_process and sealing.has(folder, sealing.METRICS)
             evaluated = processes.gather(added)[0] or self._evaluated(step)
             return Restored(self.restore(step, abstract), step, evaluated)
         if sealed:
@@ -278,6 +287,8 @@ class Checkpoints:
         self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
         if (self.path / str(step) / "metrics").exists() and self._manager.metrics(step) is None:
             raise ValueError("its metrics cannot be read")
+        if problem := sealing.renamed(self.path / str(step)):
+            raise ValueError(problem)
 
     def select(self, which: str) -> int:
         """Resolves `best`, `latest` or a number to a step; `best` is the latest if no checkpoint was evaluated.
@@ -303,7 +314,9 @@ class Checkpoints:
 
     def _refuse_damaged(self, step: int) -> None:
         # Only the files that evaluation reads, a third of a checkpoint with Adam's moments.
-        if problem := sealing.problem(self.path / str(step), "params", "metrics", "_CHECKPOINT_METADATA"):
+        folder = self.path / str(step)
+        problem = sealing.problem(folder, "params", "metrics", "_CHECKPOINT_METADATA") or sealing.renamed(folder)
+        if problem:
             raise self._damaged(step, problem)
 
     def _damaged(self, step: int, problem: str) -> UserError:
@@ -315,7 +328,7 @@ class Checkpoints:
         """Names, shapes and dtypes of the arrays of an item."""
         try:
             return self._manager.item_metadata(step)[item]
-        except (KeyError, ValueError) as error:
+        except Exception as error:  # Orbax raises anything on what it cannot read
             found = sealing.problem(self.path / str(step))
             raise self._damaged(step, found or f"its `{item}` cannot be read") from error
 

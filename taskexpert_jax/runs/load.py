@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 from typing import Any
 
+from absl import logging
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -37,4 +38,6 @@ def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> t
     with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:
         step = checkpoints.select(which)
         variables = checkpoints.restore_variables(step, abstract)
+    if step > config.num_steps:
+        logging.warning(f"checkpoint {step} is beyond config.num_steps={config.num_steps}: this run did not write it")
     return model, variables, step

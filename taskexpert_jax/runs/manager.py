@@ -13,7 +13,9 @@ from absl import logging
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from taskexpert_jax import json_file
 from taskexpert_jax.errors import disk_refusal
+from taskexpert_jax.runs.sealing import METRICS
 
 TREES = ("params", "train")  # items of a checkpoint that are trees of arrays
 RECORDS = ("data", "config")  # items that are JSON
@@ -59,11 +61,13 @@ class Manager(ocp.CheckpointManager):
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """The metrics of the evaluation at `step`; None if there was none."""
+        return self._get_metrics(step)
+
+    def _get_metrics(self, step: int) -> dict[str, float] | None:  # Orbax's own methods call it too
         try:
-            found = super().metrics(step)
-        except (ValueError, OSError):
+            return json_file.read(pathlib.Path(self.directory) / str(step) / METRICS, json_file.Each(float))
+        except (json_file.MalformedError, OSError):
             return None
-        return found if isinstance(found, dict) else None
 
     def best(self, key: str) -> int | None:
         """The step with the best value of the metric `key`, the newest of equal ones; None if no step has the metric.

@@ -10,16 +10,19 @@ import re
 import shutil
 import zlib
 
-from taskexpert_jax import files
+from taskexpert_jax import files, json_file
+from taskexpert_jax.errors import shown
 
 MANIFEST = "manifest.json"
+METRICS = "metrics/metrics"  # Orbax's file name for a checkpoint's metrics
+_RECORD = "data/metadata"  # Orbax's file name for the position in the data
 _BLOCK = 1 << 22  # bytes read at a time
 
 
 def contents(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """All files of a checkpoint except its manifest."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
+        if path.is_file() and path != folder / MANIFEST:
             yield path
 
 
@@ -59,6 +62,8 @@ def sealed(folder: pathlib.Path) -> bool:
 def problem(folder: pathlib.Path, *parts: str) -> str | None:
     """Describes the first file that differs from the manifest; None if all match, or if there is no manifest.
 
+    A checkpoint whose folder was renamed or copied to another step is described too.
+
     parts: restricts the check to these files and folders of `folder`, such as `metrics`; default: all.
     """
     if not sealed(folder):
@@ -67,21 +72,46 @@ def problem(folder: pathlib.Path, *parts: str) -> str | None:
         expected = _listed(folder)
     except OSError as error:
         return f"{MANIFEST} cannot be read: {error.strerror}"
-    except (ValueError, TypeError, AttributeError):
-        return f"{MANIFEST} is malformed"
+    except json_file.MalformedError as error:
+        return f"{MANIFEST} is malformed: {error}"
     if not expected:
         return f"{MANIFEST} lists no files"
     for name, (length, checksum) in expected.items():
         wanted = not parts or pathlib.PurePath(name).parts[0] in parts
         if wanted and (found := _difference(folder / name, length, checksum)):
             return f"{name} {found}"
-    return None
+    return renamed(folder)
+
+
+def renamed(folder: pathlib.Path) -> str | None:
+    """Describes a checkpoint that is of another step than its folder says; None if it has no readable record."""
+    try:
+        step = json_file.read(folder / _RECORD, {"next_batch": int})["next_batch"]
+    except (OSError, json_file.MalformedError):
+        return None
+    return None if folder.name == str(step) else f"it is of step {step}, copied or renamed"
+
+
+def unlisted(folder: pathlib.Path, *parts: str) -> list[str]:
+    """Files of a sealed checkpoint that its manifest does not list; none if the manifest cannot be read.
+
+    parts: as for `problem`.
+    """
+    try:
+        expected = _listed(folder)
+    except (OSError, json_file.MalformedError):
+        return []
+    names = (path.relative_to(folder) for path in contents(folder))
+    return [str(name) for name in names if str(name) not in expected and (not parts or name.parts[0] in parts)]
 
 
 def _listed(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
     """The manifest: name -> (size in bytes, CRC-32)."""
-    listed = json.loads((folder / MANIFEST).read_text())
-    return {str(name): (int(length), int(checksum)) for name, (length, checksum) in listed.items()}
+    listed = json_file.read(folder / MANIFEST, json_file.Each([int, int]))
+    for name in listed:
+        if not name.isprintable() or not pathlib.PurePath(name).parts:
+            raise json_file.MalformedError(f"{shown(name)} is no name of a file")
+    return {name: (length, checksum) for name, (length, checksum) in listed.items()}
 
 
 def _write_manifest(folder: pathlib.Path, listed: Mapping[str, tuple[int, int]]) -> None:
@@ -96,9 +126,9 @@ def _write(folder: pathlib.Path, path: pathlib.Path, text: str) -> None:
 
 
 def _difference(path: pathlib.Path, length: int, checksum: int) -> str | None:
-    if not path.is_file():
-        return "is missing"
     try:
+        if not path.is_file():
+            return "is missing"
         if path.stat().st_size != length:
             return f"has {path.stat().st_size} of {length} bytes"
         return None if _checksum(path) == checksum else "has another checksum than when it was written"
@@ -114,15 +144,19 @@ def set_aside(folder: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
     return folder.rename(target)
 
 
-def remove_unfinished(root: pathlib.Path) -> list[int]:
-    """Removes remains of interrupted writes from a folder of checkpoints; returns their steps."""
-    steps = []
+def remove_unfinished(root: pathlib.Path) -> list[str]:
+    """Removes remains of interrupted writes from a folder of checkpoints; returns what they are of."""
+    found = set()
     for path in sorted(root.glob("*.orbax-checkpoint-tmp*")):
-        steps += [int(step) for step in re.findall(r"^\d+", path.name)]
+        found |= {f"step {step}" for step in re.findall(r"^\d+", path.name)}
         shutil.rmtree(path, ignore_errors=True)
+    for manifest in root.glob(f"[0-9]*/{MANIFEST}"):
+        if unlisted(manifest.parent, "metrics") == [METRICS]:  # `add` lists them last
+            (manifest.parent / METRICS).unlink()
+            found.add(f"the evaluation of step {manifest.parent.name}")
     for path in root.glob(f".*.{MANIFEST}"):
         path.unlink(missing_ok=True)
-    return sorted(steps)
+    return sorted(found)
 
 
 def _checksum(path: pathlib.Path) -> int:

@@ -11,8 +11,10 @@ from typing import Any, TextIO
 from absl import logging
 import numpy as np
 
-from taskexpert_jax import files
+from taskexpert_jax import files, json_file
 from taskexpert_jax.errors import UserError
+
+_START = b'{"step": '  # of a line of scalars
 
 
 def writing(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
@@ -69,11 +71,29 @@ class RunWriter:
 
 
 def _open_lines(path: pathlib.Path, first: int) -> TextIO:
-    """Opens the file for appending, after removing lines of steps after `first` and an incomplete last line."""
+    """Opens the file for appending, after removing lines of steps after `first` and an incomplete last line.
+
+    Lines that are no scalars of a step are moved to damaged/metrics.jsonl.
+    """
     if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        kept, damaged = [], []
+        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            try:
+                if line.strip() and json_file.parse(line, {"step": int})["step"] <= first:
+                    kept.append(line)
+            except json_file.MalformedError as error:
+                if number < len(lines) or not line.startswith(_START):  # else cut when the run was killed
+                    damaged.append((number, error, line))
+        if damaged:
+            aside = path.parent / "damaged" / path.name
+            aside.parent.mkdir(exist_ok=True)
+            with aside.open("ab") as file:
+                file.writelines(line + b"\n" for _, _, line in damaged)
+            number, error, _ = damaged[0]
+            logging.warning(f"{path}: {len(damaged)} damaged lines moved to {aside}, such as line {number}: {error}")
         with files.atomic(path) as file:
-            file.writelines(line.encode() for line in lines if json.loads(line)["step"] <= first)
+            file.writelines(line + b"\n" for line in kept)
     return path.open("a")
 
 

@@ -3,13 +3,14 @@
 import math
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 from types import SimpleNamespace
 
-from checkpoint_trees import abstract, largest, opened, opened_newest, same, save, state
+from checkpoint_trees import abstract, largest, opened, opened_newest, same, save, state, unseal
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -21,7 +22,8 @@ from taskexpert_jax import checkpoint as checkpoint_listing
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs import sealing
-from taskexpert_jax.runs.checkpoints import METRICS, Checkpoints, saved_steps
+from taskexpert_jax.runs.checkpoints import Checkpoints, saved_steps
+from taskexpert_jax.runs.sealing import METRICS
 from taskexpert_jax.training.state import TrainState
 
 
@@ -214,8 +216,10 @@ def test_the_listing_shows_what_is_there(tmp_path, capsys):
             checkpoints.save(step, state(step).to_items(), config, None if value is None else {"semseg/mIoU": value})
     os.truncate(largest(tmp_path / "checkpoints" / "4" / "params"), 100)
     (tmp_path / "damaged" / "3").mkdir(parents=True)
-    assert checkpoint_listing.main([str(tmp_path), "--verify", "--tree"]) == 0
-    head, *rows, aside, _, newest = capsys.readouterr().out.split("\n", 6)
+    assert checkpoint_listing.main([str(tmp_path), "--verify", "--tree"]) == 2
+    out, err = capsys.readouterr()
+    assert re.fullmatch(rf"error: 1 of 3 checkpoints of {tmp_path} not intact: 4 \(damaged: params/.* bytes\)\n", err)
+    head, *rows, aside, _, newest = out.split("\n", 6)
     assert head.split()[:3] == ["step", "saved", "semseg/mIoU"]
     assert [row.split()[0] for row in rows] == ["2", "4", "6"]
     assert [row.split()[3] for row in rows] == ["0.75", "0.5", "-"]
@@ -226,6 +230,17 @@ def test_the_listing_shows_what_is_there(tmp_path, capsys):
     assert newest.startswith("step 6\nparams: 3 arrays, 0.0 MiB\n")
     assert "  params/dense/kernel  (256, 16)  float32  16,384 bytes" in newest
     assert "  step  ()  int32  4 bytes" in newest
+
+
+def test_verifying_looks_for_files_that_do_not_belong_and_for_seals(tmp_path, capsys):
+    save(tmp_path, [2, 4])
+    assert checkpoint_listing.main([str(tmp_path), "--verify"]) == 0
+    assert capsys.readouterr().err == ""
+    (tmp_path / "checkpoints" / "2" / "params" / "added").touch()
+    unseal(tmp_path, 4)
+    assert checkpoint_listing.main([str(tmp_path), "--verify"]) == 2
+    what = "2 (damaged: params/added is not in manifest.json), 4 (not sealed)"
+    assert capsys.readouterr().err == f"error: 2 of 2 checkpoints of {tmp_path} not intact: {what}\n"
 
 
 def test_the_listing_and_evaluation_agree_on_the_best_of_equal_checkpoints(tmp_path):
@@ -253,7 +268,8 @@ def test_the_listing_names_what_is_damaged_and_needs_no_accelerator(part, tmp_pa
     head, good, damaged, *_ = done.stdout.splitlines()
     assert head.startswith("step") and " good " in f"{good} " and f"damaged: {part} has " in damaged
     lines = done.stderr.splitlines()
-    assert not lines or (len(lines) == 1 and lines[0].startswith("error: the arrays of ") and done.returncode == 2)
+    assert done.returncode == 2 and len(lines) == 1
+    assert lines[0].startswith("error: the arrays of " if part == "params/_METADATA" else "error: 1 of 2 checkpoints ")
 
 
 def test_the_listing_says_what_is_missing(tmp_path, capsys):

@@ -13,7 +13,8 @@ import pytest
 
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.runs import sealing
-from taskexpert_jax.runs.checkpoints import METRICS, saved_steps
+from taskexpert_jax.runs.checkpoints import saved_steps
+from taskexpert_jax.runs.sealing import METRICS
 
 DAMAGES = {
     "deleted": (lambda path: path.unlink(), "is missing"),
@@ -50,14 +51,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(which, how, t
 def test_a_damaged_manifest_is_damage(tmp_path, capsys):
     save(tmp_path, [2, 4])
     manifest = tmp_path / "checkpoints" / "4" / sealing.MANIFEST
-    for text in ("", "[]", "null", '{"a": 1}', '{"a": [1]}', "{}"):
-        manifest.write_text(text)
+    deep, long = "[" * 100_000, "a" * 1000
+    bad = (
+        *("", "[]", "null", "{}", deep, "\xff", "NaN"),
+        *(f'{{"a": {of}}}' for of in ("1", "[1]", "[1, 1e999]", "[1, true]")),
+    )
+    for text in (*bad, '{"": [1, 1]}', '{"a\\u0000": [1, 1]}', '{"a": [1, 1], "a": [1, 1]}'):
+        manifest.write_bytes(text.encode("latin-1"))
         assert str(sealing.problem(manifest.parent)).startswith("manifest.json ")
+    manifest.write_text(f'{{"{long}": [1, 1]}}')
+    assert str(sealing.problem(manifest.parent)) == f"{long} cannot be read: File name too long"
+    manifest.write_text("[]")
     assert opened_newest(tmp_path).step == 2
     assert capsys.readouterr().err.startswith("warning: checkpoint 4 is damaged: manifest.json ")
 
 
-@pytest.mark.parametrize("text", ["", '{"semseg/mIoU": 0.9}', "[1]"])
+@pytest.mark.parametrize("text", ["", '{"semseg/mIoU": 0.9}', "[1]", '{"semseg/mIoU": "0.9"}', "[" * 100_000])
 def test_metrics_that_were_altered_decide_nothing(text, tmp_path, capsys):
     save(tmp_path, [2, 4, 6], {2: 0.5, 4: 0.4})
     (tmp_path / "checkpoints" / "4" / "metrics" / "metrics").write_text(text)
@@ -71,6 +80,45 @@ def test_metrics_that_were_altered_decide_nothing(text, tmp_path, capsys):
     assert line.startswith("warning: checkpoint 4 is damaged: metrics/metrics ") and line.endswith("damaged/4")
     with opened(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.select("best") == 2
+
+
+@pytest.mark.parametrize("text", ['{"semseg/mIoU": 0.9}', "no JSON"])
+def test_metrics_that_no_manifest_lists_decide_nothing(text, tmp_path, capsys):
+    save(tmp_path, [2, 4], {2: 0.5})
+    path = tmp_path / "checkpoints" / "4" / METRICS
+    path.parent.mkdir()
+    path.write_text(text)
+    refused = r"checkpoints/4 is damaged: metrics/metrics is not in manifest.json;"
+    with opened(tmp_path, read_only=True) as checkpoints, pytest.raises(UserError, match=refused):
+        checkpoints.select("best")
+    capsys.readouterr()
+    assert opened_newest(tmp_path).step == 4
+    assert capsys.readouterr().err == "the evaluation of step 4 was being written when the run ended: removed\n"
+    with opened(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.select("best") == 2
+
+
+def test_a_file_that_no_manifest_lists_is_named(tmp_path, capsys):
+    save(tmp_path, [2])
+    (tmp_path / "checkpoints" / "2" / "params" / "added").touch()
+    assert opened_newest(tmp_path).step == 2
+    assert capsys.readouterr().err == "warning: checkpoint 2 was not written with params/added: not in manifest.json\n"
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_checkpoint_that_was_copied_to_another_step_is_not_of_that_step(sealed, tmp_path, capsys):
+    save(tmp_path, [2])
+    shutil.copytree(tmp_path / "checkpoints" / "2", tmp_path / "checkpoints" / "9")
+    if not sealed:
+        unseal(tmp_path, 2)
+        unseal(tmp_path, 9)
+    refused = r"checkpoints/9 is damaged: it is of step 2, copied or renamed; .*\[2\]"
+    with opened(tmp_path, read_only=True) as checkpoints, pytest.raises(UserError, match=refused):
+        checkpoints.restore_variables(9, abstract().variables())
+    capsys.readouterr()
+    assert opened_newest(tmp_path).step == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "it is of step 2, copied or renamed" in line and line.endswith("falls back to step 2")
 
 
 def test_without_a_good_checkpoint_a_run_does_not_start_anew(tmp_path):
@@ -150,7 +198,8 @@ def test_a_kill_while_metrics_are_added_loses_nothing(moment, tmp_path, capsys):
     restored = opened_newest(tmp_path)
     assert (restored.step, restored.evaluated) == (3, False)  # so the evaluation is repeated
     assert same(restored.items, state(3).to_items())
-    assert capsys.readouterr().err == ""
+    said = "the evaluation of step 3 was being written when the run ended: removed\n"
+    assert capsys.readouterr().err == (said if moment == "_write_manifest" else "")
     save(tmp_path, [3], {3: 0.5})
     assert opened_newest(tmp_path).evaluated
 

@@ -22,6 +22,22 @@ def test_a_resumed_run_drops_the_lines_of_steps_that_it_repeats(tmp_path):
     assert lines[-1]["loss"] == 0.5
 
 
+def test_lines_that_are_no_scalars_are_kept_elsewhere_and_stop_no_resume(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    good = [b'{"step": 1, "loss": NaN}', b'{"step": 2}\r', b'{"step": 2, "x": 1e999}']
+    bad = [b"text", b"\xff\xfe", b"\0\0\0", b'{"loss": 1}', b'{"step": "2"}', b'{"step": true}', b"[1]", b"[" * 100_000]
+    path.write_bytes(b"\n".join([good[0], b"", *bad, *good[1:], b'{"step": 3}', b"no line of ours"]))
+    writers.RunWriter(tmp_path, 2).close()
+    assert path.read_bytes() == b"".join(line + b"\n" for line in good)
+    aside = tmp_path / "damaged" / "metrics.jsonl"
+    assert aside.read_bytes() == b"".join(line + b"\n" for line in [*bad, b"no line of ours"])
+    start = f"warning: {path}: 9 damaged lines moved to {aside}, such as line 3: "
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(start)
+    writers.RunWriter(tmp_path, 2).close()
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_a_full_disk_is_one_line_and_closing_says_no_more(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
