@@ -54,9 +54,9 @@ $(INSTALLED):
 
 demo: venv  ## train, evaluate and predict on built-in scenes, on the CPU (DEMO_ARGS=... adds flags)
 	@$(RUN) main.py --config=$(DEMO_CONFIG) --workdir=$(DEMO_DIR) $(DEMO_ARGS)
-	@$(RUN) main.py --mode=evaluate --config=$(DEMO_CONFIG) --workdir=$(DEMO_DIR) $(DEMO_ARGS)
+	@$(RUN) main.py --mode=evaluate --workdir=$(DEMO_DIR) $(DEMO_ARGS)
 	@$(RUN) -m input_pipeline.scenes --output=$(DEMO_DIR)/samples
-	@$(RUN) main.py --mode=predict --config=$(DEMO_CONFIG) --workdir=$(DEMO_DIR) $(DEMO_ARGS) \
+	@$(RUN) main.py --mode=predict --workdir=$(DEMO_DIR) $(DEMO_ARGS) \
 		--images=$(DEMO_DIR)/samples --output=$(DEMO_DIR)/predictions
 	@echo
 	@echo "Done. Look at:"

@@ -1,31 +1,37 @@
 """TaskExpert-JAX: train, evaluate, predict. See README.md.
 
 python main.py --config=configs/nyud.py:vit_l16 --workdir=DIR                            # train, or resume
-python main.py --mode=evaluate --config=configs/nyud.py:vit_l16 --workdir=DIR            # a checkpoint's metrics
-python main.py --mode=predict --config=... --workdir=DIR --images=FILE_OR_DIR --output=DIR
+python main.py --mode=evaluate --workdir=DIR                                             # a checkpoint's metrics
+python main.py --mode=predict --workdir=DIR --images=FILE_OR_DIR --output=DIR
 python main.py --mode=compile --config=... --topology=v5e:4x4       # memory and traffic, without the hardware
 """
 
-import pathlib
+import functools
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from taskexpert_jax import command_line
-from taskexpert_jax.config import check
-from taskexpert_jax.errors import UserError
+from taskexpert_jax import command_line, paths
+from taskexpert_jax.config import check, read_run
 from taskexpert_jax.parallel import distributed, processes, sharding
+from taskexpert_jax.runs import config as run_config
 from taskexpert_jax.runs import workdir as workdirs
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and variant: configs/nyud.py:vit_b16.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file: configs/nyud.py:vit_b16; default: the run's.")
+_WORKDIR = paths.define("workdir", "The run's directory.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "compile"], "What to do.")
+_EXTEND = flags.DEFINE_bool("extend", False, "For train: accept a larger num_steps than the run's.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "For evaluate and predict: best, latest or a step.")
-_IMAGES = flags.DEFINE_string("images", None, "For predict: an image or a folder of images.")
-_OUTPUT = flags.DEFINE_string("output", None, "For evaluate and predict: results; default in WORKDIR.")
+_IMAGES = paths.define("images", "For predict: an image or a folder of images.")
+_OUTPUT = paths.define("output", "For evaluate and predict: results; default in WORKDIR.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "For compile: v5e:4x4, h200:8, ...; default: this machine's devices.")
-_REPORT = flags.DEFINE_string("report", None, "For compile: a JSON file to write the report to.")
+_REPORT = paths.define("report", "For compile: a JSON file to write the report to.")
 _QUICK = flags.DEFINE_bool("quick", False, "For compile: memory and traffic only, in seconds; for TPUs.")
+
+_INTERRUPTED = {
+    "train": "interrupted; checkpoints are kept: the same command resumes",
+    "predict": "interrupted; what was written is kept: the same command predicts all images anew",
+}
 
 
 def main() -> None:
@@ -39,40 +45,39 @@ def _run() -> None:
     if _MODE.value == "compile":
         from taskexpert_jax.compile import fit
 
-        report = pathlib.Path(_REPORT.value) if _REPORT.value else None
-        fit.run(config, _TOPOLOGY.value, report, quick=_QUICK.value)
-        return
-    if _WORKDIR.value is None:
-        raise UserError("flag --workdir=None: Flag --workdir must have a value other than None.")
-    workdir = pathlib.Path(_WORKDIR.value)
+        return fit.run(config, _TOPOLOGY.value, _REPORT.value, quick=_QUICK.value)
+    workdir = paths.needed(_WORKDIR)
+    changed = config_flags.get_override_values(flags.FLAGS["config"])
     if _MODE.value == "predict":
         from taskexpert_jax.predict import predict
 
-        if _IMAGES.value is None:
-            raise UserError("--mode=predict needs --images=FILE_OR_FOLDER")
-        output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else workdir / "predictions"
-        return predict(config, workdir, _CHECKPOINT.value, pathlib.Path(_IMAGES.value), output)
+        images, output = paths.needed(_IMAGES), _OUTPUT.value or workdir / "predictions"
+        config = run_config.of_run(workdir, config, changed)
+        return predict(config, workdir, _CHECKPOINT.value, images, output)
 
     from input_pipeline import pipeline  # hides accelerators from TensorFlow
     from taskexpert_jax.tasks import from_config
 
     distributed.refuse_unshared(workdir)
-    pipeline.record_fingerprint(config)
-    tasks = from_config(config)
+    data = config
+    if _MODE.value == "evaluate":
+        config, data = run_config.for_evaluation(workdir, config, changed)
+    pipeline.record_fingerprint(data)
+    tasks = from_config(data)
 
     def own(batch_size: int):  # rows of the global batch that this process reads
         return processes.batch_rows(sharding.make_mesh(config.mesh, {}), batch_size).own
 
     def eval_batches():
-        return pipeline.eval_batches(config, tasks, batch_size=config.eval.batch_size, rows=own(config.eval.batch_size))
+        return pipeline.eval_batches(data, tasks, batch_size=data.eval.batch_size, rows=own(data.eval.batch_size))
 
     if _MODE.value == "evaluate":
         from taskexpert_jax.evaluate import evaluate
 
-        if note := workdirs.note_other_data(workdir, config.to_dict()):
+        if note := workdirs.note_other_data(workdir, data.dataset.fingerprint):
             logging.warning(note)
-        output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else workdir / "evaluation"
-        evaluate(config, workdir, _CHECKPOINT.value, eval_batches, output)
+        output = _OUTPUT.value or workdir / "evaluation"
+        evaluate(config, workdir, _CHECKPOINT.value, eval_batches, output, data=data)
     else:
         from taskexpert_jax.train import train
 
@@ -82,17 +87,19 @@ def _run() -> None:
         def train_batches(start_step: int):
             return pipeline.train_batches(config, tasks, start_step=start_step, rows=own(config.batch_size))
 
-        train(config, workdir, train_batches, eval_batches)
+        train(config, workdir, train_batches, eval_batches, extend=_EXTEND.value)
 
 
-def _interrupted() -> str:
-    kept = {
-        "train": "checkpoints are kept: the same command resumes",
-        "predict": "what was written is kept: the same command predicts all images anew",
-    }
-    return f"interrupted; {kept.get(_MODE.value, 'nothing was written: the same command starts anew')}"
+def _own_config() -> ConfigDict | None:
+    """The config of the run in --workdir, for modes that read a run; None for the others."""
+    return read_run(paths.needed(_WORKDIR)) if _MODE.value in ("evaluate", "predict") else None
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    command_line.run(main, interrupted=_interrupted)
+    command_line.run(
+        main,
+        parse=functools.partial(command_line.parse_flags, own_config=_own_config),
+        interrupted=lambda: _INTERRUPTED.get(
+            _MODE.value, "interrupted; nothing was written: the same command starts anew"
+        ),
+    )

@@ -20,6 +20,7 @@ import numpy as np
 from input_pipeline import transforms
 from input_pipeline.records import Example, repeated_ids
 from taskexpert_jax import images
+from taskexpert_jax import paths as user_paths
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task, build
 
@@ -113,7 +114,7 @@ def source(config: ConfigDict, split: str) -> FolderSource:
     Raises:
       UserError: no folder, no id list, an id without image, or a task without any label in the split.
     """
-    root = pathlib.Path(config.data_dir).expanduser()
+    root = user_paths.local(config.data_dir, "config.dataset.data_dir")
     tasks = build(
         config.labels,
         loss_weights=dict.fromkeys(config.labels, 1.0),

@@ -25,7 +25,7 @@ from typing import Any
 import tqdm
 
 from input_pipeline import archives, records, summary
-from taskexpert_jax import command_line, terminal
+from taskexpert_jax import command_line, paths, terminal
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import threads
 
@@ -184,8 +184,7 @@ def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path, *, allo
 def _run(args: argparse.Namespace) -> None:
     """Prepares the data set and prints the summary or the faults; raises UserError if it was not built."""
     try:
-        archive, data_dir = args.archive.expanduser(), args.data_dir.expanduser()
-        print("\n".join(prepare(args.dataset, archive, data_dir, allow_subset=args.allow_subset)))
+        print("\n".join(prepare(args.dataset, args.archive, args.data_dir, allow_subset=args.allow_subset)))
     except archives.Problems as problems:
         count = len(problems.lines)
         for line in problems.lines[:SHOWN_FAULTS]:
@@ -203,9 +202,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m input_pipeline.prepare", description="Verifies and builds a data set.")
     parser.add_argument("dataset", help="a data set, such as nyud")
     parser.add_argument(
-        "--archive", type=pathlib.Path, required=True, help="the tar file or the folder extracted from it"
+        "--archive", type=paths.argument, required=True, help="the tar file or the folder extracted from it"
     )
-    parser.add_argument("--data_dir", type=pathlib.Path, required=True, help="folder of built data sets")
+    parser.add_argument("--data_dir", type=paths.argument, required=True, help="folder of built data sets")
     parser.add_argument(
         "--allow-subset",
         action="store_true",

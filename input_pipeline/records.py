@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from taskexpert_jax import json_file
+from taskexpert_jax import json_file, paths
 from taskexpert_jax.errors import UserError
 
 Example = dict[str, Any]
@@ -175,7 +175,7 @@ def _directory(builder: type[ArchiveBuilder], data_dir: str) -> pathlib.Path:
     Raises:
       UserError: the data set has not been built.
     """
-    directory = pathlib.Path(data_dir).expanduser() / builder.name / str(builder.VERSION)
+    directory = paths.local(data_dir, "config.dataset.data_dir") / builder.name / str(builder.VERSION)
     if not (directory / "dataset_info.json").is_file():
         raise UserError(
             f"no built data set at {directory}; build it with "

@@ -9,7 +9,6 @@ ignored (black, dark blue in masks, hatched over the image). Other splits are sh
 from collections.abc import Iterator, Sequence
 import functools
 import itertools
-import pathlib
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -18,7 +17,7 @@ from PIL import Image
 
 from input_pipeline import pipeline, transforms
 from input_pipeline.records import Example, Source, repeated_ids
-from taskexpert_jax import command_line, terminal
+from taskexpert_jax import command_line, paths, terminal
 from taskexpert_jax.config import check as check_config
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import threads
@@ -164,12 +163,11 @@ def _flags_of(argv: Sequence[str]) -> list[str]:
 def main() -> None:
     """Defines the flags and runs the program."""
     config = config_flags.DEFINE_config_file("config", None, "Config file and variant; also the first argument.")
-    output = flags.DEFINE_string("output", None, "Folder to write SPLIT.png to.")
+    output = paths.define("output", "Folder to write SPLIT.png to.")
     count = flags.DEFINE_integer("count", 4, "Number of examples.", lower_bound=1)
     split = flags.DEFINE_string("split", None, "Split of the data set; default: the training split.")
     stored = flags.DEFINE_bool("stored", False, "Show training examples without augmentation too.")
     checking = flags.DEFINE_bool("check", False, "First read every example and list the faults.")
-    flags.mark_flags_as_required(["config", "output"])
 
     def program() -> None:
         check_config(config.value)
@@ -178,7 +176,7 @@ def main() -> None:
                 command_line.print_error(fault)
             raise UserError(f"{len(faults)} faults; fix them and check again")
         name = split.value or config.value.dataset.train_split
-        path = pathlib.Path(str(output.value)) / f"{name}.png"
+        path = paths.needed(output) / f"{name}.png"
         sheet = draw(config.value, name, count.value, stored=stored.value)
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)

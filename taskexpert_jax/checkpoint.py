@@ -17,7 +17,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from taskexpert_jax import command_line, json_file, text_table
+from taskexpert_jax import command_line, json_file, paths, text_table
 from taskexpert_jax.config import restored
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.runs import manager, sealing
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("workdir", type=pathlib.Path, metavar="WORKDIR")
+    parser.add_argument("workdir", type=paths.argument, metavar="WORKDIR")
     parser.add_argument("--verify", action="store_true", help="read every file and compare it with its checksum")
     parser.add_argument("--tree", action="store_true", help="list the arrays of the newest checkpoint")
     args = parser.parse_args(arguments)

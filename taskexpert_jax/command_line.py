@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from absl.logging import converter
+from ml_collections import config_flags
 
 from taskexpert_jax import interruption, terminal
 from taskexpert_jax.errors import UserError
@@ -120,16 +121,28 @@ def run(
     app.run(main, flags_parser=parse or parse_flags)
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
+def parse_flags(argv: Sequence[str], own_config: Callable[[], Any] | None = None) -> list[str]:
     """Parses the command line, for `run`; exits with one line on wrong flags, fields or configs.
 
-    The program must have a flag `config`.
+    The program must have a flag `config`. Without --config the config is that of `own_config()`, called when all other
+    flags are parsed; --config.FIELD=VALUE then changes its fields. Without that too, --config is an error.
     """
     try:
-        rest = flags.FLAGS(_last_values(argv))
-        config: Any = flags.FLAGS["config"].value
+        argv = _last_values(argv)
+        if own_config is not None and not _gives_config(argv):
+            _parse_others(argv)
+            configure_logging()
+            if (config := own_config()) is not None:
+                del flags.FLAGS.config
+                config_flags.DEFINE_config_dict("config", config, "The run's own config.", sys_argv=argv)
+        rest = flags.FLAGS(argv)
+        config = flags.FLAGS["config"].value
+        if config is None:
+            raise ValueError("--config is missing: give a config file, such as --config=configs/nyud.py:vit_b16")
         _ = config.to_dict  # a missing config file raises only when the config is used
         return rest
+    except UserError as error:
+        fail(str(error))
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
         text = str(error).strip()
         if "Traceback" in text:  # a config file raised an error
@@ -170,3 +183,14 @@ def _last_values(argv: Sequence[str]) -> list[str]:
             )
         dropped |= {index for index, _ in values[:-1]}
     return [argument for index, argument in enumerate(argv) if index not in dropped]
+
+
+def _gives_config(argv: Sequence[str]) -> bool:
+    return any(argument.lstrip("-").partition("=")[0] == "config" for argument in argv[1:] if argument.startswith("-"))
+
+
+def _parse_others(argv: Sequence[str]) -> None:
+    """Parses all flags but --config.FIELD=VALUE, which are unknown as long as there is no config."""
+    flags.FLAGS.set_gnu_getopt(True)  # also those after the value in `--config.FIELD VALUE`
+    flags.FLAGS(argv, known_only=True)
+    flags.FLAGS.set_gnu_getopt(False)

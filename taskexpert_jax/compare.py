@@ -11,7 +11,7 @@ import pathlib
 import sys
 from typing import Any, NamedTuple
 
-from taskexpert_jax import command_line, json_file, terminal, text_table
+from taskexpert_jax import command_line, json_file, paths, terminal, text_table
 from taskexpert_jax import tasks as task_records
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation.published import PUBLISHED
@@ -207,10 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m taskexpert_jax.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN", help="a workdir or a metrics.json")
+    parser.add_argument("runs", nargs="+", type=paths.argument, metavar="RUN", help="a workdir or a metrics.json")
     parser.add_argument("--paper", choices=sorted(PUBLISHED), help="add the published results of a benchmark")
     parser.add_argument(
-        "--single", nargs="+", type=pathlib.Path, default=[], metavar="RUN", help="single-task runs, for delta-m"
+        "--single", nargs="+", type=paths.argument, default=[], metavar="RUN", help="single-task runs, for delta-m"
     )
     parser.add_argument("--markdown", action="store_true", help="mark the best with ** even on a terminal")
     terminal.guard()

@@ -15,6 +15,7 @@ from taskexpert_jax.evaluation import full_pass, results
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report import evaluation_page
 from taskexpert_jax.runs.load import load
+from taskexpert_jax.tasks import from_config
 
 
 def evaluate(
@@ -23,6 +24,8 @@ def evaluate(
     which: str,
     eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]],
     output: pathlib.Path | None = None,
+    *,
+    data: ConfigDict | None = None,
 ) -> results.Values:
     """Evaluates a checkpoint, writes its results, and prints a table of its metrics and of the best constants.
 
@@ -34,6 +37,8 @@ def evaluate(
       which: "best", "latest" or a step.
       eval_batches: returns one pass over the evaluation set.
       output: folder for the results; default: WORKDIR/evaluation.
+      data: config with the data set and the tasks to evaluate, if they are others than the run's; see
+        `runs.config.for_evaluation`.
 
     Returns:
       `task/metric` -> value; with `config.eval.boundary.odsf` also the boundary benchmark's.
@@ -42,7 +47,9 @@ def evaluate(
       UserError: an invalid config, no such checkpoint, one of another architecture (with a diff), or an output folder
         that cannot be written.
     """
-    check(config)
+    data = config if data is None else data
+    check(data)
+    tasks = from_config(data)
     output = output or workdir / "evaluation"
     mesh = sharding.make_mesh(config.mesh, {"eval.batch_size": config.eval.batch_size})
     with sharding.use(mesh):
@@ -51,15 +58,15 @@ def evaluate(
             files.folder_for_results(output)
         logging.info(f"evaluating {workdir} at step {step} ({which})")
         started = time.monotonic()
-        found = full_pass.run(config, model, variables, eval_batches(), mesh)
+        found = full_pass.run(config, tasks, model, variables, eval_batches(), mesh)
         seconds = time.monotonic() - started
-    facts = results.facts(config, workdir=workdir, which=which, step=step, examples=found.examples, seconds=seconds)
-    evaluation = found.evaluation(model.tasks, facts, model.expert_slots)
+    facts = results.facts(data, workdir=workdir, which=which, step=step, examples=found.examples, seconds=seconds)
+    evaluation = found.evaluation(tasks, facts, model.expert_slots)
     if jax.process_index() == 0:
         texts = {**results.texts(evaluation), "report.html": evaluation_page.html(evaluation)}
         files.write({output / name: text for name, text in texts.items()})
         print(f"{found.examples} examples in {seconds:.1f} s, compilation and reading included\n")
-        print(results.table(results.rows(model.tasks, evaluation.metrics, evaluation.best_constant)) + "\n")
+        print(results.table(results.rows(tasks, evaluation.metrics, evaluation.best_constant)) + "\n")
         for name in texts:
             terminal.print_written(output / name)
     return evaluation.metrics

@@ -5,6 +5,7 @@ page. docs/evaluation.md describes the files.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import json
 import pathlib
 import time
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax import command_line, files, images, terminal
+from taskexpert_jax import command_line, files, images, paths, terminal
 from taskexpert_jax.config import check, read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import gate_findings, inference, results
@@ -27,6 +28,7 @@ from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report import gate_maps, gates_page
 from taskexpert_jax.report.markup import Element
+from taskexpert_jax.runs import config as run_config
 from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import Task, panels
 
@@ -209,30 +211,23 @@ def _report(found: Inspection, sections: Sequence[Element], output: pathlib.Path
 def main() -> None:
     """Defines the flags and runs the program."""
     config = config_flags.DEFINE_config_file("config", None, "The run's config; default: WORKDIR/config.json.")
-    workdir = flags.DEFINE_string("workdir", None, "The run's directory.")
-    source = flags.DEFINE_string("images", None, "An image or a folder of images.")
+    workdir = paths.define("workdir", "The run's directory.")
+    source = paths.define("images", "An image or a folder of images.")
     checkpoint = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
-    output = flags.DEFINE_string("output", None, "Where to write; default: WORKDIR/inspection.")
-    flags.mark_flags_as_required(["workdir", "images"])
+    output = paths.define("output", "Where to write; default: WORKDIR/inspection.")
 
     def program() -> None:
-        folder = pathlib.Path(str(workdir.value))
-        own = read_run(folder) if config.value is None else config.value
-        to = pathlib.Path(output.value) if output.value else folder / "inspection"
-        inspect(own, folder, str(checkpoint.value), pathlib.Path(str(source.value)), to)
+        folder = paths.needed(workdir)
+        changed = config_flags.get_override_values(flags.FLAGS["config"])
+        own = run_config.of_run(folder, config.value, changed)
+        inspect(own, folder, str(checkpoint.value), paths.needed(source), output.value or folder / "inspection")
+
+    def own_config() -> ConfigDict:
+        return read_run(paths.needed(workdir))
 
     line = "interrupted; what was written is kept: the same command inspects all images anew"
-    command_line.run(program, parse=_parse_flags, interrupted=line)
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line like `command_line.parse_flags`, but --config is optional: the run has its own."""
-    if any(argument.lstrip("-").startswith("config") for argument in argv[1:]):
-        return command_line.parse_flags(argv)
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        command_line.fail(" ".join(str(error).split()))
+    parse = functools.partial(command_line.parse_flags, own_config=own_config)
+    command_line.run(program, parse=parse, interrupted=line)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from taskexpert_jax import command_line, files, terminal
+from taskexpert_jax import command_line, files, paths, terminal
 from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import results
@@ -55,14 +55,13 @@ def _run(config: ConfigDict, folder: pathlib.Path, names: Sequence[str], output:
 def main() -> None:
     """Defines the flags and runs the program."""
     config = config_flags.DEFINE_config_file("config", None, "Config file of the data set: configs/nyud.py.")
-    predictions = flags.DEFINE_string("predictions", None, "Folder of the predictions.")
+    predictions = paths.define("predictions", "Folder of the predictions.")
     tasks = flags.DEFINE_list("tasks", [], "Tasks to score, comma-separated; default: the config's.")
-    output = flags.DEFINE_string("output", None, "Folder for metrics.json; default: the predictions' folder.")
-    flags.mark_flags_as_required(["config", "predictions"])
+    output = paths.define("output", "Folder for metrics.json; default: the predictions' folder.")
 
     def program() -> None:
-        folder = pathlib.Path(str(predictions.value))
-        _run(config.value, folder, tasks.value or (), pathlib.Path(output.value) if output.value else folder)
+        folder = paths.needed(predictions)
+        _run(config.value, folder, tasks.value or (), output.value or folder)
 
     command_line.run(program, interrupted="interrupted; nothing was written: the same command starts anew")
 

@@ -40,6 +40,8 @@ def train(
     workdir: pathlib.Path,
     train_batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
     eval_batches: Callable[[], HostBatches],
+    *,
+    extend: bool = False,
 ) -> TrainState:
     """Trains `config` in `workdir`, resuming from its latest good checkpoint if there is one.
 
@@ -50,6 +52,7 @@ def train(
       workdir: receives config.json, checkpoints/, metrics.jsonl and TensorBoard events.
       train_batches: start step -> this process's rows of the batches from that step on.
       eval_batches: returns one pass over the evaluation set.
+      extend: accept a larger `num_steps` than the run's, to train it further.
 
     Returns:
       The final state.
@@ -66,25 +69,26 @@ def train(
     model = taskexpert.from_config(config, tasks)
     infer = inference.make_inference(model, config)
     weights = None if saved_steps(workdir) else pretrained.read(config, model)  # a resumed run has its own weights
+    tx = optimizer.build(config)
     plain_config = config.to_dict()
     first_process = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
+        stack.enter_context(sharding.use(mesh))
+        initialise, abstract, shardings = train_state.abstract_and_shardings(
+            model, tx, mesh, config.seed, averaged=config.optimizer.ema_decay > 0
+        )
+        finished_at = None  # num_steps before it was raised
         if first_process:
             stack.enter_context(workdirs.lock(workdir))
-            workdirs.claim(workdir, plain_config)
+            finished_at = workdirs.claim(workdir, config, extend=extend)
         logging.info(
             f"{config.variant} on {jax.device_count()} {jax.devices()[0].device_kind} device(s), {dict(mesh.shape)}"
         )
         logging.info(budget.count(model).table())
-        stack.enter_context(sharding.use(mesh))
         stop = stack.enter_context(on_sigterm())
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, best)))
 
         # --- state: fresh, or the latest good checkpoint's ---
-        tx = optimizer.build(config)
-        initialise, abstract, shardings = train_state.abstract_and_shardings(
-            model, tx, mesh, config.seed, averaged=config.optimizer.ema_decay > 0
-        )
         restored = checkpoints.restore_newest(abstract.to_items())
         if restored is None:
             state = jax.jit(initialise, out_shardings=shardings)()
@@ -99,6 +103,8 @@ def train(
                     "move it elsewhere to resume from the one before it"
                 )
             logging.info(f"resumed {workdir} at step {restored.step} of {config.num_steps}")
+            if finished_at is not None:
+                logging.warning(optimizer.extension(config, finished_at, restored.step))
         first = int(state.step)
         writer = stack.enter_context(contextlib.closing(RunWriter(workdir, first, active=first_process)))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(config.guard.stall_seconds, first)))

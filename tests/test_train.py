@@ -19,9 +19,11 @@ import pytest
 from configs import demo, nyud, pascal_context
 from input_pipeline import pipeline, prepare
 from taskexpert_jax import evaluate, train
+from taskexpert_jax.config import read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
+from taskexpert_jax.runs import config as run_config
 from taskexpert_jax.runs import workdir
 from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.runs.load import load
@@ -29,6 +31,17 @@ from taskexpert_jax.tasks import from_config
 from taskexpert_jax.training import optimizer
 from taskexpert_jax.training import state as train_state
 from tests.input_pipeline import nyud_layout, pascal_layout
+
+# What the shapes of a checkpoint do not tell: only the run's own config makes this model of it.
+OWN = {
+    "model.gate.top_k": 2,
+    "model.gate.temperature": 0.5,
+    "model.gate.granularity": "image",
+    "model.memory.write": "replace",
+    "model.head_upsample": 2,
+    "model.image_mean": (0.1, 0.2, 0.3),
+    "model.image_std": (0.5, 0.6, 0.7),
+}
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -72,6 +85,8 @@ def run_of(data_folder, tmp_path_factory):
         config.mesh.data, config.mesh.fsdp = 4, 2
         config.batch_size = config.eval.batch_size = 8
         config.optimizer.ema_decay = 0.5 if name == "demo" else 0.0
+        config.update_from_flattened_dict(OWN)
+        config.dataset.semseg_classes = tuple(reversed(config.dataset.semseg_classes))
         folder = tmp_path_factory.mktemp(name) / "run"
         return config, folder, run_in_process(config, folder)
 
@@ -100,7 +115,9 @@ def test_a_run_leaves_what_a_workdir_holds(name, run_of):
 
 @pytest.mark.parametrize("name", ["nyud", "demo"])
 def test_evaluation_of_the_checkpoint_equals_the_one_in_training(name, run_of, capsys):
-    config, folder, _ = run_of(name)
+    trained, folder, _ = run_of(name)
+    config, _ = run_config.for_evaluation(folder, read_run(folder), {})
+    assert config.model.to_dict() == trained.model.to_dict()
     tasks = from_config(config)
     batches = lambda: pipeline.eval_batches(config, tasks, batch_size=config.eval.batch_size)  # noqa: E731
     results = evaluate.evaluate(config, folder, "best", batches)
@@ -144,6 +161,22 @@ def test_a_checkpoint_beyond_the_last_step_is_named(finished, tmp_path, capsys):
     with sharding.use(mesh):
         load(shorter, tmp_path, "latest", mesh)
     assert re.fullmatch(f"warning: {beyond}.*\n", capsys.readouterr().err)
+
+
+def test_a_run_can_be_evaluated_on_another_data_set_in_the_tasks_that_both_have(run_of, data_folder, capsys):
+    _, folder, _ = run_of("nyud")
+    given = shipped_configs(data_folder)["pascal_context"]
+    given.mesh.data, given.mesh.fsdp, given.eval.batch_size = 4, 2, 8
+    config, data = run_config.for_evaluation(folder, given, {})
+    tasks = from_config(data)
+    batches = lambda: pipeline.eval_batches(data, tasks, batch_size=8)  # noqa: E731
+    results = evaluate.evaluate(config, folder, "latest", batches, data=data)
+    assert {name.partition("/")[0] for name in results} == {"normals", "edge"}
+    assert 0 < results["normals/mean"] < 180
+    report = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    assert (report["dataset"]["name"], report["tasks"]) == ("pascal_context", ["normals", "edge"])
+    assert report["gates"]["tasks"].keys() == {"normals", "edge"}
+    assert "depth (not a task of pascal_context)" in capsys.readouterr().err
 
 
 def test_parameters_can_be_evaluated_in_bfloat16(finished):
@@ -196,7 +229,7 @@ def test_a_workdir_of_another_config_is_refused_and_untouched(finished):
     assert (folder / "config.json").read_bytes() == before
     free = config.copy_and_resolve_references()
     free.mesh.data, free.mesh.fsdp, free.log.every_steps = 8, 1, 3
-    workdir.claim(folder, free.to_dict())  # what does not change the result may change
+    workdir.claim(folder, free)  # what does not change the result may change
 
 
 # --- what is refused ---
@@ -235,12 +268,12 @@ def main(*arguments):
             r"config.log.every_steps=0: must be a whole number of 1 or more, below 2\*\*31",
         ),
         (("--config=configs/demo.py:larg",), r"unknown variant 'larg': choose demo or tiny"),
-        (("--mode=predict",), r"--mode=predict needs --images"),
+        (("--mode=predict",), r"--images is missing"),
         (
             ("--config=configs/nyud.py:tiny", "--config.dataset.data_dir=nowhere"),
             r"nowhere.*input_pipeline.prepare nyud",
         ),
-        (("--mode=evaluate",), r"no checkpoints in .*train first"),
+        (("--mode=evaluate",), r"run/config\.json is missing; give the --workdir of a run"),
     ],
 )
 def test_wrong_flags_end_in_one_line(arguments, line, tmp_path):

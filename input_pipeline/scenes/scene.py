@@ -6,7 +6,6 @@ consistent with each other; the image is anti-aliased by more rays at edges. Dep
 
 import argparse
 from collections.abc import Sequence
-import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,7 +15,7 @@ from PIL import Image
 from input_pipeline.scenes import geometry, layout, shading
 from input_pipeline.scenes.geometry import Hits, Pairs, Surface
 from input_pipeline.scenes.layout import CLASSES, Scene
-from taskexpert_jax import command_line, files
+from taskexpert_jax import command_line, files, paths
 from taskexpert_jax.errors import UserError
 
 __all__ = ["CLASSES", "render", "source"]
@@ -176,7 +175,7 @@ def fingerprint(config: ConfigDict) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes images of scenes, for `main.py --mode=predict`: python -m input_pipeline.scenes --output=DIR."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write SCENE.png to")
+    parser.add_argument("--output", type=paths.argument, required=True, help="folder to write SCENE.png to")
     parser.add_argument("--count", type=int, default=6)
     parser.add_argument(
         "--first", type=int, default=1_000_000, help="number of the first scene; the default is far beyond training"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from taskexpert_jax.config.rules import Rule, choice, flag, names, number, numbers, odd, size, text, whole
+from taskexpert_jax.config.rules import Rule, choice, flag, names, number, numbers, odd, path, size, text, whole
 
 REQUIRED: Any = None  # no default: the variant or the config file sets the value
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -77,7 +77,7 @@ FIELDS: Mapping[str, Field] = {
         "per-channel standard deviation for RGB in [0, 1]",
     ),
     "model.pretrained": Field(
-        "", text(empty=True), "backbone weights: a file or a finished run's directory; empty: random"
+        "", path(empty=True), "backbone weights: a file or a finished run's directory; empty: random"
     ),
     "model.pretrained_fresh": Field("", text(empty=True), "regex of the backbone parameters that stay random"),
     "model.drop_path": Field(0.15, number(0, below=1), "stochastic depth of the last block; rises linearly from 0"),
@@ -208,7 +208,7 @@ FIELDS: Mapping[str, Field] = {
 
 LOSS_WEIGHT = Field(REQUIRED, number(0), "loss_weights.TASK: weight of a task's loss in the total")
 
-_DATA_DIR = Field("data", text(), "directory of the data")
+_DATA_DIR = Field("data", path(), "directory of the data")
 
 # Further fields by dataset.name. A data set of your own may have any fields.
 DATA_SETS: Mapping[str, Mapping[str, Field]] = {

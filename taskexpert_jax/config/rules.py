@@ -5,6 +5,8 @@ import math
 import sys
 from typing import Any, NamedTuple
 
+from taskexpert_jax import paths
+
 _MOST = 2**31 - 1  # devices compute with whole numbers of 32 bits
 
 
@@ -66,6 +68,15 @@ def text(*, empty: bool = False) -> Rule:
     """A string."""
     words = "must be text" if empty else "must be text, and not empty"
     return Rule(words, lambda value: isinstance(value, str) and (empty or value != ""))
+
+
+def path(*, empty: bool = False) -> Rule:
+    """A path that `paths.local` accepts; `empty` also allows ""."""
+
+    def allows(value: Any) -> bool:
+        return isinstance(value, str) and ((empty and value == "") or paths.refusal(value) is None)
+
+    return Rule("must be the path of a local file or folder; addresses such as gs:// are not supported", allows)
 
 
 def names(*, empty: bool = False) -> Rule:

@@ -78,21 +78,23 @@ class Pass(NamedTuple):
         )
 
 
-def empty_totals(model: TaskExpert, *, single: bool) -> Totals:
+def empty_totals(tasks: tuple[Task, ...], model: TaskExpert, *, single: bool) -> Totals:
     """Totals of no example, with gate statistics if `single`: inference is one forward pass over the whole frame."""
-    gates = GateStatistics.zeros(model.taps, len(model.tasks), len(model.expert_slots)) if single else None
-    return Totals(steps.empty_states(model.tasks), gates)
+    gates = GateStatistics.zeros(model.taps, len(tasks), len(model.expert_slots)) if single else None
+    return Totals(steps.empty_states(tasks), gates)
 
 
-def model_forward(model: TaskExpert, infer: Inference) -> Forward:
-    """Forward function of the model; updates the gate statistics unless they are None."""
+def model_forward(tasks: tuple[Task, ...], model: TaskExpert, infer: Inference) -> Forward:
+    """Forward function of the model; updates the gate statistics of the tasks unless they are None."""
+    names = [task.name for task in model.tasks]
+    places = np.array([names.index(task.name) for task in tasks])
 
     def forward(variables: Any, gates: GateStatistics | None, batch: Mapping[str, Any]) -> tuple[Any, Any]:
         image, window = batch["image"], batch["window"]
         if gates is None:
             return infer(variables, image, window), None
         predictions, _, own = inference.with_gates(model, variables, image, window, batch["mask"])
-        return predictions, gates.merge(own)
+        return predictions, gates.merge(own.of_tasks(places))
 
     return forward
 
@@ -125,12 +127,22 @@ def _single_states(task: Task, prediction: jax.Array, batch: Mapping[str, Any]) 
     return jax.vmap(single)(prediction, batch[task.name], batch["mask"])
 
 
-def run(config: ConfigDict, model: TaskExpert, variables: Any, batches: Iterable[HostBatch], mesh: Mesh) -> Pass:
-    """Full pass of a model over this process's batches of an evaluation set; errors as `run_forward`."""
-    forward = model_forward(model, inference.make_inference(model, config))
+def run(
+    config: ConfigDict,
+    tasks: tuple[Task, ...],
+    model: TaskExpert,
+    variables: Any,
+    batches: Iterable[HostBatch],
+    mesh: Mesh,
+) -> Pass:
+    """Full pass of a model over this process's batches of an evaluation set, for some of its tasks.
+
+    Errors as `run_forward`.
+    """
+    forward = model_forward(tasks, model, inference.make_inference(model, config))
     single = inference.is_single(inference.views(config), frame_size(config))
-    totals = empty_totals(model, single=single)
-    return run_forward(config.eval.boundary, model.tasks, forward, variables, totals, batches, mesh)
+    totals = empty_totals(tasks, model, single=single)
+    return run_forward(config.eval.boundary, tasks, forward, variables, totals, batches, mesh)
 
 
 def run_forward(

@@ -72,6 +72,11 @@ class GateStatistics:
 
         return cls(weights=zeros(taps, tasks, slots), entropies=zeros(taps, tasks), pixels=Count.zeros())
 
+    def of_tasks(self, places: np.ndarray) -> Self:
+        """State of some of the tasks, given by their positions; runs on the device."""
+        weights, entropies = jax.tree.map(lambda leaf: leaf[:, places], (self.weights, self.entropies))
+        return type(self)(weights=weights, entropies=entropies, pixels=self.pixels)
+
     def merge(self, other: Self) -> Self:
         """Sum of both states; runs on the device."""
         return jax.tree.map(operator.add, self, other, is_leaf=lambda node: isinstance(node, Count | Sum))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from taskexpert_jax import paths
 from taskexpert_jax.config import normalisation, read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import budget
@@ -61,9 +62,9 @@ def read(config: ConfigDict, model: TaskExpert) -> Weights | None:
     Raises:
       UserError: the file is missing, unreadable or does not fit. Nothing is loaded partially.
     """
-    where = config.model.pretrained
-    if not where:
+    if not config.model.pretrained:
         return None
+    where = str(paths.local(config.model.pretrained, "config.model.pretrained"))
     shapes = budget.parameter_shapes(model)
     backbone = {name: shape for name, shape in shapes.items() if is_backbone(name)}
     fresh = _pattern(config.model.pretrained_fresh, backbone)

@@ -1,6 +1,6 @@
 """A run's directory: bound to one config, and locked by one program at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import datetime
 import fcntl
@@ -9,6 +9,9 @@ import os
 import pathlib
 import socket
 from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
 
 from taskexpert_jax import files
 from taskexpert_jax.config import flat, read_run
@@ -52,48 +55,75 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+def claim(workdir: pathlib.Path, config: ConfigDict, *, extend: bool = False) -> int | None:
     """Creates the directory and writes config.json, or checks an existing config.json against the config.
+
+    A directory without any checkpoint is claimed anew: the program that wrote its config.json trained nothing.
 
     Args:
       workdir: the run's directory.
-      config: the config as plain dicts. Fields that are missing from an existing config.json, because they did not
-        exist when the run started, must have their defaults.
+      config: the config. Fields that are missing from an existing config.json, because they did not exist when the run
+        started, must have their defaults.
+      extend: accept a larger `num_steps` than the run's, and write it to config.json.
+
+    Returns:
+      The `num_steps` that the run had before, if it was raised.
 
     Raises:
       UserError: the directory belongs to a run with another config (the message lists the differing fields), or its
         config cannot be read. Nothing is written.
     """
     path = workdir / "config.json"
-    wanted = json.loads(json.dumps(config))
     if not path.exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        files.write({path: json.dumps(wanted, indent=2) + "\n"})
-        return
-    saved = json.loads(json.dumps(read_run(workdir).to_dict()))
-    differences = list(_differences(dict(flat(saved)), dict(flat(wanted))))
-    if differences:
-        listed = "".join(f"\n  {line}" for line in differences)
+        _write(path, config)
+        return None
+    saved = read_run(workdir)
+    lines = differences(saved, config)
+    if not lines:
+        return None
+    before = saved.num_steps
+    saved.num_steps = max(before, config.num_steps)
+    only_longer = not differences(saved, config)
+    if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+        logging.info(f"{workdir} had another config and no checkpoint: it gets this config")
+    elif not (extend and only_longer):
+        listed = "".join(f"\n  {line}" for line in lines)
         raise UserError(
-            f"{workdir} has a run with another config; use another --workdir, or the values of that run:{listed}"
+            f"{workdir} has a run with another config; use another --workdir, or the values of that run"
+            f"{', or --extend to train it further' if only_longer else ''}:{listed}"
         )
+    _write(path, config)
+    return before if only_longer else None
 
 
-def note_other_data(workdir: pathlib.Path, config: Mapping[str, Any]) -> str:
-    """A note if the data of `config` differ from the training data of the run in the workdir, else empty."""
-    path = workdir / "config.json"
-    if not path.exists():
+def _write(path: pathlib.Path, config: ConfigDict) -> None:
+    files.write({path: json.dumps(config.to_dict(), indent=2) + "\n"})
+
+
+def note_other_data(workdir: pathlib.Path, fingerprint: str) -> str:
+    """A note if data with this fingerprint are not the training data of the run in the workdir, else empty."""
+    trained = read_run(workdir).dataset.fingerprint
+    if trained == fingerprint:
         return ""
-    trained, given = read_run(workdir).dataset.fingerprint, config["dataset"]["fingerprint"]
-    if trained == given:
-        return ""
-    return f"other data than those of training: fingerprint {given or 'unknown'}, in training {trained or 'unknown'}"
+    return (
+        f"other data than those of training: fingerprint {fingerprint or 'unknown'}, in training {trained or 'unknown'}"
+    )
 
 
-def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    """One line per differing field, except those in FREE."""
+def differences(saved: ConfigDict, wanted: ConfigDict, free: Sequence[str] = FREE) -> list[str]:
+    """One line per differing field, except those whose names start with one of `free`."""
+    return list(_differences(dict(flat(_plain(saved))), dict(flat(_plain(wanted))), tuple(free)))
+
+
+def _plain(config: ConfigDict) -> Any:
+    """The config as JSON keeps it, in which lists and tuples are the same."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], free: tuple[str, ...]) -> Iterator[str]:
     for name in sorted(saved.keys() | wanted.keys()):
-        if name.startswith(FREE) or (name in saved and name in wanted and saved[name] == wanted[name]):
+        if name.startswith(free) or (name in saved and name in wanted and saved[name] == wanted[name]):
             continue
         was, now = (repr(of[name]) if name in of else "absent" for of in (saved, wanted))
         yield f"{name} was {was}, is {now}"

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 import optax
 
 Tree = Any  # a pytree of arrays
@@ -27,6 +28,18 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
         return settings.learning_rate * remaining**settings.schedule_power * rise
 
     return schedule
+
+
+def extension(config: ConfigDict, num_steps: int, step: int) -> str:
+    """The consequence of raising `num_steps` from `num_steps` to the config's for the schedule, seen from a step."""
+    before = config.copy_and_resolve_references()
+    before.num_steps = num_steps
+    was, now = (float(np.asarray(learning_rate(of)(step))) for of in (before, config))
+    return (
+        f"num_steps raised from {num_steps} to {config.num_steps}: at step {step} the learning rate is {now:.3g} "
+        f"instead of {was:.3g}, since the {config.optimizer.schedule} decay now ends at step {config.num_steps}; the "
+        f"result is not that of a run of {config.num_steps} steps"
+    )
 
 
 def build(config: ConfigDict) -> optax.GradientTransformation:

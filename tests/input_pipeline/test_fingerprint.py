@@ -92,7 +92,7 @@ def test_a_run_records_the_data_that_it_sees(layout: pathlib.Path, tmp_path: pat
 
 
 def _main(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "main.py", "--config=configs/nyud.py:tiny", *arguments]
+    command = [sys.executable, "main.py", *arguments]
     env = {**os.environ, "XLA_FLAGS": ""}  # one device
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
 
@@ -102,13 +102,13 @@ def test_data_that_were_moved_are_still_the_same(layout: pathlib.Path, tmp_path:
     config.dataset.data_dir = str(tmp_path / "first")
     build(layout, tmp_path / "first")
     pipeline.record_fingerprint(config)
-    workdir.claim(tmp_path / "run", config.to_dict())
+    workdir.claim(tmp_path / "run", config)
     (tmp_path / "first").rename(tmp_path / "moved")
     again = nyud_config.get_config("tiny")
     again.dataset.data_dir = str(tmp_path / "moved")
     pipeline.record_fingerprint(again)
-    workdir.claim(tmp_path / "run", again.to_dict())
-    assert workdir.note_other_data(tmp_path / "run", again.to_dict()) == ""
+    workdir.claim(tmp_path / "run", again)
+    assert workdir.note_other_data(tmp_path / "run", again.dataset.fingerprint) == ""
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_a_run_goes_on_with_its_own_data_only(layout: pathlib.Path, tmp_path: pa
     random_runs.save(config, tmp_path / "run")  # like a workdir of training
     run = f"--workdir={tmp_path / 'run'}"
     others = f"--config.dataset.data_dir={tmp_path / 'second'}"
-    refused = _main(run, others)
+    refused = _main("--config=configs/nyud.py:tiny", run, others)
     assert refused.returncode == 2
     assert f"\n  dataset.fingerprint was '{first}', is '{second}'\n" in refused.stderr
     done = _main(run, others, "--mode=evaluate")

@@ -66,8 +66,8 @@ def test_training_and_inference_normalise_as_the_config_says(where, monkeypatch)
             jax.eval_shape(step, state, tally.empty(model.tasks), {"image": image, "window": window})
 
     def gates():
-        totals = full_pass.empty_totals(model, single=True)
-        full_pass.model_forward(model, infer)(
+        totals = full_pass.empty_totals(model.tasks, model, single=True)
+        full_pass.model_forward(model.tasks, model, infer)(
             None, totals.gates, {"image": image, "window": window, "mask": jnp.ones(8)}
         )
 

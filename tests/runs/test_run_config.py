@@ -1,0 +1,107 @@
+"""The config that a run is loaded with: its own, whatever the command line says of the model."""
+
+import json
+
+import pytest
+
+from configs import demo, nyud, pascal_context
+from taskexpert_jax.config import FIELDS, flat, read_run
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.runs import config as run_config
+
+# Values other than the defaults that fit the shapes of the default model's parameters, except of the last.
+CONTRADICTIONS = {
+    "model.gate.top_k": 2,
+    "model.gate.temperature": 0.5,
+    "model.gate.granularity": "image",
+    "model.memory.write": "replace",
+    "model.head_upsample": 1,
+    "model.image_mean": (0.1, 0.2, 0.3),
+    "model.image_std": (0.5, 0.6, 0.7),
+    "dtype": "bfloat16",
+    "tasks": ("depth", "semseg"),
+    "dataset.semseg_classes": ("b", "a"),
+    "dataset.downscale": 0.5,
+    "edge_pos_weight": 0.5,
+    "model.experts": 3,
+}
+
+
+def saved(config, folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    return folder
+
+
+@pytest.mark.parametrize("field", CONTRADICTIONS)
+def test_what_would_make_another_model_is_refused_with_the_field(field, tmp_path):
+    run = saved(demo.get_config("tiny"), tmp_path)
+    given = read_run(run)
+    given.update_from_flattened_dict({field: CONTRADICTIONS[field]})
+    for load in (run_config.of_run, run_config.for_evaluation):
+        with pytest.raises(UserError, match=rf"\n  {field} was .*, is ") as refusal:
+            load(run, given, {field: CONTRADICTIONS[field]})
+        assert len(str(refusal.value).splitlines()) == 2
+
+
+def test_fields_of_the_decoder_are_never_free():
+    assert [name for name in FIELDS if name.startswith(("model.", "optimizer.")) and name.startswith(FREE)] == [
+        "model.attention",
+        "model.remat",
+        "model.unroll",
+    ]
+
+
+FREE = run_config.FREE_TO_LOAD
+
+
+def test_what_does_not_change_the_model_may_change(tmp_path):
+    run = saved(demo.get_config("tiny"), tmp_path)
+    changed = {"eval.flip": True, "mesh.fsdp": 2, "dataset.eval_split": "train", "model.attention": "xla"}
+    given = read_run(run)
+    given.update_from_flattened_dict(changed)
+    config, data = run_config.for_evaluation(run, given, changed)
+    assert config is data
+    values = dict(flat(config))
+    assert {name: values[name] for name in changed} == changed
+
+
+def test_data_are_identified_anew_unless_their_fingerprint_is_given(tmp_path):
+    config = nyud.get_config("tiny")
+    config.dataset.fingerprint = "trained"
+    run = saved(config, tmp_path)
+    assert run_config.of_run(run, read_run(run), {}).dataset.fingerprint == ""
+    given = {"dataset.fingerprint": "wanted"}
+    assert run_config.of_run(run, read_run(run), given).dataset.fingerprint == "wanted"
+
+
+def test_another_data_set_is_evaluated_in_the_tasks_that_both_have(tmp_path, capsys):
+    trained = nyud.get_config("tiny")  # 64x80
+    trained.model.gate.top_k = 2
+    run = saved(trained, tmp_path)
+    given = pascal_context.get_config("tiny")  # 64x64
+    given.dataset.image_size, given.dataset.data_dir, given.eval.flip = (96, 64), "elsewhere", True
+    config, data = run_config.for_evaluation(run, given, {"eval.flip": True, "dataset.data_dir": "elsewhere"})
+    assert (config.tasks, data.tasks) == (trained.tasks, ("normals", "edge"))
+    assert (config.dataset.name, data.dataset.name, data.dataset.data_dir) == ("nyud", "pascal_context", "elsewhere")
+    for of in (config, data):
+        assert of.model.gate.top_k == 2 and of.eval.flip
+        assert (of.dataset.image_size, of.eval.image_size) == ((64, 80), (96, 80))
+    assert data.eval.boundary.max_dist == given.eval.boundary.max_dist != trained.eval.boundary.max_dist
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'pascal_context', trained on 'nyud'; tasks: normals, edge" in line
+    assert "semseg (other classes), depth (not a task of pascal_context)" in line
+
+
+def test_another_data_set_does_not_excuse_other_flags(tmp_path):
+    run = saved(nyud.get_config("tiny"), tmp_path)
+    with pytest.raises(UserError, match=r"\n  model.gate.top_k was 0, is 2$"):
+        run_config.for_evaluation(run, pascal_context.get_config("tiny"), {"model.gate.top_k": 2})
+
+
+def test_another_data_set_without_a_common_task_is_refused(tmp_path):
+    trained = nyud.get_config("tiny")
+    trained.tasks, trained.checkpoint.best_task = ("depth",), "depth"
+    run = saved(trained, tmp_path)
+    with pytest.raises(UserError, match=r"no task in common.*depth"):
+        run_config.for_evaluation(run, pascal_context.get_config("tiny"), {})
