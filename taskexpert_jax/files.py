@@ -97,7 +97,7 @@ def folder_for_results(path: pathlib.Path, flag: str = "--output") -> pathlib.Pa
             file.write(bytes(_PROBE))
             file.flush()
     except OSError as error:
-        raise UserError(
-            f"results cannot be written to {path}: {error.strerror}; give another folder with {flag}"
-        ) from error
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "it, or a folder above it, is a file" if in_the_way else error.strerror
+        raise UserError(f"results cannot be written to {path}: {reason}; give another folder with {flag}") from error
     return path

@@ -94,8 +94,8 @@ def inspect(
     total, summaries, sections = None, {}, []
     with sharding.use(mesh):
         model, variables, at = load(config, workdir, which, mesh)
-        logging.info(f"inspecting {workdir} at step {at} ({which}) on {len(paths)} image(s)")
         files.folder_for_results(output)
+        logging.info(f"inspecting {workdir} at step {at} ({which}) on {len(paths)} image(s)")
         started = time.monotonic()
         step = make_step(model)
         for name, image in images.read_each(paths, failures):

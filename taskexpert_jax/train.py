@@ -84,7 +84,8 @@ def train(
         logging.info(
             f"{config.variant} on {jax.device_count()} {jax.devices()[0].device_kind} device(s), {dict(mesh.shape)}"
         )
-        logging.info(budget.count(model).table())
+        for line in budget.count(model).table().splitlines():
+            logging.info(line)
         stop = stack.enter_context(on_sigterm())
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, best)))
 
@@ -94,7 +95,8 @@ def train(
             state = jax.jit(initialise, out_shardings=shardings)()
             if weights is not None:
                 state = state.replace(params=weights.placed(state.params), ema=weights.placed(state.ema))
-                logging.info(weights.report)
+                for line in weights.report.splitlines():
+                    logging.info(line)
         else:
             state = TrainState.from_items(restored.items)
             if restored.step > config.num_steps:

@@ -92,7 +92,7 @@ def test_a_folder_for_results_is_made_and_left_empty(tmp_path):
 @pytest.mark.parametrize("below", ["", "below"])
 def test_a_file_where_the_folder_should_be_is_said(tmp_path, below):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"results cannot be written to .*/file.*; give another folder with --output"):
+    with pytest.raises(UserError, match=r"cannot be written to .*/file.*is a file; give another folder with"):
         files.folder_for_results(tmp_path / "file" / below)
 
 

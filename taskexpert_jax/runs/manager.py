@@ -31,7 +31,8 @@ def _worth_logging(record: logging_module.LogRecord) -> bool:
     return not refused and not any(text in record.getMessage() for text in _REPORTED_ELSEWHERE)
 
 
-logging.get_absl_logger().addFilter(_worth_logging)
+for _logger in (logging.get_absl_logger(), logging_module.getLogger("asyncio")):
+    _logger.addFilter(_worth_logging)
 # Python's warning about writes that have not started when an earlier one fails.
 warnings.filterwarnings("ignore", message="coroutine '.*' was never awaited", category=RuntimeWarning)
 

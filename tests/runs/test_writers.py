@@ -2,12 +2,14 @@
 
 import errno
 import json
+import logging
 import os
 import pathlib
 
 import pytest
 
 from taskexpert_jax.errors import UserError, disk_refusal
+from taskexpert_jax.runs import manager
 from taskexpert_jax.runs import writer as writers
 
 
@@ -65,3 +67,13 @@ def test_only_what_a_disk_refuses_is_taken_for_that(error, reason):
     assert disk_refusal(error) == reason
     with pytest.raises(type(error) if reason is None else UserError), writers.writing(os.devnull):
         raise error
+
+
+def test_what_libraries_log_of_a_refused_write_is_hidden_and_their_other_errors_are_not():
+    def shown(error):
+        record = logging.LogRecord("asyncio", logging.ERROR, "", 1, "never retrieved", (), (type(error), error, None))
+        return bool(logging.getLogger("asyncio").filter(record))
+
+    assert manager is not None  # its import installs the filter
+    assert not shown(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert shown(ValueError("another"))
