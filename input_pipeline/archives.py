@@ -56,23 +56,28 @@ def read_all(readers: Mapping[str, Callable[[], T]]) -> dict[str, T]:
     return values
 
 
-def read_picture(root: pathlib.Path, member: str, channels: int) -> np.ndarray:
+def read_picture(root: pathlib.Path, member: str, channels: int, *, ids: bool = False) -> np.ndarray:
     """Reads the image `root/member`, (h,w,channels) uint8; verifies and fully decodes it, so that damage is found.
 
-    channels: 3 converts to RGB from any colour mode. 1 returns the stored values: indices of a palette image, 0 and 255
-    of a 1-bit image.
+    The EXIF orientation is ignored, as in `records` for images that are stored unchanged.
+
+    Args:
+      root: folder of the members.
+      member: file below `root`.
+      channels: 3 converts to RGB from any colour mode. 1 returns the indices of a palette image, or grey from 0 to 255.
+      ids: the values are class ids; grey of 1, 2 or 4 bits gives the numbers stored.
 
     Raises:
       Problems: the file is missing, damaged or not an image, or has another number of channels or bits.
     """
     content = read_bytes(root, member)
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with images.decoded(io.BytesIO(content)) as found:
+            mode = found.image.mode
+            array = found.ids() if ids else np.asarray(found.image.convert("RGB") if channels == 3 else found.image)
+        with images.decoder_errors(), Image.open(io.BytesIO(content), formats=images.FORMATS) as image:
             image.verify()  # checks checksums up to the end of the file; decoding stops at the last pixel
-        with Image.open(io.BytesIO(content)) as image:
-            mode = image.mode
-            array = np.asarray(image.convert("RGB") if channels == 3 else image)
-    except images.UNREADABLE as error:
+    except ValueError as error:
         raise Problems([f"{member} is corrupt, it does not decode as an image; {AGAIN}"]) from error
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)

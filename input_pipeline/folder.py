@@ -25,6 +25,10 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task, build
 
 LABEL_SUFFIXES = (".png", ".npy")
+NOTES = (
+    "EXIF orientation: images and labels are turned, each by its own. An image that is rotated by 180 degrees or "
+    "mirrored, and whose label has none, is refused.",
+)  # for `show --check`
 
 
 def read_label(path: pathlib.Path, task: Task, size: tuple[int, int], *, zero_is_void: bool = False) -> np.ndarray:
@@ -40,7 +44,7 @@ def read_label(path: pathlib.Path, task: Task, size: tuple[int, int], *, zero_is
       UserError: the file cannot be read, has another size or number of channels, or values out of range.
     """
     try:
-        values = images.read_numbers(path)
+        values = images.read_numbers(path, ids=np.dtype(task.label_dtype).kind == "u")
     except ValueError as error:
         raise UserError(f"{path}: not a readable label ({error}); replace it, or remove it") from error
     values = values[..., None] if values.ndim == 2 else values
@@ -58,6 +62,16 @@ def read_label(path: pathlib.Path, task: Task, size: tuple[int, int], *, zero_is
         return task.kind.read_label(values, zero_is_void).astype(task.label_dtype)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _check_turned(image: pathlib.Path, orientation: int | None, label: pathlib.Path, size: tuple[int, int]) -> None:
+    """Raises UserError for an image turned by its EXIF orientation whose label has none and fits either way."""
+    if orientation in (None, 1) or (orientation > 4 and size[0] != size[1]) or images.orientation(label):
+        return
+    raise UserError(
+        f"{image}: EXIF orientation {orientation} turns this image, but {label} has none, so it is unknown whether the "
+        "label is turned; save the image as it should be seen, without EXIF orientation"
+    )
 
 
 class FolderSource:
@@ -94,13 +108,14 @@ class FolderSource:
     def load(self, index: int) -> Example:
         """See `records.Source.load`."""
         example_id, files = self.files[index]
-        image = images.read_image(files["image"])
+        image, orientation = images.read_oriented(files["image"])
         size = (image.shape[0], image.shape[1])
         example: Example = {"id": example_id, "image": image}
         labelled = [task for task in self._tasks if task.name in files]
         for task in labelled:
             void = task.name in self._zero_is_void
             example[task.name] = read_label(files[task.name], task, size, zero_is_void=void)
+            _check_turned(files["image"], orientation, files[task.name], size)
         factor = min(1.0, self._largest[0] / size[0], self._largest[1] / size[1])
         return transforms.downscale(example, labelled, factor)
 
@@ -181,14 +196,15 @@ def _ids(root: pathlib.Path, split: str) -> list[str]:
 
 def _paths(folder: pathlib.Path, ids: Sequence[str], suffixes: Sequence[str]) -> dict[str, pathlib.Path]:
     """Id -> file, for the ids that have one."""
-    # Lists the folder once, because a look-up per file is slow on network file systems.
+    # Lists each folder of ids once, because a look-up per file is slow on network file systems. Other folders are not
+    # entered: links may lead from there to anywhere.
     present: dict[str, list[str]] = {}
-    for parent, _, names in os.walk(folder, followlinks=True):
-        inside = pathlib.Path(parent).relative_to(folder)
-        for name in sorted(names):
+    for parent in {os.path.dirname(example_id) for example_id in ids if _stays_inside(example_id)}:
+        inside = folder / parent
+        for name in sorted(os.listdir(inside)) if inside.is_dir() else ():
             if not name.startswith("."):
                 stem, suffix = os.path.splitext(name)
-                present.setdefault((inside / stem).as_posix(), []).append(suffix)
+                present.setdefault(os.path.join(parent, stem), []).append(suffix)
     spelt = {unicodedata.normalize("NFC", name): name for name in present}
     paths = {}
     for example_id in ids:
@@ -207,3 +223,11 @@ def _paths(folder: pathlib.Path, ids: Sequence[str], suffixes: Sequence[str]) ->
         if usable:
             paths[example_id] = folder / f"{example_id}{usable[0]}"
     return paths
+
+
+def _stays_inside(example_id: str) -> bool:
+    """True for ids that name a file below the folder, in its only form."""
+    path = pathlib.PurePosixPath(example_id)
+    return (
+        path.as_posix() == example_id and ".." not in path.parts and not path.is_absolute() and "\0" not in example_id
+    )

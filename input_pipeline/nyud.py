@@ -7,7 +7,6 @@ classes, `depth/ID.npy` float metres with 0 invalid, `normals/ID.png` n = 2*v/25
 import functools
 import io
 import pathlib
-import tokenize
 
 import cv2
 from ml_collections import ConfigDict
@@ -67,7 +66,7 @@ def read_example(root: pathlib.Path, example_id: str) -> dict[str, np.ndarray]:
 
 
 def _read_classes(root: pathlib.Path, member: str) -> np.ndarray:
-    stored = archives.read_picture(root, member, 1)
+    stored = archives.read_picture(root, member, 1, ids=True)
     if stored.max() > len(CLASSES):
         raise Problems([f"{member} has class {stored.max()}, beyond 0 (void) and 1 to {len(CLASSES)}; {AGAIN}"])
     return np.where(stored == 0, np.uint8(VOID), stored - np.uint8(1))
@@ -83,10 +82,10 @@ def _read_boundaries(root: pathlib.Path, member: str) -> np.ndarray:
 def _read_depth(root: pathlib.Path, member: str) -> np.ndarray:
     content = io.BytesIO(archives.read_bytes(root, member))
     try:
-        stored = np.load(content, allow_pickle=False)
-        if not isinstance(stored, np.ndarray) or stored.dtype.kind not in "fiu":
+        stored = images.read_array(content)
+        if stored.dtype.kind not in "fiu":
             raise ValueError("not an array of real numbers")
-    except (*images.UNREADABLE, tokenize.TokenError, MemoryError) as error:  # the .npy header is parsed as Python
+    except ValueError as error:
         raise Problems([f"{member} is corrupt, it does not load as an array of numbers; {AGAIN}"]) from error
     depth = stored[..., None] if stored.ndim == 2 else stored
     if depth.ndim != 3 or depth.shape[2] != 1 or not depth.size:

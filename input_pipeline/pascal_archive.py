@@ -12,15 +12,12 @@ normals and saliency distilled from other models. Works without TensorFlow.
 
 from collections.abc import Iterator, Mapping, Sequence
 import functools
-import io
 import pathlib
-from typing import Any
 
 import cv2
 import numpy as np
-import scipy.io
 
-from input_pipeline import archives, class_names
+from input_pipeline import archives, class_names, matlab
 from input_pipeline.archives import AGAIN, Problems
 from taskexpert_jax.tasks.metrics.boundary.candidates import region_boundaries
 from taskexpert_jax.tasks.metrics.boundary.thinning import thin
@@ -208,7 +205,7 @@ def _read_image(root: pathlib.Path, member: str) -> np.ndarray:
 
 
 def _read_classes(root: pathlib.Path, member: str) -> np.ndarray:
-    stored = archives.read_picture(root, member, 1)
+    stored = archives.read_picture(root, member, 1, ids=True)
     if np.any(wrong := (stored >= len(CLASSES)) & (stored != VOID)):
         last = len(CLASSES) - 1
         raise Problems([f"{member} has class {stored[wrong][0]}, beyond 0 to {last} and {VOID} (void); {AGAIN}"])
@@ -239,12 +236,12 @@ def _read_human_parts(root: pathlib.Path, member: str) -> np.ndarray:
 
 
 def _read_variable(root: pathlib.Path, member: str, name: str) -> np.ndarray:
-    """Variable `name` of a MATLAB file as SciPy reads it: structs are arrays of objects by field."""
-    content = io.BytesIO(archives.read_bytes(root, member))
+    """Variable `name` of a MATLAB file, see `matlab.read_variable`."""
+    content = archives.read_bytes(root, member)
     try:
-        stored: dict[str, Any] = scipy.io.loadmat(content, variable_names=[name])
-    except Exception as error:  # SciPy's reader raises a dozen types on damaged files
-        raise Problems([f"{member} is corrupt, it does not load as a MATLAB file; {AGAIN}"]) from error
-    if name not in stored:
+        stored = matlab.read_variable(content, name)
+    except ValueError as error:
+        raise Problems([f"{member} is corrupt, it does not load as a MATLAB file ({error}); {AGAIN}"]) from error
+    if stored is None:
         raise Problems([f"{member} has no field {name}; {AGAIN}"])
-    return stored[name]
+    return stored

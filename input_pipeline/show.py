@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 import numpy as np
 from PIL import Image
 
-from input_pipeline import pipeline, transforms
+from input_pipeline import pipeline, records, transforms
 from input_pipeline.records import Example, Source, repeated_ids
 from taskexpert_jax import command_line, paths, terminal
 from taskexpert_jax.config import check as check_config
@@ -96,13 +96,16 @@ def draw(config: ConfigDict, split: str, count: int, *, stored: bool) -> Image.I
 def check(config: ConfigDict) -> list[str]:
     """Reads every example of the training and the evaluation split; returns the faults, one line each.
 
-    Prints for each split and task the number of labelled images, the mean share of their pixels that is labelled, and
-    the range of depths and vectors; and a warning of ids that occur more than once.
+    Prints the `NOTES` of the data set's module, and for each split and task the number of labelled images, the mean
+    share of their pixels that is labelled, and the range of depths and vectors; and a warning of ids that
+    occur more than once.
     """
     tasks = from_config(config)
     dataset = config.dataset.copy_and_resolve_references()
     dataset.cache = False
     faults, ids = [], {}
+    for note in getattr(records.dataset_module(dataset.name), "NOTES", ()):
+        print(note)
     for split in (dataset.train_split, dataset.eval_split):
         try:
             source = pipeline.open_source(dataset, tasks, split)

@@ -19,6 +19,8 @@ Seed = tuple[int, int]  # the run's seed, and the position in the stream of exam
 
 cv2.setNumThreads(1)  # one example per thread, so threads within one example only compete
 
+_REMAP_LIMIT = 2**15 - 1  # sides from which on cv2.remap refuses an array
+
 # Random streams of one seed.
 _SCALE, _CROP, _FLIP, _COLOUR = range(1, 5)
 
@@ -50,6 +52,8 @@ def _take(label: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarra
 
     label: (h,w,c) of 1 to 4 channels; rows and columns: (H,W) float32, whole numbers.
     """
+    if max(*label.shape, *rows.shape) >= _REMAP_LIMIT:
+        return label[rows.astype(np.intp), columns.astype(np.intp)]
     taken = cv2.remap(_bits(label), columns, rows, cv2.INTER_NEAREST)
     return taken.reshape(*rows.shape, label.shape[2]).view(label.dtype)
 

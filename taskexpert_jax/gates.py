@@ -109,7 +109,7 @@ def inspect(
             if len(sections) < gates_page.MOST_IMAGES:
                 sections.append(section)
     if total is None:
-        raise UserError(f"{failures[0]} ({len(failures)} of {len(paths)} images not inspected)")
+        raise UserError(f"{len(failures)} of {len(paths)} images not inspected; the lines above name them")
     seconds = time.monotonic() - started
     facts = results.facts(config, workdir=workdir, which=which, step=at, examples=len(summaries), seconds=seconds)
     del facts["eval"]  # not used here
@@ -118,7 +118,7 @@ def inspect(
     found = Inspection(model.tasks, facts, summary, summaries)
     _report(found, sections, output)
     if failures:
-        raise UserError(f"{failures[0]} ({len(failures)} of {len(paths)} images not inspected)")
+        raise UserError(f"{len(failures)} of {len(paths)} images not inspected; the lines above name them")
     return found
 
 

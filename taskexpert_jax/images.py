@@ -2,20 +2,39 @@
 
 import base64
 from collections.abc import Iterator, Sequence
+import contextlib
 import io
+import math
+import os
 import pathlib
-import struct
-import tokenize
+from typing import BinaryIO, NamedTuple
+import warnings
 
+from absl import logging
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from taskexpert_jax.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's decoders of SUFFIXES; no others are tried
+MOST_PIXELS = 2**26  # per image: 67 megapixels; a PNG of 300 kB may hold so many, and their predictions take 1.8 GB
 
-# Pillow's errors for files that are not images, truncated or corrupt: a broken PNG header is a SyntaxError.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# EXIF orientation -> the upright image, from an array (h, w, ...).
+_UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+# Both warn, without the file's name, of metadata that is not used here; what cannot be decoded raises.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file required additional header parsing")
 
 
 def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
@@ -42,6 +61,67 @@ def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
     return found
 
 
+@contextlib.contextmanager
+def decoder_errors() -> Iterator[None]:
+    """Raises ValueError, with one line, for any exception in its body: decoders raise all types on damaged files."""
+    try:
+        yield
+    except Exception as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ValueError(" ".join(text.split())[:200] or type(error).__name__) from error
+
+
+class Decoded(NamedTuple):
+    """A decoded image.
+
+    Attributes:
+      image: its first frame.
+      rescaled_bits: 2 or 4 for grey PNGs of so many bits, whose values Pillow has rescaled to brightness, 0 to 255.
+    """
+
+    image: Image.Image
+    rescaled_bits: int | None
+
+    def ids(self) -> np.ndarray:
+        """The numbers stored: indices of palettes, and grey without rescaling; uint8 for 1 to 8 bits."""
+        numbers = np.asarray(self.image, np.uint8 if self.image.mode == "1" else None)
+        return numbers // np.uint8(255 // (2**self.rescaled_bits - 1)) if self.rescaled_bits else numbers
+
+
+@contextlib.contextmanager
+def decoded(file: pathlib.Path | BinaryIO, formats: Sequence[str] = FORMATS) -> Iterator[Decoded]:
+    """Opens an image and decodes its first frame, for use within the body; errors of the body count as the decoder's.
+
+    Raises:
+      ValueError: missing, damaged, in none of the formats, or of more than `MOST_PIXELS`.
+    """
+    with decoder_errors():
+        try:
+            image = Image.open(file, formats=formats)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"is damaged, or none of {', '.join(formats)}") from error
+        with image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(
+                    f"{image.height}x{image.width}, but at most {MOST_PIXELS / 1e6:.0f} megapixels are read: reduce it"
+                )
+            rawmode = image.tile[0].args if image.format == "PNG" and image.tile else None
+            image.load()
+            yield Decoded(image, {"L;2": 2, "L;4": 4}.get(rawmode) if isinstance(rawmode, str) else None)
+
+
+def orientation(path: pathlib.Path) -> int | None:
+    """EXIF orientation of an image, 1 (upright) to 8; None if it has none, as any other file.
+
+    Raises:
+      ValueError: see `decoded`.
+    """
+    if path.suffix.lower() == ".npy":
+        return None
+    with decoded(path) as found:
+        return _orientation(found.image)
+
+
 def read_image(path: str | pathlib.Path) -> np.ndarray:
     """Reads an image as (H, W, 3) uint8 sRGB, with its EXIF orientation applied.
 
@@ -49,16 +129,21 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
     For an animation the first frame is read.
 
     Raises:
-      UserError: the file is missing, not an image, truncated, or without a fixed range (floating-point grey).
+      UserError: the file is missing, not an image, truncated, too large, or without a fixed range (grey of 32 bits).
     """
+    return read_oriented(pathlib.Path(path))[0]
+
+
+def read_oriented(path: pathlib.Path) -> tuple[np.ndarray, int | None]:
+    """The result of `read_image`, and the EXIF orientation that was applied, see `orientation`."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image") from None
-    except UNREADABLE as error:
-        raise UserError(f"{path}: not a readable image ({_first_line(error)}); replace or remove it") from error
+        with decoded(path) as found:
+            tag = _orientation(found.image)
+            return np.ascontiguousarray(_UPRIGHT[tag or 1](_rgb(found.image))), tag
+    except ValueError as error:
+        if not path.exists():
+            raise UserError(f"{path}: no such image") from None
+        raise UserError(f"{path}: not a readable image ({error}); replace or remove it") from error
 
 
 def fit(image: np.ndarray, size: tuple[int, int], largest: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -89,18 +174,30 @@ def fit(image: np.ndarray, size: tuple[int, int], largest: tuple[int, int]) -> t
 
 
 def read_each(paths: Sequence[pathlib.Path], failures: list[UserError]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, image) of each readable file, and appends the errors of the others to `failures`.
+    """Yields (name, image) of each readable file; logs the errors of the others and appends them to `failures`.
 
-    Names are for folders of results: file names without suffix, or with it if two would otherwise be the same.
+    Names are those of `result_names`.
     """
-    whole = len({path.stem for path in paths}) < len(paths)
-    for path in paths:
+    for name, path in zip(result_names(paths), paths, strict=True):
         try:
             image = read_image(path)
         except UserError as error:
+            logging.error("%s", error)
             failures.append(error)
         else:
-            yield path.name if whole else path.stem, image
+            yield name, image
+
+
+def result_names(paths: Sequence[pathlib.Path]) -> list[str]:
+    """Names for the folders of the files' results, which no two share and of which none leads elsewhere.
+
+    They are the file names without suffix, or with it if two would otherwise be the same or one would be `.` or `..`.
+    Bytes that are not UTF-8 become `\\xff`, because no page and no terminal can show them.
+    """
+    stems = {path.stem for path in paths}
+    whole = len(stems) < len(paths) or not stems.isdisjoint({".", ".."})
+    names = [path.name if whole else path.stem for path in paths]
+    return [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
 
 
 def data_uri(image: Image.Image, *, lossless: bool) -> str:
@@ -113,33 +210,59 @@ def data_uri(image: Image.Image, *, lossless: bool) -> str:
     return f"data:image/{'png' if lossless else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def read_numbers(path: pathlib.Path, *, palettes: bool = True) -> np.ndarray:
-    """Reads the stored values of a .npy file or an image, (h, w) or (h, w, c).
+def read_numbers(path: pathlib.Path, *, ids: bool = True) -> np.ndarray:
+    """Reads the stored values of a .npy file or a PNG, (h, w) or (h, w, c); of a PNG the EXIF orientation is applied.
 
-    Palette images give their indices, 16-bit grey all bits, 16-bit RGB the upper 8.
+    Grey of 16 bits gives all bits, 16-bit RGB the upper 8.
+
+    Args:
+      path: a .npy file, or a PNG with any other suffix.
+      ids: the values are class ids: a palette PNG gives its indices, and grey of 1, 2 or 4 bits the numbers stored.
+        Otherwise such files are refused, except 1 bit, which gives booleans, because their values have no fixed range.
 
     Raises:
-      ValueError: a file that is missing, damaged or of another format, or a palette image unless `palettes`.
+      ValueError: a file that is missing, damaged or of another format, or refused as said above.
     """
-    try:
-        if path.suffix.lower() == ".npy":
-            with path.open("rb") as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
-        with Image.open(path) as image:
-            if palettes or image.mode != "P":
-                return np.asarray(image)
-    except (*UNREADABLE, tokenize.TokenError, MemoryError) as error:  # the last two: damaged .npy headers
-        raise ValueError(_first_line(error)) from error
-    raise ValueError("is a palette image, whose values are indices of colours; save it as grey or RGB")
+    if path.suffix.lower() == ".npy":
+        with decoder_errors(), path.open("rb") as file:
+            return read_array(file)
+    with decoded(path, ("PNG",)) as found:
+        if not ids and found.image.mode == "P":
+            raise ValueError("is a palette image, whose values are indices of colours; save it as grey or RGB")
+        if not ids and found.rescaled_bits:
+            raise ValueError(f"has {found.rescaled_bits} bits per pixel; save it with 8 or 16 bits")
+        numbers = found.ids() if ids else np.asarray(found.image)
+        return np.ascontiguousarray(_UPRIGHT[_orientation(found.image) or 1](numbers))
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+def read_array(file: BinaryIO) -> np.ndarray:
+    """Reads a .npy file.
+
+    Raises:
+      ValueError: damaged, shorter than its header says, or with Python objects.
+    """
+    with decoder_errors():
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        version = np.lib.format.read_magic(file)
+        if version not in readers:
+            raise ValueError(f"is a .npy file of version {version[0]}.{version[1]}; save it with np.save")
+        shape, _, dtype = readers[version](file)
+        start = file.tell()
+        there, said = file.seek(0, io.SEEK_END) - start, math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or said > there:  # NumPy would allocate first, or guess a negative length
+            raise ValueError(f"is cut short: {there} bytes, but its shape is {shape} of {dtype}")
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    tag = image.getexif().get(ExifTags.Base.Orientation)
+    return tag if tag in _UPRIGHT else None
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode == "F":
-        raise ValueError("floating-point grey has no fixed range: save it with 8 or 16 bits")
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):  # Pillow scales PPM to 16 bits
+        raise ValueError("grey of 32 bits or with a sign has no fixed range: save it with 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow's own conversion of 16-bit grey clips at 255 instead of scaling.
         wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)

@@ -56,7 +56,7 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
             write(output / name, image, model.tasks, inside)
             terminal.print_written(output / name / "montage.png")
     if failures:
-        raise UserError(f"{failures[0]} ({len(failures)} of {len(paths)} images not predicted)")
+        raise UserError(f"{len(failures)} of {len(paths)} images not predicted; the lines above name them")
 
 
 def write(folder: pathlib.Path, image: np.ndarray, tasks: tuple[Task, ...], values: Mapping[str, np.ndarray]) -> None:

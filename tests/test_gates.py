@@ -210,11 +210,11 @@ def test_wrong_input_is_refused_and_good_images_are_still_inspected(run, tmp_pat
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"not a picture")
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"a\.png.*\b1 of 1\b"):
+    with pytest.raises(UserError, match="1 of 1 images not inspected"):
         inspect.inspect(config, run.workdir, "best", tmp_path / "images", out)
     assert not (out / "inspection.html").exists()
     Image.new("RGB", (40, 30), "red").save(tmp_path / "images" / "b.png")
-    with pytest.raises(UserError, match=r"a\.png.*\b1 of 2\b"):
+    with pytest.raises(UserError, match="1 of 2 images not inspected"):
         inspect.inspect(config, run.workdir, "latest", tmp_path / "images", out)
     assert (out / "inspection.html").exists() and (out / "images" / "b" / "gates.npz").exists()
     with pytest.raises(UserError, match=r"\bnone\b"):

@@ -1,5 +1,7 @@
 """Prediction on a user's own pictures."""
 
+import os
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -48,14 +50,27 @@ def test_images_of_every_kind_and_size(run, tmp_path):
             assert montage.width >= 384
 
 
-def test_an_unreadable_image_is_named_and_the_others_are_predicted(run, tmp_path):
+def test_each_unreadable_image_is_named_and_the_others_are_predicted(run, tmp_path, capsys):
+    """One of them is not unreadable: its name would lead out of the output folder, and is no text."""
     config, workdir = run
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a_broken.png").write_bytes(b"not a picture")
-    Image.new("RGB", (50, 40), "red").save(tmp_path / "images" / "b_good.png")
-    with pytest.raises(UserError, match=r"a_broken.png.*\b1 of 2\b"):
+    for name in ("a_broken.png", "c_broken.png"):
+        (tmp_path / "images" / name).write_bytes(b"not a picture")
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "images" / "b.png")
+    (tmp_path / "images" / "b.png").rename(tmp_path / "images" / os.fsdecode(b"\xe9.png"))
+    with pytest.raises(UserError, match="2 of 3 images not predicted"):
         predict.predict(config, workdir, "latest", tmp_path / "images", tmp_path / "out")
-    assert (tmp_path / "out" / "b_good" / "montage.png").is_file()
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert [line.split(": ")[1] for line in errors] == [f"{tmp_path}/images/{name}_broken.png" for name in "ac"]
+    assert (tmp_path / "out" / "\\xe9" / "montage.png").is_file()
+
+
+def test_a_name_never_leads_out_of_the_output_folder(run, tmp_path):
+    config, workdir = run
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "...png", "PNG")  # its stem is `..`
+    predict.predict(config, workdir, "latest", tmp_path / "...png", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"...png", "out"}
+    assert (tmp_path / "out" / "...png" / "montage.png").is_file()
 
 
 def test_no_image_there_is_an_error(run, tmp_path):

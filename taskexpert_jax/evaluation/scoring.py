@@ -36,7 +36,7 @@ def read_prediction(path: pathlib.Path, task: Task, size: tuple[int, int]) -> np
       UserError: the file is unreadable, has another size, or holds values that are no prediction of the task.
     """
     try:
-        numbers = images.read_numbers(path, palettes=task.kind.palettes)
+        numbers = images.read_numbers(path, ids=task.kind.palettes)
         numbers = numbers[..., None] if numbers.ndim == 2 else numbers
         if numbers.ndim != 3 or numbers.dtype.kind not in "biuf":
             raise ValueError(f"holds {numbers.dtype} of shape {numbers.shape}; save numbers (h, w) or (h, w, channels)")

@@ -7,13 +7,15 @@ import pathlib
 import re
 import shutil
 import tarfile
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import nyud_layout
+from PIL import Image
 from preparing import contents, faults
 import pytest
 
-from input_pipeline import archives, nyud, prepare
+from input_pipeline import archives, nyud, pascal_archive, prepare
 from taskexpert_jax.errors import UserError
 
 
@@ -206,3 +208,26 @@ def test_an_unsafe_member_is_refused(archive: pathlib.Path, tmp_path: pathlib.Pa
     with pytest.raises(UserError, match=rf"^{unsafe}.*evil"):
         prepare.prepare("nyud", unsafe, tmp_path / "built")
     assert contents(tmp_path) == before
+
+
+def test_few_bits_of_grey_are_ids_of_classes_and_brightness_elsewhere(tmp_path: pathlib.Path) -> None:
+    for bits in (1, 2, 4):
+        ids = np.uint8([[0, 1, 2**bits - 1]])
+        Image.fromarray(ids).save(tmp_path / "a.png", bits=bits)
+        np.testing.assert_array_equal(archives.read_picture(tmp_path, "a.png", 1, ids=True)[..., 0], ids)
+        brightness = ids.astype(int) * 255 // (2**bits - 1)
+        np.testing.assert_array_equal(archives.read_picture(tmp_path, "a.png", 1)[..., 0], brightness)
+
+
+@pytest.mark.parametrize("module", [nyud, pascal_archive])
+def test_classes_are_read_as_ids(tmp_path: pathlib.Path, module: ModuleType) -> None:
+    """A class of 1 in a PNG of 1 bit is not 255, which is void."""
+    Image.fromarray(np.uint8([[1, 1]])).save(tmp_path / "a.png", bits=1)
+    assert module._read_classes(tmp_path, "a.png").ravel().tolist() == ([0, 0] if module is nyud else [1, 1])
+
+
+@pytest.mark.parametrize("content", [b"PK\3\4 no archive", b"\x93NUMPY\1\0v\0{'descr': '<f4'" + b"(" * 100])
+def test_a_depth_that_makes_numpy_raise_something_else_is_a_fault(tmp_path: pathlib.Path, content: bytes) -> None:
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(archives.Problems, match=r"a\.npy is corrupt, it does not load"):
+        nyud._read_depth(tmp_path, "a.npy")

@@ -106,6 +106,15 @@ def test_a_label_is_read_as_its_kind_says(tmp_path, name, suffix, stored, expect
     np.testing.assert_allclose(label, wanted, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_pngs_of_few_bits_hold_the_ids_stored(tmp_path, bits):
+    ids = np.uint8([[0, 1, 1, 0]]) * np.uint8(1 if bits == 1 else 3)
+    Image.fromarray(ids).save(tmp_path / "a.png", bits=bits)
+    assert folder.read_label(tmp_path / "a.png", RECORDS["semseg"], (1, 4)).tolist() == ids[..., None].tolist()
+    with pytest.raises(UserError, match=r"a\.png: "):  # a depth has no such bits
+        folder.read_label(tmp_path / "a.png", RECORDS["depth"], (1, 4))
+
+
 def test_normals_as_bytes_are_unit_vectors_and_grey_is_none(tmp_path):
     stored = np.uint8([[[128, 128, 0], [255, 128, 128], [0, 0, 0], [128, 128, 128], [255, 255, 255]]])
     label = folder.read_label(save(tmp_path / "n.png", stored), RECORDS["normals"], (1, 5))
@@ -240,6 +249,82 @@ def test_far_depth_is_trained_on_and_scored_by_one_limit(config, root):
         trained = np.concatenate([batch["depth"].ravel() for batch in batches])
         assert limit < trained.max() < 2 * limit
         assert set(np.unique(trained[trained != -1])) <= set(np.unique(2 * depth[depth < limit]))
+
+
+# --- EXIF orientation ---
+
+
+def turned(root: pathlib.Path, example_id: str, part: str, orientation: int) -> None:
+    """Gives a file of an example an EXIF orientation."""
+    path = root / part / f"{example_id}.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as image:
+        image.load()
+        image.save(path, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"), [(1, lambda a: a), (3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1))]
+)
+def test_image_and_label_are_turned_alike(config, root, orientation, turn):
+    config.tasks = ("semseg",)
+    config.dataset.image_size = (WIDTH, WIDTH)
+    plain = folder.source(config.dataset, "val").load(0)
+    for part in ("images", "semseg"):
+        turned(root, "a/5", part, orientation)
+    example = folder.source(config.dataset, "val").load(0)
+    for part in ("image", "semseg"):
+        np.testing.assert_array_equal(example[part], turn(plain[part]))
+
+
+@pytest.mark.parametrize(("label", "file"), [("semseg", "semseg/a/5.png"), ("depth", "depth/a/5.npy")])
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_a_turned_image_whose_label_may_be_turned_or_not_is_refused(config, root, orientation, label, file):
+    config.tasks = (label,)
+    turned(root, "a/5", "images", orientation)
+    with pytest.raises(UserError, match=rf"images/a/5.png: EXIF orientation {orientation} turns .*{file} has none, "):
+        folder.source(config.dataset, "val").load(0)
+
+
+def test_sizes_tell_whether_a_label_is_turned_by_90_degrees(config, root):
+    config.tasks = ("semseg",)
+    turned(root, "a/5", "images", 6)
+    with pytest.raises(UserError, match=r"5.png: 32x48, but the image is 48x32"):
+        folder.source(config.dataset, "val").load(0)
+    save(root / "semseg/a/5.png", np.uint8(np.eye(WIDTH, HEIGHT)))
+    config.dataset.image_size = (WIDTH, WIDTH)
+    example = folder.source(config.dataset, "val").load(0)
+    np.testing.assert_array_equal(example["semseg"][..., 0], np.eye(WIDTH, HEIGHT))
+    turned(root, "a/5", "semseg", 1)  # says that it is upright
+    folder.source(config.dataset, "val").load(0)
+
+
+# --- links and sizes ---
+
+
+def test_links_are_followed_where_an_id_leads_and_nowhere_else(config, root):
+    (root / "images" / "self").symlink_to(".")
+    (root / "images" / "up").symlink_to("..")
+    (root / "images" / "b").symlink_to("a")
+    (root / "val.txt").write_text("b/5\na/5\n")
+    assert [example_id for example_id, _ in folder.source(config.dataset, "val").files] == ["b/5", "a/5"]
+
+
+@pytest.mark.parametrize("example_id", ["../images/1", "/etc/1", "a//2", "./1", "a/../1", "1\0"])
+def test_ids_that_lead_elsewhere_name_no_image(config, root, example_id):
+    (root / "val.txt").write_text(example_id)
+    with pytest.raises(UserError, match="no image"):
+        folder.source(config.dataset, "val")
+
+
+def test_images_wider_than_opencv_remaps_are_reduced(config, root):
+    config.tasks = ("semseg",)
+    for part, values in (("images", np.zeros((4, 33000, 3), np.uint8)), ("semseg", np.ones((4, 33000), np.uint8))):
+        save(root / part / "wide.png", values)
+    (root / "val.txt").write_text("wide")
+    example = folder.source(config.dataset, "val").load(0)
+    assert example["image"].shape == (1, WIDTH, 3) and (example["semseg"] == np.ones((1, WIDTH, 1))).all()
 
 
 # --- faults ---
