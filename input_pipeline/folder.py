@@ -26,8 +26,8 @@ from taskexpert_jax.tasks import Task, build
 
 LABEL_SUFFIXES = (".png", ".npy")
 NOTES = (
-    "EXIF orientation: images and labels are turned, each by its own. An image that is rotated by 180 degrees or "
-    "mirrored, and whose label has none, is refused.",
+    "EXIF orientation: images and labels are turned, each by its own. An image rotated by 180 degrees, mirrored or "
+    "square is refused if its label has none.",
 )  # for `show --check`
 
 

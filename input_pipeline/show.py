@@ -97,8 +97,8 @@ def check(config: ConfigDict) -> list[str]:
     """Reads every example of the training and the evaluation split; returns the faults, one line each.
 
     Prints the `NOTES` of the data set's module, and for each split and task the number of labelled images, the mean
-    share of their pixels that is labelled, and the range of depths and vectors; and a warning of ids that
-    occur more than once.
+    share of their pixels that is labelled, and the range of depths and vectors; and a warning of ids that occur more
+    than once.
     """
     tasks = from_config(config)
     dataset = config.dataset.copy_and_resolve_references()

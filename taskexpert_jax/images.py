@@ -89,7 +89,7 @@ class Decoded(NamedTuple):
 
 
 @contextlib.contextmanager
-def decoded(file: pathlib.Path | BinaryIO, formats: Sequence[str] = FORMATS) -> Iterator[Decoded]:
+def decoded(file: pathlib.Path | BinaryIO, formats: tuple[str, ...] = FORMATS) -> Iterator[Decoded]:
     """Opens an image and decodes its first frame, for use within the body; errors of the body count as the decoder's.
 
     Raises:
