@@ -53,14 +53,14 @@ def evaluate(
     output = output or workdir / "evaluation"
     mesh = sharding.make_mesh(config.mesh, {"eval.batch_size": config.eval.batch_size})
     with sharding.use(mesh):
-        model, variables, step = load(config, workdir, which, mesh)
+        model, variables, checkpoint = load(config, workdir, which, mesh)
         if jax.process_index() == 0:
             files.folder_for_results(output)
-        logging.info(f"evaluating {workdir} at step {step} ({which})")
+        logging.info(f"evaluating {workdir} at {checkpoint}")
         started = time.monotonic()
         found = full_pass.run(config, tasks, model, variables, eval_batches(), mesh)
         seconds = time.monotonic() - started
-    facts = results.facts(data, workdir=workdir, which=which, step=step, examples=found.examples, seconds=seconds)
+    facts = results.facts(data, workdir=workdir, checkpoint=checkpoint, examples=found.examples, seconds=seconds)
     evaluation = found.evaluation(tasks, facts, model.expert_slots)
     if jax.process_index() == 0:
         texts = {**results.texts(evaluation), "report.html": evaluation_page.html(evaluation)}

@@ -21,7 +21,7 @@ from PIL import Image
 from taskexpert_jax import command_line, files, images, paths, terminal
 from taskexpert_jax.config import check, read_run
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.evaluation import gate_findings, inference, results
+from taskexpert_jax.evaluation import gate_findings, inference, results, steps
 from taskexpert_jax.evaluation.gate_findings import Inspection
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics, GateSummary
 from taskexpert_jax.models.model import TaskExpert
@@ -57,14 +57,14 @@ class Inside(NamedTuple):
     summary: GateSummary
 
 
-def make_step(model: TaskExpert) -> Callable[[Any, Mapping[str, Any]], tuple[dict[str, jax.Array], jax.Array, Any]]:
-    """Jitted (variables, {image, window}) -> values by task, gates (S, T, B, N, slots), statistics of the gates."""
+def make_step(model: TaskExpert) -> Callable[[Any, Mapping[str, Any]], tuple[steps.Predicted, jax.Array, Any]]:
+    """Jitted (variables, {image, window}) -> predictions, gates (S, T, B, N, slots), statistics of the gates."""
 
-    def step(variables: Any, batch: Mapping[str, Any]) -> tuple[dict[str, jax.Array], jax.Array, GateStatistics]:
+    def step(variables: Any, batch: Mapping[str, Any]) -> tuple[steps.Predicted, jax.Array, GateStatistics]:
         mask = jax.numpy.ones(len(batch["image"]), jax.numpy.float32)
         image, window = batch["image"], batch["window"]
         predictions, gates, statistics = inference.with_gates(model, variables, image, window, mask)
-        return {task.name: task.values(predictions[task.name]) for task in model.tasks}, gates, statistics
+        return steps.predicted(model.tasks, predictions, window), gates, statistics
 
     return jax.jit(step)
 
@@ -93,17 +93,18 @@ def inspect(
     failures: list[UserError] = []
     total, summaries, sections = None, {}, []
     with sharding.use(mesh):
-        model, variables, at = load(config, workdir, which, mesh)
+        model, variables, checkpoint = load(config, workdir, which, mesh)
         files.folder_for_results(output)
-        logging.info(f"inspecting {workdir} at step {at} ({which}) on {len(paths)} image(s)")
+        logging.info(f"inspecting {workdir} at {checkpoint} on {len(paths)} image(s)")
         started = time.monotonic()
         step = make_step(model)
         for name, image in images.read_each(paths, failures):
             frame, window = images.fit(image, config.dataset.image_size, config.dataset.image_size)
             batch = jax.device_put({"image": frame[None], "window": window[None]}, sharding.replicated(mesh))
-            values, gates, statistics = step(variables, batch)
+            found, gates, statistics = step(variables, batch)
+            steps.warn_of_nonfinite(name, jax.device_get(found))
             total = statistics if total is None else total.merge(statistics)
-            inside = _on_host(model, name, frame, window, values, gates, statistics)
+            inside = _on_host(model, name, frame, window, found.values, gates, statistics)
             summaries[name] = inside.summary
             section = write_image(output / IMAGES / name, inside, model.tasks, number=len(summaries))
             if len(sections) < gates_page.MOST_IMAGES:
@@ -111,7 +112,7 @@ def inspect(
     if total is None:
         raise UserError(f"{len(failures)} of {len(paths)} images not inspected; the lines above name them")
     seconds = time.monotonic() - started
-    facts = results.facts(config, workdir=workdir, which=which, step=at, examples=len(summaries), seconds=seconds)
+    facts = results.facts(config, workdir=workdir, checkpoint=checkpoint, examples=len(summaries), seconds=seconds)
     del facts["eval"]  # not used here
     facts["images_from"] = str(source)
     summary = jax.device_get(total).summary(model.expert_slots)

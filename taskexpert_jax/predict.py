@@ -43,16 +43,17 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
     mesh = sharding.one_device_mesh()
     failures: list[UserError] = []
     with sharding.use(mesh):
-        model, variables, step = load(config, workdir, which, mesh)
+        model, variables, checkpoint = load(config, workdir, which, mesh)
         predict_step = steps.make_predict_step(model.tasks, inference.make_inference(model, config), mesh)
         files.folder_for_results(output)
-        logging.info(f"predicting {len(paths)} image(s) with {workdir} at step {step} ({which})")
+        logging.info(f"predicting {len(paths)} image(s) with {workdir} at {checkpoint}")
         for name, image in images.read_each(paths, failures):
             frame, window = images.fit(image, size, largest)
             batch = {"image": frame[None], "window": window[None]}
-            values = jax.device_get(predict_step(variables, jax.device_put(batch, sharding.replicated(mesh))))
+            found = jax.device_get(predict_step(variables, jax.device_put(batch, sharding.replicated(mesh))))
+            steps.warn_of_nonfinite(name, found)
             top, left, rows, columns = window
-            inside = {task: v[0, top : top + rows, left : left + columns] for task, v in values.items()}
+            inside = {task: v[0, top : top + rows, left : left + columns] for task, v in found.values.items()}
             write(output / name, image, model.tasks, inside)
             terminal.print_written(output / name / "montage.png")
     if failures:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 import functools
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import processes
 from taskexpert_jax.tasks import Task
 
@@ -38,21 +38,20 @@ class LabelSample:
     def results(self) -> dict[str, float]:
         """`task/metric` -> value of the best constant, fitted to and scored on the samples of all processes.
 
-        No constant prediction scores better, so a trained model must.
-
-        Raises:
-          UserError: a task without any valid label.
+        No constant prediction scores better, so a trained model must. NaN for a task without any valid label, which is
+        reported in one line.
         """
         results = {}
         for task in self._tasks:
             own = np.concatenate([np.zeros((0, task.label_channels), task.label_dtype), *self._kept[task.name]])
             labels = np.concatenate(processes.gather(own))
-            if not len(labels):
-                raise UserError(
-                    f"no valid label of task {task.name} in the evaluation set: remove it from config.tasks"
-                )
-            few = labels[:: -(-len(labels) // _PIXELS_TO_FIT)].astype(np.float64)
-            values = _score(task, task.best_constant(few).astype(np.float32), labels)
+            if len(labels):
+                few = labels[:: -(-len(labels) // _PIXELS_TO_FIT)].astype(np.float64)
+                values = _score(task, task.best_constant(few).astype(np.float32), labels)
+            else:
+                values = task.metric.empty().compute()
+                if jax.process_index() == 0:
+                    logging.warning(f"{task.name}: no valid label in the evaluation set: its metrics are nan")
             results |= {f"{task.name}/{name}": value for name, value in values.items()}
         return results
 

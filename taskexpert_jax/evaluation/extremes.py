@@ -40,8 +40,11 @@ class Extremes:
         self._worst: list[Entry] = []
 
     def offer(self, score: float, position: int, example_id: str, draw: Callable[[], tuple[str, ...]]) -> None:
-        """Keeps the example if it is among the best or the worst, and draws it only then; NaN scores are skipped."""
-        if math.isnan(score):
+        """Keeps the example if it is among the best or the worst, and draws it only then.
+
+        Scores that are NaN or Inf are skipped.
+        """
+        if not math.isfinite(score):
             return
         entry = Entry(score, position, example_id, ())
         if any(len(kept) < KEPT or key(entry) < key(kept[-1]) for kept, key in self._ends()):

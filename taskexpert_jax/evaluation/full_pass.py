@@ -6,7 +6,6 @@ import functools
 import itertools
 from typing import Any, NamedTuple
 
-from clu import metrics as clu_metrics
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -21,15 +20,17 @@ from taskexpert_jax.evaluation.boundaries import BoundaryRun
 from taskexpert_jax.evaluation.extremes import Extremes
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics
 from taskexpert_jax.evaluation.inference import Inference
-from taskexpert_jax.evaluation.results import Evaluation
+from taskexpert_jax.evaluation.results import Evaluation, Nonfinite
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.parallel import processes, sharding
 from taskexpert_jax.tasks import Task
+from taskexpert_jax.tasks.metrics import PooledMetric
 from taskexpert_jax.tasks.metrics.boundary.scores import BoundaryCounts
 
-States = dict[str, clu_metrics.Metric]
+States = steps.MetricStates
 HostBatch = Mapping[str, np.ndarray]
 # (variables, gates, batch) -> (predictions by task, updated gates), under jit; gates: see `Totals`.
+MOST_IDS = 5  # ids of predictions with NaN or Inf that are listed; all are counted
 Forward = Callable[
     [Any, GateStatistics | None, Mapping[str, Any]], tuple[Mapping[str, jax.Array], GateStatistics | None]
 ]
@@ -63,6 +64,7 @@ class Pass(NamedTuple):
     boundaries: dict[str, BoundaryCounts]
     extremes: dict[str, Extremes]
     best_constant: dict[str, float]
+    nonfinite: dict[str, Nonfinite]
 
     def evaluation(self, tasks: tuple[Task, ...], facts: Mapping[str, Any], slots: tuple[str, ...]) -> Evaluation:
         """Computed metrics with the facts of `results.facts`; slots: names of what the gates choose from, if any."""
@@ -72,9 +74,14 @@ class Pass(NamedTuple):
             metrics=results.metrics(tasks, self.totals.metrics, self.boundaries),
             best_constant=self.best_constant,
             per_class=results.per_class(tasks, self.totals.metrics),
-            boundaries=self.boundaries,
+            boundaries={
+                name: counts
+                for name, counts in self.boundaries.items()
+                if len(counts.sumR) and name not in self.nonfinite
+            },
             gates=None if self.totals.gates is None else self.totals.gates.summary(slots),
             extremes=self.extremes,
+            nonfinite=self.nonfinite,
         )
 
 
@@ -121,10 +128,11 @@ def make_step(
 def _single_states(task: Task, prediction: jax.Array, batch: Mapping[str, Any]) -> Any:
     """Metric states of the single examples, with leaves (B, ...)."""
 
-    def single(prediction: jax.Array, label: jax.Array, mask: jax.Array) -> clu_metrics.Metric:
+    def single(prediction: jax.Array, label: jax.Array, mask: jax.Array) -> PooledMetric:
         return task.metric.from_model_output(prediction=prediction[None], label=label[None], mask=mask[None])
 
-    return jax.vmap(single)(prediction, batch[task.name], batch["mask"])
+    inside = steps.in_window(prediction, batch["window"])
+    return jax.vmap(single)(inside, batch[task.name], batch["mask"])
 
 
 def run(
@@ -160,7 +168,7 @@ def run_forward(
     totals: totals of no example.
 
     Raises:
-      UserError: invalid input of the boundary benchmark, or a task without any valid label.
+      UserError: invalid input of the boundary benchmark.
     """
     step = make_step(tasks, forward, mesh)
     totals = jax.device_put(totals, sharding.replicated(mesh))
@@ -179,7 +187,9 @@ def run_forward(
             before = batch, outputs
         if before is not None:
             examples.add(*before)
-        return examples.found(totals)
+        found = examples.found(totals)
+    results.warn_of_nonfinite(found.nonfinite)
+    return found
 
 
 def _fetch(values: jax.Array, row: int, rows: slice, columns: slice) -> np.ndarray:
@@ -210,6 +220,7 @@ class _Examples:
         self._runs = {name: BoundaryRun(max_dist=benchmark.max_dist, labels=benchmark.labels) for name in benchmarked}
         benchmark_results = [f"{name}/odsF" for name in benchmarked]
         self._extremes = {task.name: Extremes(task.published(benchmark_results)) for task in tasks}
+        self._nonfinite: dict[str, list[tuple[int, str]]] = {task.name: [] for task in tasks}  # positions and ids
 
     def add(self, batch: HostBatch, outputs: Outputs) -> None:
         """Adds a batch: this process's rows, and the outputs of the step."""
@@ -225,11 +236,15 @@ class _Examples:
             self._counted += 1
             top, left, height, width = batch["window"][row].tolist()
             inside = (row, slice(top, top + height), slice(left, left + width))
+            position, example_id = int(places[row]), str(batch["id"][row])
             for task in self._tasks:
                 label = batch[task.name][inside]
+                if states[task.name].nonfinite.low[row]:
+                    self._nonfinite[task.name].append((position, example_id))
+                    continue
                 if (label == task.ignore).all():
                     continue
-                example = _Example(task, int(places[row]), str(batch["id"][row]), batch["image"][inside], label)
+                example = _Example(task, position, example_id, batch["image"][inside], label)
                 if task.name in self._runs:
                     truth = batch.get(task.benchmark_label, batch[task.name])[inside]
                     self._count_boundaries(example, truth[..., 0], strengths[task.name][inside])
@@ -265,7 +280,12 @@ class _Examples:
             for name in ranked if index != own else ():
                 ranked[name].merge(others[name])
         examples = sum(processes.gather(self._counted))
-        return Pass(examples, jax.device_get(totals), boundaries, ranked, self._sample.results())
+        nonfinite = {}
+        for name in self._nonfinite:
+            own = [place for places in processes.gather(self._nonfinite[name]) for place in places]
+            if own:
+                nonfinite[name] = Nonfinite(len(own), tuple(example_id for _, example_id in sorted(own)[:MOST_IDS]))
+        return Pass(examples, jax.device_get(totals), boundaries, ranked, self._sample.results(), nonfinite)
 
     def close(self) -> None:
         """Stops the threads."""

@@ -13,7 +13,7 @@ import platform
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from clu import metrics as clu_metrics
+from absl import logging
 import jax
 from ml_collections import ConfigDict
 import numpy as np
@@ -21,8 +21,9 @@ import numpy as np
 from taskexpert_jax import text_table
 from taskexpert_jax.evaluation.extremes import Extremes
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
+from taskexpert_jax.runs.load import Selected
 from taskexpert_jax.tasks import Published, Task
-from taskexpert_jax.tasks.metrics import MeanIoU
+from taskexpert_jax.tasks.metrics import MeanIoU, PooledMetric
 from taskexpert_jax.tasks.metrics.boundary.scores import THRESHOLDS, BoundaryCounts, curve, scores
 
 Values = dict[str, float]  # by `task/metric`
@@ -40,6 +41,23 @@ class ClassScore(NamedTuple):
     correct: int
 
 
+class Nonfinite(NamedTuple):
+    """Predictions of a task that have a NaN or Inf.
+
+    examples: their number.
+    ids: ids of the first ones; empty if they are not known.
+    """
+
+    examples: int
+    ids: tuple[str, ...] = ()
+
+    def sentence(self) -> str:
+        """The number and the ids in words."""
+        ids = ", ".join(self.ids) + (", ..." if self.examples > len(self.ids) else "")
+        count = f"{self.examples} example{'s' if self.examples > 1 else ''}"
+        return f"NaN or Inf in the predictions of {count}{f' ({ids})' if self.ids else ''}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """Results of one evaluation.
@@ -53,6 +71,8 @@ class Evaluation:
       boundaries: task name -> boundary counts of the set, for tasks on which the boundary benchmark was run.
       gates: means over the set; None with predictions averaged over several views.
       extremes: task name -> best and worst examples.
+      nonfinite: task name -> its predictions with NaN or Inf, for tasks that have any. Their metrics are NaN, and they
+        are in none of `per_class` and `boundaries`.
     """
 
     tasks: tuple[Task, ...]
@@ -63,6 +83,7 @@ class Evaluation:
     boundaries: Mapping[str, BoundaryCounts]
     gates: GateSummary | None
     extremes: Mapping[str, Extremes]
+    nonfinite: Mapping[str, Nonfinite] = dataclasses.field(default_factory=dict)
 
 
 class Row(NamedTuple):
@@ -105,25 +126,41 @@ def table(lines: list[Row]) -> str:
 
 def metrics(
     tasks: tuple[Task, ...],
-    states: Mapping[str, clu_metrics.Metric],
+    states: Mapping[str, PooledMetric],
     boundaries: Mapping[str, BoundaryCounts] = MappingProxyType({}),
 ) -> Values:
-    """`task/metric` -> value, from metric states on the host and from the counts of the boundary benchmark, if any."""
+    """`task/metric` -> value, from metric states on the host and from the counts of the boundary benchmark, if any.
+
+    All values of a task are NaN if any of its predictions has a NaN or Inf.
+    """
     values = {}
     for task in tasks:
         own = scores(boundaries[task.name]) if task.name in boundaries else {}
-        computed: Any = states[task.name].compute()  # clu types the result of some of its own metrics
-        own |= {name: float(value) for name, value in computed.items()}
+        if states[task.name].nonfinite.value():
+            own = dict.fromkeys(own, math.nan)
+        own |= states[task.name].compute()
         values |= {f"{task.name}/{name}": value for name, value in own.items()}
     return values
 
 
-def per_class(tasks: tuple[Task, ...], states: Mapping[str, clu_metrics.Metric]) -> dict[str, tuple[ClassScore, ...]]:
-    """Results per class of the tasks scored by mean IoU, from metric states on the host."""
+def nonfinite(states: Mapping[str, PooledMetric]) -> dict[str, Nonfinite]:
+    """Number of predictions with NaN or Inf of the tasks that have any, from metric states on the host."""
+    counts = {name: int(state.nonfinite.value()) for name, state in states.items()}
+    return {name: Nonfinite(count) for name, count in counts.items() if count}
+
+
+def warn_of_nonfinite(found: Mapping[str, Nonfinite]) -> None:
+    """Logs a line for each task with such predictions, in the first process."""
+    for name, of in found.items() if jax.process_index() == 0 else ():
+        logging.warning(f"{name}: {of.sentence()}: its metrics are nan")
+
+
+def per_class(tasks: tuple[Task, ...], states: Mapping[str, PooledMetric]) -> dict[str, tuple[ClassScore, ...]]:
+    """Results per class of the tasks scored by mean IoU, from metric states on the host; none where mIoU is NaN."""
     found = {}
     for task in tasks:
         state = states[task.name]
-        if isinstance(state, MeanIoU):
+        if isinstance(state, MeanIoU) and not math.isnan(state.compute()["mIoU"]):
             confusion = state.confusion.value()
             columns = (state.per_class(), confusion.sum(axis=1), confusion.sum(axis=0), np.diagonal(confusion))
             values = zip(task.class_names, *(column.tolist() for column in columns), strict=True)
@@ -132,17 +169,17 @@ def per_class(tasks: tuple[Task, ...], states: Mapping[str, clu_metrics.Metric])
 
 
 def facts(
-    config: ConfigDict, *, workdir: pathlib.Path, which: str, step: int, examples: int, seconds: float
+    config: ConfigDict, *, workdir: pathlib.Path, checkpoint: Selected, examples: int, seconds: float
 ) -> dict[str, Any]:
     """Provenance and settings of an evaluation, as values that JSON can represent.
 
-    which: the checkpoint as given by the user. seconds: duration of the pass over the set.
+    seconds: duration of the pass over the set.
     """
     dataset = config.dataset
     return {
         "workdir": str(workdir),
-        "checkpoint": which,
-        "step": step,
+        "checkpoint": checkpoint.which,
+        "step": checkpoint.step,
         "examples": examples,
         "seconds": round(seconds, 1),
         "variant": config.variant,
@@ -180,6 +217,7 @@ def to_json(found: Evaluation) -> dict[str, Any]:
         },
         "metrics": found.metrics,
         "best_constant": found.best_constant,
+        "nonfinite": {name: of._asdict() for name, of in found.nonfinite.items()},
         "per_class": {name: {of.name: of.iou for of in classes} for name, classes in found.per_class.items()},
         "boundary": {
             name: {

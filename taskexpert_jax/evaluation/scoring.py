@@ -15,6 +15,7 @@ from taskexpert_jax import images
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import full_pass, results, steps
 from taskexpert_jax.parallel import sharding
+from taskexpert_jax.runs.load import Selected
 from taskexpert_jax.tasks import Task, from_config
 
 SUFFIXES = (".npy", ".png")
@@ -167,7 +168,7 @@ def score(config: ConfigDict, folder: pathlib.Path, batches: Iterable[Mapping[st
       batches: one pass over the evaluation set, in batches of any size.
 
     Raises:
-      UserError: see `check_folder` and `with_predictions`; or a task without any label in the set.
+      UserError: see `check_folder` and `with_predictions`.
     """
     tasks = from_config(config)
     check_folder(folder, tasks)
@@ -182,5 +183,5 @@ def score(config: ConfigDict, folder: pathlib.Path, batches: Iterable[Mapping[st
         filled = with_predictions(tasks, folder, batches)
         found = full_pass.run_forward(config.eval.boundary, tasks, from_files, {}, totals, filled, mesh)
     seconds = time.monotonic() - started
-    facts = results.facts(config, workdir=folder, which="", step=0, examples=found.examples, seconds=seconds)
+    facts = results.facts(config, workdir=folder, checkpoint=Selected(0, ""), examples=found.examples, seconds=seconds)
     return found.evaluation(tasks, {"predictions": str(folder), **{name: facts[name] for name in _FACTS}}, ())

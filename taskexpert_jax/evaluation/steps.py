@@ -1,19 +1,35 @@
 """Jitted steps of evaluation and prediction, and a pass over a set that computes only the metrics."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from clu import metrics as clu_metrics
+from absl import logging
 import jax
+from jax import Array
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from taskexpert_jax.evaluation import results
 from taskexpert_jax.evaluation.inference import Inference
+from taskexpert_jax.models import inputs
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import Task
+from taskexpert_jax.tasks.metrics import PooledMetric, nonfinite_examples
 
 Batch = Mapping[str, Any]
-MetricStates = dict[str, clu_metrics.Metric]
+MetricStates = dict[str, PooledMetric]
+
+
+class Predicted(NamedTuple):
+    """Predictions of a batch.
+
+    values: by task, see `Task.values`.
+    nonfinite: by task, (B,) bool: whether the prediction has a NaN or Inf inside the image. `values` do not tell it: of
+        NaN logits the largest class is 0.
+    """
+
+    values: dict[str, Array]
+    nonfinite: dict[str, Array]
 
 
 def empty_states(tasks: tuple[Task, ...]) -> MetricStates:
@@ -21,14 +37,36 @@ def empty_states(tasks: tuple[Task, ...]) -> MetricStates:
     return {task.name: task.metric.empty() for task in tasks}
 
 
+def in_window(prediction: Array, window: Array) -> Array:
+    """Prediction (B, H, W, c) with 0 in the padding of the frames, where predictions are undefined."""
+    return jnp.where(inputs.inside(window, *prediction.shape[1:3])[..., None], prediction, 0.0)
+
+
+def predicted(tasks: tuple[Task, ...], predictions: Batch, window: Array) -> Predicted:
+    """Values of predictions by task, and whether they have a NaN or Inf; runs on the device."""
+    nonfinite = {task.name: nonfinite_examples(in_window(predictions[task.name], window)) for task in tasks}
+    return Predicted({task.name: task.values(predictions[task.name]) for task in tasks}, nonfinite)
+
+
 def merge_batch(tasks: tuple[Task, ...], states: MetricStates, predictions: Batch, batch: Batch) -> MetricStates:
     """Metric states updated with a batch; runs on the device."""
     return {
         task.name: states[task.name].merge(
-            task.metric.from_model_output(prediction=predictions[task.name], label=batch[task.name], mask=batch["mask"])
+            task.metric.from_model_output(
+                prediction=in_window(predictions[task.name], batch["window"]),
+                label=batch[task.name],
+                mask=batch["mask"],
+            )
         )
         for task in tasks
     }
+
+
+def warn_of_nonfinite(name: str, found: Predicted) -> None:
+    """Logs one line per task whose prediction for the image `name` has a NaN or Inf; `found`, on the host, is of it."""
+    for task, (nonfinite,) in found.nonfinite.items():
+        if nonfinite:
+            logging.warning(f"{name}: NaN or Inf in the prediction of {task}: the model has diverged")
 
 
 def make_eval_step(
@@ -43,14 +81,11 @@ def make_eval_step(
     return jax.jit(step, donate_argnums=1, out_shardings=sharding.replicated(mesh))
 
 
-def make_predict_step(
-    tasks: tuple[Task, ...], infer: Inference, mesh: Mesh
-) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-    """Jitted step (variables, {image, window}) -> {task: values}; see `Task.values`."""
+def make_predict_step(tasks: tuple[Task, ...], infer: Inference, mesh: Mesh) -> Callable[[Any, Batch], Predicted]:
+    """Jitted step (variables, {image, window}) -> predictions."""
 
-    def step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
-        predictions = infer(variables, batch["image"], batch["window"])
-        return {task.name: task.values(predictions[task.name]) for task in tasks}
+    def step(variables: Any, batch: Batch) -> Predicted:
+        return predicted(tasks, infer(variables, batch["image"], batch["window"]), batch["window"])
 
     return jax.jit(step, out_shardings=sharding.replicated(mesh))
 
@@ -62,8 +97,13 @@ def run(
     batches: Iterable[Batch],
     mesh: Mesh,
 ) -> results.Values:
-    """One pass over the batches with a step of `make_eval_step`; returns `task/metric` -> value."""
+    """One pass over the batches with a step of `make_eval_step`; returns `task/metric` -> value.
+
+    A task with a NaN or Inf in any prediction has NaN for every value, and is reported in one line.
+    """
     states = jax.device_put(empty_states(tasks), sharding.replicated(mesh))
     for batch in sharding.to_devices(batches, mesh):
         states = step(variables, states, batch)
-    return results.metrics(tasks, jax.device_get(states))
+    on_host = jax.device_get(states)
+    results.warn_of_nonfinite(results.nonfinite(on_host))
+    return results.metrics(tasks, on_host)

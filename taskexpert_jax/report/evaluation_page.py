@@ -85,6 +85,8 @@ def _task(found: Evaluation, task: Task) -> Element:
     compared = "" if constant is None else f"; best constant prediction: {_number(constant)}"
     value = element("strong", f"{published.title} {_number(found.metrics[name])}")
     parts = [element("p", value, f", {direction}{compared}.")]
+    if task.name in found.nonfinite:
+        parts.append(element("p", f"{found.nonfinite[task.name].sentence()}: no metric of the task is a number."))
     if task.name in found.per_class:
         parts += _classes(task, found.per_class[task.name])
     if task.name in found.boundaries:

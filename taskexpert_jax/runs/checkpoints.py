@@ -94,14 +94,14 @@ class Checkpoints:
           step: number of steps done.
           items: `params` and `train`, trees of arrays.
           config: the run's config, as plain dicts.
-          metrics: metrics of the evaluation at this step, or None. Only checkpoints whose metric is a number can be the
-            best; it is NaN if no label of the task was evaluated.
+          metrics: metrics of the evaluation at this step, or None. Only checkpoints whose metric is finite can be the
+            best; it is NaN if no label of the task was evaluated, or if a prediction was NaN or Inf.
 
         Raises:
           UserError: this checkpoint or the previous one cannot be written.
         """
         best = math.nan if metrics is None else metrics[self._best_key]
-        numbers = {} if math.isnan(best) else {self._best_key: best}
+        numbers = {self._best_key: best} if math.isfinite(best) else {}
         with refused_by_disk(self._refusal):
             self._finish()
             if step in self._manager.all_steps():
@@ -177,6 +177,11 @@ class Checkpoints:
             f"a checkpoint cannot be written to {self.path}: {reason}; free space or grant write permission, and "
             f"start again: the run resumes from {last}"
         )
+
+    @property
+    def best(self) -> int | None:
+        """The step with the best metric of `checkpoint.best_task`; None if none has a finite one."""
+        return self._manager.best(self._best_key)
 
     @property
     def latest(self) -> int | None:
@@ -291,7 +296,7 @@ class Checkpoints:
             raise ValueError(problem)
 
     def select(self, which: str) -> int:
-        """Resolves `best`, `latest` or a number to a step; `best` is the latest if no checkpoint was evaluated.
+        """Resolves `best`, `latest` or a number to a step; `best` is the latest if no checkpoint has a finite metric.
 
         Raises:
           UserError: no such checkpoint; the message lists the existing steps. Or `best` is unknown because the metrics
@@ -306,8 +311,11 @@ class Checkpoints:
             for step, problem in self._damaged_metrics(steps).items():
                 rest = f"the best checkpoint is unknown; use --checkpoint=latest or one of {steps}"
                 raise UserError(f"checkpoint {self.path}/{step} is damaged: {problem}; {rest}")
-            best = self._manager.best(self._best_key)
-            return steps[-1] if best is None else best
+            if self.best is None:
+                logging.warning(
+                    f"no checkpoint has a finite {self._best_key} to be the best by: step {steps[-1]} is used"
+                )
+            return steps[-1] if self.best is None else self.best
         if which.isdigit() and int(which) in steps:
             return int(which)
         raise UserError(f"--checkpoint={which}: not in {self.path}; use best, latest or one of {steps}")

@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -17,8 +17,18 @@ from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.tasks import best_task, from_config
 
 
-def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[TaskExpert, Any, int]:
-    """Loads (model, variables on the mesh, step) from a run's checkpoint, without the optimiser state.
+class Selected(NamedTuple):
+    """Checkpoint that was loaded; which: "best", "latest" or a step, as asked for, but "latest" if there is no best."""
+
+    step: int
+    which: str
+
+    def __str__(self) -> str:
+        return f"step {self.step} ({self.which})"
+
+
+def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[TaskExpert, Any, Selected]:
+    """Loads (model, variables on the mesh, selected checkpoint) of a run, without the optimiser state.
 
     Args:
       config: the run's config.
@@ -38,6 +48,8 @@ def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> t
     with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:
         step = checkpoints.select(which)
         variables = checkpoints.restore_variables(step, abstract)
+        if which == "best" and checkpoints.best is None:
+            which = "latest"
     if step > config.num_steps:
         logging.warning(f"checkpoint {step} is beyond config.num_steps={config.num_steps}: this run did not write it")
-    return model, variables, step
+    return model, variables, Selected(step, which)

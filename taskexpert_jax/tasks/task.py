@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 from typing import Any, NamedTuple
 
-from clu import metrics as clu_metrics
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -21,6 +20,7 @@ import numpy as np
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import constants, kinds, losses, metrics
 from taskexpert_jax.tasks.kinds import Kind
+from taskexpert_jax.tasks.metrics import PooledMetric
 
 HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
 
@@ -48,7 +48,7 @@ class Task:
       kind: kind of its values: how they are predicted, stored, drawn and counted.
       loss: (prediction, label, mask) -> float32 scalar, a mean over the valid pixels of the batch.
       loss_weight: weight of the loss in the total.
-      metric: clu Metric class, exact under any split of the data into batches.
+      metric: its metric, exact under any split of the data into batches.
       main_metric: name of the published metric among the metric's results.
       main_metric_title: its title for readers, with the unit.
       higher_is_better: direction of `main_metric`.
@@ -69,7 +69,7 @@ class Task:
     kind: Kind
     loss: Callable[..., jax.Array]
     loss_weight: float
-    metric: type[clu_metrics.Metric]
+    metric: type[PooledMetric]
     main_metric: str
     main_metric_title: str
     higher_is_better: bool

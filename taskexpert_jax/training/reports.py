@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
+from taskexpert_jax.evaluation.steps import Predicted
 from taskexpert_jax.parallel import processes, sharding
 from taskexpert_jax.runs.writer import RunWriter
 from taskexpert_jax.tasks import Task, panels
@@ -58,7 +59,7 @@ class Reports:
 
 
 def draw_examples(
-    predict_step: Callable[..., dict[str, jax.Array]],
+    predict_step: Callable[..., Predicted],
     state: TrainState,
     tasks: tuple[Task, ...],
     eval_batches: Callable[[], Iterable[Mapping[str, np.ndarray]]],
@@ -73,7 +74,7 @@ def draw_examples(
         return {}
     batch = next(iter(eval_batches()))
     (on_devices,) = sharding.to_devices([batch], mesh)
-    predicted = predict_step(state.variables(), on_devices)
+    predicted = predict_step(state.variables(), on_devices).values
     if jax.process_index():
         return {}
     own = processes.batch_rows(mesh, len(on_devices["mask"])).own  # predictions are those of all processes

@@ -1,10 +1,11 @@
 """Scores of the best constant predictions on a sample of the labels."""
 
+import math
+
 import numpy as np
 import pytest
 
 from taskexpert_jax import tasks
-from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import best_constant
 from taskexpert_jax.evaluation.best_constant import LabelSample
 
@@ -46,10 +47,14 @@ def test_of_large_images_about_two_thousand_pixels_are_taken():
     assert 1_500 < len(sample._kept["sal"][0]) / 3 < 2_500
 
 
-def test_a_task_without_labels_is_refused():
+def test_a_task_without_labels_has_no_score_and_is_reported(caplog):
     labels = batch()
     labels["depth"][:] = -1
-    sample = LabelSample(TASKS)
+    complete, sample = LabelSample(TASKS), LabelSample(TASKS)
+    complete.add(batch())
     sample.add(labels)
-    with pytest.raises(UserError, match=r"\bdepth\b"):
-        sample.results()
+    found = sample.results()
+    assert found.keys() == complete.results().keys()
+    assert {name.split("/")[0] for name, value in found.items() if math.isnan(value)} == {"depth"}
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("depth: no valid label in the evaluation set")

@@ -211,7 +211,10 @@ def test_padding_with_valid_labels_and_nan_predictions_changes_nothing(task):
 def test_eight_devices_give_the_state_of_one(task):
     prediction, label, mask = draw(task)
     mask[-3:] = 0
+    prediction[3, 0, 0] = prediction[6] = np.nan  # an unlabelled pixel, and padding
+    label[3, 0, 0] = IGNORED.get(task, 255)
     expected = pooled(METRICS[task], (prediction, label, mask))
+    assert expected.nonfinite.value() == 1
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put((prediction, label, mask), NamedSharding(mesh, PartitionSpec("data")))
     assert_same(pooled(METRICS[task], sharded), expected)
@@ -229,14 +232,28 @@ def test_states_merge_on_the_host_and_reduce_over_a_leading_axis(task):
 
 
 @pytest.mark.parametrize("task", METRICS)
-def test_without_valid_pixels_means_are_nan_and_iou_and_f_are_zero(task):
+def test_without_valid_pixels_every_value_is_nan(task):
     prediction, label, mask = draw(task)
     all_ignored = np.full_like(label, IGNORED.get(task, 255))
     for batch in [(prediction, all_ignored, mask), (prediction, label, 0 * mask)]:
         state = pooled(METRICS[task], batch)
         assert_same(state, METRICS[task].empty())
-        for name, value in state.compute().items():
-            assert value == 0 if name in ("mIoU", "maxF", "maxF_plain") else math.isnan(value), name
+        assert all(map(math.isnan, state.compute().values())), state.compute()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("task", METRICS)
+def test_one_number_that_is_not_finite_makes_every_value_nan(task, bad):
+    """NaN logits would be class 0, NaN normals 90 degrees off, NaN saliency the background."""
+    prediction, label, mask = draw(task)
+    prediction[2, 5, 7, -1] = prediction[4, :2, :, 0] = bad
+    label[2, 5, 7] = IGNORED.get(task, 255)  # an ignored pixel tells as much of the model
+    state = pooled(METRICS[task], (prediction[:4], label[:4], mask[:4]), (prediction[4:], label[4:], mask[4:]))
+    assert state.nonfinite.value() == 2  # examples, however many pixels of each
+    values = state.compute()
+    assert values.keys() == pooled(METRICS[task], draw(task)).compute().keys()
+    assert all(map(math.isnan, values.values())), values
+    assert math.isnan(state.of_one_image(next(iter(values))))
 
 
 @pytest.mark.parametrize("task", METRICS)

@@ -8,7 +8,7 @@ Every metric is a `clu.metrics.Metric`:
     empty(), state.merge(other)                     sum of states, in any order
     compute()                                       dict of floats, on the host, in float64
 
-Without any valid pixel, means and shares are NaN, while IoU and F are 0 by definition.
+Every value is NaN without any valid pixel, and if the prediction of any example is NaN or Inf.
 """
 
 from taskexpert_jax.tasks.metrics.depth import Depth, depth
@@ -16,7 +16,7 @@ from taskexpert_jax.tasks.metrics.edge import EdgeLoss, edge_loss
 from taskexpert_jax.tasks.metrics.normals import Normals
 from taskexpert_jax.tasks.metrics.saliency import Saliency
 from taskexpert_jax.tasks.metrics.segmentation import MeanIoU, mean_iou
-from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, Sum, histogram, ratio
+from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, Sum, histogram, nonfinite_examples, ratio
 
 __all__ = [
     "Count",
@@ -31,5 +31,6 @@ __all__ = [
     "edge_loss",
     "histogram",
     "mean_iou",
+    "nonfinite_examples",
     "ratio",
 ]

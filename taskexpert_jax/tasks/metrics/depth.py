@@ -1,7 +1,7 @@
 """Depth errors, pooled over the valid pixels of the set."""
 
 import functools
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import flax.struct
 from jax import Array
@@ -37,7 +37,7 @@ class Depth(PooledMetric):
     pixels: Count
 
     @classmethod
-    def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
+    def sums(cls, prediction: Array, label: Array, mask: Array | None) -> dict[str, Any]:
         """State of a batch; prediction and label (B, H, W, 1) in metres, -1 = ignored."""
         truth = label[..., 0].astype(jnp.float32)
         valid = valid_pixels(label, mask, DEPTH_IGNORE) & valid_depth(truth, cls.maximum)
@@ -47,27 +47,27 @@ class Depth(PooledMetric):
         positive = jnp.where(depth <= 0, SMALLEST_PREDICTION, depth)
         factor = jnp.maximum(positive / truth, truth / positive)
         within = [jnp.sum(valid & (factor < DELTA**k), dtype=jnp.uint32) for k in (1, 2, 3)]
-        return cls(
-            squares=Sum.of(jnp.square(error), valid),
-            log_squares=Sum.of(jnp.square(jnp.log(positive) - jnp.log(truth)), valid),
-            relatives=Sum.of(jnp.abs(error) / truth, valid),
-            relative_squares=Sum.of(jnp.square(error) / truth, valid),
-            within=Count.of(jnp.stack(within)),
-            pixels=Count.of_pixels(valid),
-        )
+        return {
+            "squares": Sum.of(jnp.square(error), valid),
+            "log_squares": Sum.of(jnp.square(jnp.log(positive) - jnp.log(truth)), valid),
+            "relatives": Sum.of(jnp.abs(error) / truth, valid),
+            "relative_squares": Sum.of(jnp.square(error) / truth, valid),
+            "within": Count.of(jnp.stack(within)),
+            "pixels": Count.of_pixels(valid),
+        }
 
     @classmethod
-    def empty(cls) -> Self:
-        return cls(
-            squares=Sum.zeros(),
-            log_squares=Sum.zeros(),
-            relatives=Sum.zeros(),
-            relative_squares=Sum.zeros(),
-            within=Count.zeros((3,)),
-            pixels=Count.zeros(),
-        )
+    def zeros(cls) -> dict[str, Any]:
+        return {
+            "squares": Sum.zeros(),
+            "log_squares": Sum.zeros(),
+            "relatives": Sum.zeros(),
+            "relative_squares": Sum.zeros(),
+            "within": Count.zeros((3,)),
+            "pixels": Count.zeros(),
+        }
 
-    def compute(self) -> dict[str, float]:
+    def values(self) -> dict[str, float]:
         """`rmse`, `sq_rel` in metres; `log_rmse`, `abs_rel`; `delta1`, `delta2`, `delta3` as shares in [0, 1]."""
         pixels = int(self.pixels.value())
         return {

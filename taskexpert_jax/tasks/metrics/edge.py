@@ -1,7 +1,7 @@
 """Boundary loss over a data set; odsF, which needs whole boundary maps, is in `metrics/boundary`."""
 
 import functools
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -28,21 +28,21 @@ class EdgeLoss(PooledMetric):
     pixels: Count
 
     @classmethod
-    def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
+    def sums(cls, prediction: Array, label: Array, mask: Array | None) -> dict[str, Any]:
         """State of a batch; prediction (B, H, W, 1) logit, label (B, H, W, 1) 0 or 1, 255 = ignored."""
         valid = valid_pixels(label, mask)
         probability = jax.nn.sigmoid(prediction.astype(jnp.float32))
-        return cls(
-            losses=Sum.of(edge_cross_entropy_map(prediction, label, cls.pos_weight), valid),
-            squashed_losses=Sum.of(edge_cross_entropy_map(probability, label, cls.pos_weight), valid),
-            pixels=Count.of_pixels(valid),
-        )
+        return {
+            "losses": Sum.of(edge_cross_entropy_map(prediction, label, cls.pos_weight), valid),
+            "squashed_losses": Sum.of(edge_cross_entropy_map(probability, label, cls.pos_weight), valid),
+            "pixels": Count.of_pixels(valid),
+        }
 
     @classmethod
-    def empty(cls) -> Self:
-        return cls(losses=Sum.zeros(), squashed_losses=Sum.zeros(), pixels=Count.zeros())
+    def zeros(cls) -> dict[str, Any]:
+        return {"losses": Sum.zeros(), "squashed_losses": Sum.zeros(), "pixels": Count.zeros()}
 
-    def compute(self) -> dict[str, float]:
+    def values(self) -> dict[str, float]:
         """`loss`, as the family's evaluation computes it, and `loss_plain`, the training loss, over the whole set.
 
         `loss` is computed from sigmoid(logit), `loss_plain` from the logit; they are not comparable.

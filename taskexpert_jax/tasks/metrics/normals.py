@@ -1,7 +1,7 @@
 """Angles between predicted and true surface normals, pooled over the valid pixels of the set."""
 
 import math
-from typing import Self
+from typing import Any
 
 import flax.struct
 from jax import Array
@@ -30,7 +30,7 @@ class Normals(PooledMetric):
     bins: Count
 
     @classmethod
-    def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
+    def sums(cls, prediction: Array, label: Array, mask: Array | None) -> dict[str, Any]:
         """State of a batch; prediction and label (B, H, W, 3) of any length, labels with a component 255 are ignored.
 
         A prediction of length 0 counts as an error of 90 degrees. The family maps predictions to (n + 1) * 255 / 2 and
@@ -43,17 +43,17 @@ class Normals(PooledMetric):
         apart = jnp.linalg.norm(predicted - truth, axis=-1)
         angle = jnp.rad2deg(2.0 * jnp.arctan2(apart, jnp.linalg.norm(predicted + truth, axis=-1)))
         index = jnp.minimum((angle * BINS_PER_DEGREE).astype(jnp.int32), BINS - 1)
-        return cls(
-            angles=Sum.of(angle, valid),
-            squares=Sum.of(jnp.square(angle), valid),
-            bins=Count.of(histogram(jnp.where(valid, index, BINS), BINS)),
-        )
+        return {
+            "angles": Sum.of(angle, valid),
+            "squares": Sum.of(jnp.square(angle), valid),
+            "bins": Count.of(histogram(jnp.where(valid, index, BINS), BINS)),
+        }
 
     @classmethod
-    def empty(cls) -> Self:
-        return cls(angles=Sum.zeros(), squares=Sum.zeros(), bins=Count.zeros((BINS,)))
+    def zeros(cls) -> dict[str, Any]:
+        return {"angles": Sum.zeros(), "squares": Sum.zeros(), "bins": Count.zeros((BINS,))}
 
-    def compute(self) -> dict[str, float]:
+    def values(self) -> dict[str, float]:
         """`mean`, `rmse`, `median` in degrees; `within_11.25`, `within_22.5`, `within_30`: percent of smaller angles.
 
         The median is interpolated within its histogram bin, so its error is below 0.05 degrees.

@@ -1,6 +1,7 @@
 """F-measure and mean absolute error of saliency maps, pooled over the valid pixels of the set."""
 
-from typing import Self
+import math
+from typing import Any
 
 import flax.struct
 import jax
@@ -31,7 +32,7 @@ class Saliency(PooledMetric):
     errors: Sum
 
     @classmethod
-    def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
+    def sums(cls, prediction: Array, label: Array, mask: Array | None) -> dict[str, Any]:
         """State of a batch.
 
         prediction (B, H, W, 2) logits of background and foreground, label (B, H, W, 1) 0 or 1, 255 = ignored.
@@ -47,17 +48,17 @@ class Saliency(PooledMetric):
             cell = jnp.where(valid, foreground * LEVELS + level, 2 * LEVELS)
             return Count.of(histogram(cell, 2 * LEVELS).reshape(2, LEVELS))
 
-        return cls(
-            levels=by_level(probability),
-            squashed_levels=by_level(jax.nn.sigmoid(probability)),
-            errors=Sum.of(jnp.abs(probability - foreground), valid),
-        )
+        return {
+            "levels": by_level(probability),
+            "squashed_levels": by_level(jax.nn.sigmoid(probability)),
+            "errors": Sum.of(jnp.abs(probability - foreground), valid),
+        }
 
     @classmethod
-    def empty(cls) -> Self:
-        return cls(levels=Count.zeros((2, LEVELS)), squashed_levels=Count.zeros((2, LEVELS)), errors=Sum.zeros())
+    def zeros(cls) -> dict[str, Any]:
+        return {"levels": Count.zeros((2, LEVELS)), "squashed_levels": Count.zeros((2, LEVELS)), "errors": Sum.zeros()}
 
-    def compute(self) -> dict[str, float]:
+    def values(self) -> dict[str, float]:
         """`maxF` and `maxF_plain` in percent; `mae`, the mean absolute error of the probability, in [0, 1].
 
         The two differ only in the thresholded score: sigmoid(probability) for maxF, as in the family's published
@@ -72,7 +73,12 @@ class Saliency(PooledMetric):
 
 
 def _max_f(levels: np.ndarray) -> float:
-    """Best F over the thresholds, in percent, from counts by label and level, (2, 20); 0 without foreground."""
+    """Best F over the thresholds, in percent, from counts by label and level, (2, 20).
+
+    0 without foreground, NaN without any pixel.
+    """
+    if not levels.any():
+        return math.nan
     above = levels.astype(np.float64)[:, ::-1].cumsum(axis=1)[:, :-1]  # (2, 19), from the highest threshold down
     found = above[1]
     precision = found / np.maximum(above.sum(axis=0), 1)

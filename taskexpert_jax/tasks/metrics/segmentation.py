@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -25,7 +25,7 @@ class MeanIoU(PooledMetric):
     confusion: Count
 
     @classmethod
-    def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
+    def sums(cls, prediction: Array, label: Array, mask: Array | None) -> dict[str, Any]:
         """State of a batch. The predicted class is the argmax of the logits, the first one on ties.
 
         prediction (B, H, W, num_classes) logits, label (B, H, W, 1) in 0..num_classes-1 or 255 = ignored.
@@ -36,11 +36,11 @@ class MeanIoU(PooledMetric):
         cell = label[..., 0].astype(jnp.int32) * cls.num_classes + predicted
         cells = cls.num_classes**2
         counts = histogram(jnp.where(valid_pixels(label, mask), cell, cells), cells)
-        return cls(confusion=Count.of(counts.reshape(cls.num_classes, cls.num_classes)))
+        return {"confusion": Count.of(counts.reshape(cls.num_classes, cls.num_classes))}
 
     @classmethod
-    def empty(cls) -> Self:
-        return cls(confusion=Count.zeros((cls.num_classes, cls.num_classes)))
+    def zeros(cls) -> dict[str, Any]:
+        return {"confusion": Count.zeros((cls.num_classes, cls.num_classes))}
 
     def per_class(self) -> np.ndarray:
         """IoU of each class in percent, (num_classes,) float64; 0 for a class neither labelled nor predicted."""
@@ -49,19 +49,20 @@ class MeanIoU(PooledMetric):
         union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection
         return 100 * intersection / np.maximum(union, 1)
 
-    def compute(self) -> dict[str, float]:
+    def values(self) -> dict[str, float]:
         """`mIoU`, the mean of per_class() over all classes, absent ones included, and `pixel_accuracy`; in percent."""
         confusion = self.confusion.value()
         accuracy = 100 * ratio(np.trace(confusion), confusion.sum())
-        return {"mIoU": float(self.per_class().mean()), "pixel_accuracy": accuracy}
+        return {"mIoU": float(self.per_class().mean()) if confusion.any() else math.nan, "pixel_accuracy": accuracy}
 
     def of_one_image(self, name: str) -> float:
         """Value for ranking an image; `mIoU` averages only the classes labelled or predicted in it, NaN if none."""
-        if name != "mIoU":
-            return super().of_one_image(name)
+        value = super().of_one_image(name)
+        if name != "mIoU" or math.isnan(value):
+            return value
         confusion = self.confusion.value()
         seen = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
-        return float(self.per_class()[seen].mean()) if seen.any() else math.nan
+        return float(self.per_class()[seen].mean())
 
 
 def largest_class(logits: Array) -> Array:

@@ -8,7 +8,7 @@ a pair of float32: the sum and its rounding error.
 import abc
 import math
 import operator
-from typing import Self
+from typing import Any, Self
 
 from clu import metrics
 import flax.struct
@@ -83,20 +83,63 @@ class Sum:
         return float(np.float64(self.total) + np.float64(self.error))
 
 
+@flax.struct.dataclass
 class PooledMetric(metrics.Metric, abc.ABC):
-    """Metric whose fields are `Count`s and `Sum`s over pixels; states are merged by adding their fields."""
+    """Metric whose fields are `Count`s and `Sum`s over pixels; states are merged by adding their fields.
+
+    A subclass names its fields and implements `sums`, `zeros` and `values`.
+
+    nonfinite: number of examples whose prediction has a NaN or Inf at any pixel, with a label or without. A single one
+        makes every value NaN: the metrics alone would take NaN logits for class 0, or a NaN normal for 90 degrees.
+    """
+
+    nonfinite: Count
+
+    @classmethod
+    def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
+        """State of a batch; prediction (B, H, W, c), label (B, H, W, c_label), mask (B,) or None."""
+        broken = nonfinite_examples(prediction)
+        if mask is not None:
+            broken &= mask > 0
+        return cls(nonfinite=Count.of(jnp.sum(broken, dtype=jnp.uint32)), **cls.sums(prediction, label, mask))
+
+    @classmethod
+    def empty(cls) -> Self:
+        """State of no data."""
+        return cls(nonfinite=Count.zeros(), **cls.zeros())
 
     # clu annotates merge() with its base class and compute() with a single array; hence the two exceptions.
     def merge(self, other: Self) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """State of both data."""
         return jax.tree.map(operator.add, self, other, is_leaf=lambda node: isinstance(node, Count | Sum))
 
-    @abc.abstractmethod
     def compute(self) -> dict[str, float]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Values of the metric by name, computed in float64 NumPy from a state on the host or on devices."""
+        """`values`, from a state on the host or on devices; all NaN if any prediction is NaN or Inf."""
+        values = self.values()
+        return dict.fromkeys(values, math.nan) if self.nonfinite.value() else values
+
+    @classmethod
+    @abc.abstractmethod
+    def sums(cls, prediction: Array, label: Array, mask: Array | None) -> dict[str, Any]:
+        """The fields of the state of a batch, without `nonfinite`; arguments as for `from_model_output`."""
+
+    @classmethod
+    @abc.abstractmethod
+    def zeros(cls) -> dict[str, Any]:
+        """The fields of the state of no data, without `nonfinite`."""
+
+    @abc.abstractmethod
+    def values(self) -> dict[str, float]:
+        """Values of the metric by name, computed in float64 NumPy; NaN without any valid pixel."""
 
     def of_one_image(self, name: str) -> float:
         """Value `name` of the state of a single image, used to rank images."""
         return self.compute()[name]
+
+
+def nonfinite_examples(prediction: Array) -> Array:
+    """Whether the prediction has a NaN or Inf, by example: (B, H, W, c) -> (B,) bool."""
+    return ~jnp.isfinite(prediction).all(axis=(1, 2, 3))
 
 
 def ratio(numerator: float, denominator: float) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 import dataclasses
+import math
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -72,12 +73,17 @@ def image_curves(counts: BoundaryCounts) -> Curve:
 
 
 def curve(counts: BoundaryCounts) -> Curve:
-    """Curve of the set, with pixels pooled over the images; (thresholds,) each."""
+    """Curve of the set, with pixels pooled over the images; (thresholds,) each. NaN without any image."""
+    if not len(counts.sumR):
+        return Curve(*np.full((3, counts.sumR.shape[1]), np.nan))
     return Curve(*(values[0] for values in image_curves(counts.pooled())))
 
 
 def odsf(counts: BoundaryCounts) -> float:
-    """Best F with one threshold for the whole set (ODS), in [0, 1]; 0 without predicted or without true boundaries."""
+    """Best F with one threshold for the whole set (ODS), in [0, 1].
+
+    0 without predicted or without true boundaries, NaN without any image.
+    """
     return float(curve(counts).f.max())
 
 
@@ -90,19 +96,20 @@ def oisf(counts: BoundaryCounts) -> float:
 def average_precision(counts: BoundaryCounts) -> float:
     """Mean precision over the recalls 0, 0.01 .. 1, in [0, 1]; 0 at recalls outside of the set's curve.
 
-    Precision is interpolated linearly in recall. As in the original, the sum of the 101 values is divided by 100.
+    NaN without any image. Precision is interpolated linearly in recall. As in the original, the sum of the 101 values
+    is divided by 100.
     """
     precision, recall, _ = curve(counts)
     reached, first = np.unique(recall, return_index=True)
     if reached.size < 2:
-        return 0.0
+        return math.nan if np.isnan(reached).all() else 0.0
     return float(np.interp(np.arange(101) / 100, reached, precision[first], left=0, right=0).sum() / 100)
 
 
 def scores(counts: BoundaryCounts, thresholds: np.ndarray = THRESHOLDS) -> dict[str, float]:
     """`odsF`, `oisF`, `AP` in percent; `odsF_precision`, `odsF_recall` in percent at `odsF_threshold`, in [0, 1].
 
-    Ties go to the lowest threshold.
+    Ties go to the lowest threshold. All are NaN without any image.
     """
     precision, recall, f = curve(counts)
     best = int(f.argmax())
@@ -112,5 +119,5 @@ def scores(counts: BoundaryCounts, thresholds: np.ndarray = THRESHOLDS) -> dict[
         "AP": 100 * average_precision(counts),
         "odsF_precision": 100 * float(precision[best]),
         "odsF_recall": 100 * float(recall[best]),
-        "odsF_threshold": float(thresholds[best]),
+        "odsF_threshold": float(thresholds[best]) if len(counts.sumR) else math.nan,
     }
