@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from configs import nyud, pascal_context
-from taskexpert_jax.evaluation import steps
 from taskexpert_jax.tasks import Task, from_config
 
 BATCH_SIZE = 8
@@ -135,9 +134,9 @@ def compare_meters(tasks: tuple[Task, ...], size: tuple[int, int], rounds: int) 
     for task in tasks:
         ours = jax.device_put({"prediction": predictions[task.name], "label": labels[task.name], "mask": mask})
         step = jax.jit(
-            lambda state, prediction, label, mask, task=task: steps.merge_batch(
-                (task,), {task.name: state}, {task.name: prediction}, {task.name: label, "mask": mask}
-            )[task.name]
+            lambda state, prediction, label, mask, task=task: state.merge(
+                task.metric.from_model_output(prediction=prediction, label=label, mask=mask)
+            )
         )
         state, sums = task.metric.empty(), {}
         channels_first = torch.from_numpy(predictions[task.name]).movedim(-1, 1).contiguous().movedim(1, -1)
