@@ -71,25 +71,20 @@ class Manager(ocp.CheckpointManager):
             return None
 
     def best(self, key: str) -> int | None:
-        """The step with the best value of the metric `key`, the newest of equal ones; None if no step has a finite one.
+        """The step with the best value of the metric `key`, the newest of equal ones; None if no step has the metric.
 
         The manager must be one of `for_run` with the same key.
         """
         step = self.best_step()
-        return step if step is not None and _finite(self.metrics(step), key) else None
-
-
-def _finite(metrics: Mapping[str, float] | None, key: str) -> bool:
-    return math.isfinite((metrics or {}).get(key, math.nan))
+        return step if step is not None and key in (self.metrics(step) or {}) else None
 
 
 def for_run(path: pathlib.Path, best_key: str, *, higher_is_better: bool, create: bool) -> Manager:
     """A manager that keeps the latest two checkpoints and the one with the best `best_key` among its metrics."""
 
     def metric(metrics: Mapping[str, float]) -> float:
-        # Absent if the metric was NaN or Inf, or if the run's best task was a different one.
-        worst = -math.inf if higher_is_better else math.inf
-        return metrics[best_key] if _finite(metrics, best_key) else worst
+        # Absent if the metric was NaN, or if the run's best task was a different one.
+        return metrics.get(best_key, -math.inf if higher_is_better else math.inf)
 
     policy = preservation_policy.AnyPreservationPolicy(
         [
