@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import logging as standard_logging
+import os
 import pathlib
 import re
 import sys
@@ -128,13 +129,14 @@ def parse_flags(argv: Sequence[str], own_config: Callable[[], Any] | None = None
     flags are parsed; --config.FIELD=VALUE then changes its fields. Without that too, --config is an error.
     """
     try:
-        argv = _last_values(argv)
+        argv = [_with_home(argument) for argument in _last_values(argv)]
         if own_config is not None and not _gives_config(argv):
             _parse_others(argv)
             configure_logging()
             if (config := own_config()) is not None:
                 del flags.FLAGS.config
-                config_flags.DEFINE_config_dict("config", config, "The run's own config.", sys_argv=argv)
+                values = flags.FLAGS
+                config_flags.DEFINE_config_dict("config", config, "The run's.", sys_argv=argv, flag_values=values)
         rest = flags.FLAGS(argv)
         config = flags.FLAGS["config"].value
         if config is None:
@@ -183,6 +185,12 @@ def _last_values(argv: Sequence[str]) -> list[str]:
             )
         dropped |= {index for index, _ in values[:-1]}
     return [argument for index, argument in enumerate(argv) if index not in dropped]
+
+
+def _with_home(argument: str) -> str:
+    """The argument with the home directory in place of `~` in --config=~/FILE."""
+    flag, equals, value = argument.partition("=")
+    return f"{flag}={os.path.expanduser(value)}" if equals and flag in ("-config", "--config") else argument
 
 
 def _gives_config(argv: Sequence[str]) -> bool:

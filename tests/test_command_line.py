@@ -1,5 +1,6 @@
 """The command line: config fields that are given several times."""
 
+import pathlib
 import sys
 
 from absl import flags
@@ -8,6 +9,8 @@ import pytest
 
 from configs import demo
 from taskexpert_jax import command_line
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -58,3 +61,47 @@ def test_a_value_apart_from_its_field_is_not_given_twice(parsed, capsys):
         "error: --config.tasks is given 2 times; give it once, as --config.tasks=VALUE\n"
     )
     assert parsed("--config.tasks", "depth").tasks == ("depth",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        (("--config.tasks", "depth", "--config.num_steps=7", "--workdir=RUN"), True),
+        (("--workdir=RUN", "--config.tasks=depth", "--config.num_steps=7", "--verbosity=-1"), True),
+        ((f"--config={ROOT}/configs/demo.py:tiny", "--config.tasks=depth", "--config.num_steps=7"), False),
+        (("--config=~/configs/demo.py:tiny", "--config.tasks=depth", "--config.num_steps=7"), False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections, for config files
+def test_without_a_config_the_runs_own_is_changed_by_the_flags(arguments, given, monkeypatch):
+    values = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", values)
+    monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+    monkeypatch.setenv("HOME", str(ROOT))
+    holder = config_flags.DEFINE_config_file("config", None, flag_values=values)
+    workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_integer("verbosity", 0, "", flag_values=values)
+    asked = []
+
+    def own_config():
+        asked.append(workdir.value)
+        config = demo.get_config("tiny")
+        config.model.gate.top_k = 2
+        return config
+
+    assert command_line.parse_flags(sys.argv, own_config) == ["main.py"]
+    assert asked == (["RUN"] if given else [])
+    config = holder.value
+    assert (config.tasks, config.num_steps, config.model.gate.top_k) == (("depth",), 7, 2 if given else 0)
+    changed = config_flags.get_override_values(values["config"])
+    assert changed == {"tasks": ("depth",), "num_steps": 7}
+
+
+def test_without_any_config_it_is_named(monkeypatch, capsys):
+    values = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", values)
+    config_flags.DEFINE_config_file("config", None, flag_values=values)
+    flags.DEFINE_integer("verbosity", 0, "", flag_values=values)
+    with pytest.raises(SystemExit, match="2"):
+        command_line.parse_flags(["main.py"], lambda: None)
+    assert capsys.readouterr().err.startswith("error: --config is missing: ")
