@@ -134,7 +134,7 @@ def train(
                 checkpoints.save(int(state.step), state.to_items(), plain_config, metrics)
 
         def due(step: int, every_steps: int) -> bool:
-            return step == config.num_steps or step % every_steps == 0
+            return step == config.num_steps or (every_steps > 0 and step % every_steps == 0)
 
         step, stopping = first, False
         try:
@@ -162,7 +162,7 @@ def train(
                 ):  # at once, so that NaN/Inf steps are reported before their consequences
                     reports.write(step, tally)
                     tally = restart(tally)
-                elif step % config.log.every_steps == 0:
+                elif due(step, config.log.every_steps):
                     pending, tally = (step, tally), restart(tally)
                 metrics = evaluated(step, state) if evaluating and not stopping else None
                 if saving or stopping:

@@ -1,6 +1,7 @@
 """Every config field is read by the programs: a small run's training, evaluation and prediction are watched."""
 
 import contextlib
+import json
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -68,8 +69,8 @@ def run(tmp_path_factory):
     config.tasks = ("semseg", "edge")
     config.dataset.train_scenes, config.dataset.val_scenes = 8, 2
     config.batch_size = config.eval.batch_size = 8
-    config.num_steps = config.eval.every_steps = config.checkpoint.every_steps = 2
-    config.log.every_steps = 1
+    config.num_steps = 2
+    config.eval.every_steps = config.checkpoint.every_steps = config.log.every_steps = 0
     config.loss_weights = ConfigDict({name: config.loss_weights[name] for name in config.tasks})
     recorded, fields = Recorded(config), dict(flat(config))
     tasks = from_config(recorded)
@@ -91,6 +92,13 @@ def run(tmp_path_factory):
         Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(workdir / "image.png")
         predict.predict(recorded, workdir, "best", workdir / "image.png", workdir / "predictions")
     return workdir, fields, recorded._seen
+
+
+def test_every_0_steps_is_only_at_the_end(run):
+    workdir, _, _ = run
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], "train/loss" in line) for line in lines] == [(2, True), (2, False)]
+    assert [path.name for path in (workdir / "checkpoints").glob("[0-9]*")] == ["2"]
 
 
 def test_a_run_reads_every_field(run):

@@ -264,8 +264,8 @@ def main(*arguments):
         (("--config.batch_sise=3",), r"unknown config field 'batch_sise'.*batch_size"),
         (("--config.optimizer.lr=3",), r"unknown config field 'lr'; all fields are in taskexpert_jax/config/fields.py"),
         (
-            ("--config.log.every_steps=0",),
-            r"config.log.every_steps=0: must be a whole number of 1 or more, below 2\*\*31",
+            ("--config.log.every_steps=-1",),
+            r"config.log.every_steps=-1: must be a whole number of 0 or more, below 2\*\*31",
         ),
         (("--config=configs/demo.py:larg",), r"unknown variant 'larg': choose demo or tiny"),
         (("--mode=predict",), r"--images is missing"),

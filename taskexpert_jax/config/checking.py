@@ -80,7 +80,7 @@ def _task_inconsistencies(config: ConfigDict) -> Iterator[str]:
     tasks, dataset = config.tasks, config.dataset
     best = config.checkpoint.best_task
     if best not in tasks:
-        yield f"config.checkpoint.best_task={best!r} is not among the tasks ({', '.join(tasks)})"
+        yield f"config.checkpoint.best_task={shown(best)} is not among the tasks ({', '.join(tasks)})"
     classes = len(dataset.semseg_classes)
     if "semseg" in tasks and not 2 <= classes <= _LABELS_IN_UINT8:
         yield (

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from taskexpert_jax.config.rules import Rule, choice, flag, names, number, numbers, odd, path, size, text, whole
+from taskexpert_jax.config.rules import SIZE, Rule, choice, flag, names, number, numbers, odd, path, size, text, whole
 
 REQUIRED: Any = None  # no default: the variant or the config file sets the value
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -52,20 +52,20 @@ FIELDS: Mapping[str, Field] = {
     "dataset.depth_max": Field(
         80.0, number(above=0), "metres; valid depth is more than 0 and less than this, in training and evaluation"
     ),
-    "dataset.downscale": Field(1.0, number(above=0, high=1, words="must be in (0, 1]"), "reduces every image first"),
+    "dataset.downscale": Field(1.0, number(0.01, 1), "reduces every image first"),
     "dataset.cache": Field(False, flag(), "keep decoded examples in memory"),
-    "dataset.threads": Field(0, whole(0), "threads of the input pipeline; 0: chosen by tf.data"),
+    "dataset.threads": Field(0, whole(0, 1024), "threads of the input pipeline; 0: chosen by tf.data"),
     # --- model: backbone ---
-    "model.width": Field(REQUIRED, whole(1), "C, channels of the tokens"),
-    "model.depth": Field(REQUIRED, whole(1), "transformer blocks"),
-    "model.heads": Field(REQUIRED, whole(1), "attention heads; divides width"),
-    "model.mlp_ratio": Field(4, whole(1), "MLP width over C"),
-    "model.patch_size": Field(REQUIRED, whole(1), "P, in pixels"),
+    "model.width": Field(REQUIRED, whole(1, SIZE), "C, channels of the tokens"),
+    "model.depth": Field(REQUIRED, whole(1, SIZE), "transformer blocks"),
+    "model.heads": Field(REQUIRED, whole(1, SIZE), "attention heads; divides width"),
+    "model.mlp_ratio": Field(4, whole(1, SIZE), "MLP width over C"),
+    "model.patch_size": Field(REQUIRED, whole(1, SIZE), "P, in pixels"),
     "model.layer_scale": Field(0.0, number(0), "LayerScale's initial factor on a block's residuals; 0: no LayerScale"),
     "model.class_token": Field(
         False, flag(), "a class token that takes part in the attention; the benchmark's methods drop it"
     ),
-    "model.registers": Field(0, whole(0), "register tokens"),
+    "model.registers": Field(0, whole(0, SIZE), "register tokens"),
     "model.image_mean": Field(
         IMAGENET_MEAN,
         numbers("give three numbers, for red, green and blue in [0, 1]", count=3),
@@ -73,7 +73,7 @@ FIELDS: Mapping[str, Field] = {
     ),
     "model.image_std": Field(
         IMAGENET_STD,
-        numbers("give three positive numbers, for red, green and blue in [0, 1]", above=0, count=3),
+        numbers("give three numbers of 0.001 or more, for red, green and blue in [0, 1]", 0.001, count=3),
         "per-channel standard deviation for RGB in [0, 1]",
     ),
     "model.pretrained": Field(
@@ -94,13 +94,13 @@ FIELDS: Mapping[str, Field] = {
         "auto", choice("auto", "yes", "no"), "unroll the scans over blocks and taps; auto: on CPUs only"
     ),
     # --- model: decoder ---
-    "model.taps": Field(4, whole(1), "S: the experts see the tokens after each depth / S blocks; divides depth"),
-    "model.feature_width": Field(REQUIRED, whole(1), "D, channels of experts, memory and heads"),
+    "model.taps": Field(4, whole(1, SIZE), "S: the experts see the tokens after each depth / S blocks; divides depth"),
+    "model.feature_width": Field(REQUIRED, whole(1, SIZE), "D, channels of experts, memory and heads"),
     "model.norm": Field(
         "batch", choice("batch", "layer"), "normalisation of experts and heads; batch: over the global batch"
     ),
-    "model.experts": Field(5, whole(1), "K, number of experts"),
-    "model.expert_kernel": Field(3, odd(1), "kernel size of the experts' second convolution"),
+    "model.experts": Field(5, whole(1, SIZE), "K, number of experts"),
+    "model.expert_kernel": Field(3, odd(1, 99), "kernel size of the experts' second convolution"),
     "model.gate.input": Field(
         "both", choice("local", "context", "both"), "local: the token; context: the image's mean feature"
     ),
@@ -109,10 +109,10 @@ FIELDS: Mapping[str, Field] = {
         choice("token", "image", "static", "uniform"),
         "weights per token, per image, static (learned, independent of the input) or uniform (no gate)",
     ),
-    "model.gate.width": Field(REQUIRED, whole(1), "hidden units"),
+    "model.gate.width": Field(REQUIRED, whole(1, SIZE), "hidden units"),
     "model.gate.top_k": Field(0, whole(0), "0: softmax over all experts; k: over the k largest"),
     "model.gate.init": Field("random", choice("random", "even"), "even: all experts start with the same weight"),
-    "model.gate.temperature": Field(1.0, number(above=0), "divides the logits"),
+    "model.gate.temperature": Field(1.0, number(0.001, 1000), "divides the logits"),
     "model.gate.noise": Field(0.0, number(0), "standard deviation of the noise added to the logits in training"),
     "model.gate.balance": Field(0.0, number(0), "weight of the load-balancing loss over a batch"),
     "model.memory.init": Field("learned", choice("learned", "zeros"), "learned: a vector per task"),
@@ -122,7 +122,7 @@ FIELDS: Mapping[str, Field] = {
         "memory as expert K + 1; none: not read by the gates, only accumulates the taps' features",
     ),
     "model.memory.write": Field("residual", choice("residual", "gated", "replace"), "update of the memory at each tap"),
-    "model.head_upsample": Field(4, whole(1), "upsampling of the memory before a head's 3x3 convolution"),
+    "model.head_upsample": Field(4, whole(1, 64), "upsampling of the memory before a head's 3x3 convolution"),
     # --- optimiser ---
     "optimizer.algorithm": Field(
         "adam", choice("adam", "adamw"), "adam: the protocol's, with an L2 term; adamw: decoupled weight decay"
@@ -137,8 +137,8 @@ FIELDS: Mapping[str, Field] = {
     "optimizer.layer_decay": Field(1.0, number(0, 1), "further factor for each block below the last"),
     "optimizer.ema_decay": Field(0.0, number(0, below=1), "evaluate a moving average of the parameters; 0: off"),
     # --- augmentation, in training only ---
-    "augment.scale_min": Field(0.5, number(above=0), "smallest random scale of image and labels"),
-    "augment.scale_max": Field(2.0, number(above=0), "largest; drawn uniformly"),
+    "augment.scale_min": Field(0.5, number(0.1, 10), "smallest random scale of image and labels"),
+    "augment.scale_max": Field(2.0, number(0.1, 10), "largest; drawn uniformly"),
     "augment.crop_max_class_share": Field(
         0.75, number(above=0, high=1), "crops with a larger share of one class are redrawn; 1: no crop is redrawn"
     ),
@@ -148,10 +148,10 @@ FIELDS: Mapping[str, Field] = {
         0.5, number(0, 1), "probability of each of the four colour jitters below; 0: none"
     ),
     "augment.brightness": Field(32.0, number(0, 255), "largest change, on a scale of 0 to 255"),
-    "augment.contrast_min": Field(0.5, number(0), "smallest factor"),
-    "augment.contrast_max": Field(1.5, number(0), "largest; drawn uniformly"),
-    "augment.saturation_min": Field(0.5, number(0), "smallest factor"),
-    "augment.saturation_max": Field(1.5, number(0), "largest; drawn uniformly"),
+    "augment.contrast_min": Field(0.5, number(0, 10), "smallest factor"),
+    "augment.contrast_max": Field(1.5, number(0, 10), "largest; drawn uniformly"),
+    "augment.saturation_min": Field(0.5, number(0, 10), "smallest factor"),
+    "augment.saturation_max": Field(1.5, number(0, 10), "largest; drawn uniformly"),
     "augment.hue": Field(18, whole(0, 180), "largest change, on a scale of 0 to 180"),
     # --- devices along each mesh axis; -1: all remaining devices ---
     "mesh.data": Field(-1, whole(-1), "copies of the model, each with its share of the batch"),
@@ -159,12 +159,14 @@ FIELDS: Mapping[str, Field] = {
     "mesh.tensor": Field(1, whole(-1), "shards of attention heads, MLPs and feature maps"),
     # --- evaluation and inference ---
     "eval.batch_size": Field(8, whole(1), "global batch size"),
-    "eval.every_steps": Field(2_000, whole(1), "steps between evaluations during training; also at the end"),
+    "eval.every_steps": Field(
+        2_000, whole(0), "steps between evaluations during training; also at the end; 0: only there"
+    ),
     "eval.max_examples": Field(0, whole(0), "0: the whole split"),
     "eval.flip": Field(False, flag(), "average predictions with those of the flipped image"),
     "eval.scales": Field(
         (1.0,),
-        numbers("give one or more positive factors; (1.0,) is the original size", above=0),
+        numbers("give one or more factors in [0.1, 10]; (1.0,) is the original size", 0.1, 10),
         "average predictions over the image resized by each of these factors",
     ),
     "eval.image_size": Field(
@@ -193,7 +195,9 @@ FIELDS: Mapping[str, Field] = {
     ),
     # --- run ---
     "checkpoint.every_steps": Field(
-        2_000, whole(1), "steps between checkpoints; also at the end; the latest two and the best are kept"
+        2_000,
+        whole(0),
+        "steps between checkpoints; also at the end; 0: only there; the latest two and the best are kept",
     ),
     "checkpoint.best_task": Field(
         "semseg", text(), "the best checkpoint is the best one by this task's published metric"
@@ -202,7 +206,9 @@ FIELDS: Mapping[str, Field] = {
     "guard.skip_examples": Field(0, whole(0), "unreadable training examples to replace; one more stops the run"),
     "guard.spike_factor": Field(4.0, number(0), "report losses above this times the running mean; 0: never"),
     "guard.stall_seconds": Field(600.0, number(0), "warn after this long without a step; 0: never"),
-    "log.every_steps": Field(50, whole(1), "steps between scalars and progress lines"),
+    "log.every_steps": Field(
+        50, whole(0), "steps between scalars and progress lines; 0: with evaluations and checkpoints alone"
+    ),
     "log.images": Field(4, whole(0), "evaluation examples drawn to TensorBoard at each evaluation; 0: none"),
 }
 
@@ -223,8 +229,8 @@ DATA_SETS: Mapping[str, Mapping[str, Field]] = {
     },
     "scenes": {
         "dataset.seed": Field(0, whole(0), "seed of the scenes"),
-        "dataset.train_scenes": Field(1_500, whole(1), "scenes to train on"),
-        "dataset.val_scenes": Field(200, whole(1), "scenes to evaluate"),
+        "dataset.train_scenes": Field(1_500, whole(1, 10_000_000), "scenes to train on"),
+        "dataset.val_scenes": Field(200, whole(1, 10_000_000), "scenes to evaluate"),
     },
 }
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 import math
-import sys
 from typing import Any, NamedTuple
 
 from taskexpert_jax import paths
 
 _MOST = 2**31 - 1  # devices compute with whole numbers of 32 bits
+SIZE = 65_536  # of a side of an image or of a part of the model
+_LARGEST = 1e30  # and with numbers that have a float32
 
 
 class Rule(NamedTuple):
@@ -39,29 +40,29 @@ def whole(low: int, high: int | None = None, *, words: str = "") -> Rule:
     return Rule(words or f"must be a whole number {limits}", lambda value: type(value) is int and low <= value <= most)
 
 
-def odd(low: int) -> Rule:
-    """An odd whole number."""
+def odd(low: int, high: int) -> Rule:
+    """An odd whole number from `low` to `high`, inclusive."""
     return Rule(
-        f"must be an odd whole number of {low} or more",
-        lambda value: type(value) is int and low <= value <= _MOST and value % 2 == 1,
+        f"must be an odd whole number from {low} to {high}",
+        lambda value: type(value) is int and low <= value <= high and value % 2 == 1,
     )
 
 
 def number(
-    low: float = -math.inf,
-    high: float = math.inf,
+    low: float = -_LARGEST,
+    high: float = _LARGEST,
     *,
     above: float = -math.inf,
     below: float = math.inf,
     words: str = "",
 ) -> Rule:
     """A finite number in [low, high] and in (above, below)."""
-    if math.isinf(high) and math.isinf(below):
-        limits = f"must be more than {above:g}" if above > low else f"must be a number of {low:g} or more"
-    else:
-        left = f"({above:g}" if above > low else f"[{low:g}"
-        limits = f"must be a number in {left}, {f'{below:g})' if below < high else f'{high:g}]'}"
-    return Rule(words or limits, lambda value: _is_number(value) and low <= value <= high and above < value < below)
+    left = f"({above:g}" if above > low else f"[{low:g}"
+    right = f"{below:g})" if below < high else f"{high:g}]"
+    return Rule(
+        words or f"must be a number in {left}, {right}",
+        lambda value: _is_number(value) and low <= value <= high and above < value < below,
+    )
 
 
 def text(*, empty: bool = False) -> Rule:
@@ -85,7 +86,7 @@ def names(*, empty: bool = False) -> Rule:
     def allows(value: Any) -> bool:
         if not _is_sequence(value) or not (empty or value):
             return False
-        return all(isinstance(name, str) and name for name in value) and _all_differ(value)
+        return all(isinstance(name, str) and name.isprintable() and name for name in value) and _all_differ(value)
 
     return Rule("must be a tuple of names, each once" if empty else "must name at least one, each once", allows)
 
@@ -97,24 +98,24 @@ def size(*, empty: bool = False, words: str = "give a height and a width in pixe
         if not _is_sequence(value):
             return False
         return (empty and len(value) == 0) or (
-            len(value) == 2 and all(type(side) is int and 1 <= side <= _MOST for side in value)
+            len(value) == 2 and all(type(side) is int and 1 <= side <= SIZE for side in value)
         )
 
     return Rule(words, allows)
 
 
-def numbers(words: str, *, above: float = -math.inf, count: int | None = None) -> Rule:
-    """A tuple of finite numbers greater than `above`: `count` of them, or at least one."""
+def numbers(words: str, low: float = -_LARGEST, high: float = _LARGEST, *, count: int | None = None) -> Rule:
+    """A tuple of numbers in [low, high]: `count` of them, or at least one."""
 
     def allows(value: Any) -> bool:
         fits = _is_sequence(value) and (len(value) >= 1 if count is None else len(value) == count)
-        return fits and all(_is_number(each) and each > above for each in value)
+        return fits and all(_is_number(each) and low <= each <= high for each in value)
 
     return Rule(words, allows)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_sequence(value: Any) -> bool:
