@@ -188,6 +188,8 @@ def _ids(root: pathlib.Path, split: str) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text; save it as UTF-8, one id per line") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
     ids = [line.strip() for line in lines if line.strip()]
     if not ids:
         raise UserError(f"{path} is empty; add the ids of the images of {split!r}, one per line")

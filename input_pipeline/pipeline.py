@@ -15,6 +15,7 @@ import os
 from typing import Any
 import weakref
 
+from absl import logging
 from ml_collections import ConfigDict
 import numpy as np
 import tensorflow as tf
@@ -32,6 +33,7 @@ Batch = dict[str, np.ndarray]
 tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")
 
+_FIRST_BATCHES = 50  # in which every task should have a valid label
 _ORDER = 0  # random stream of the epoch order; `transforms` uses the others
 
 # Iterators in use. They are closed at exit: TensorFlow's threads call back into Python, and on an interpreter that is
@@ -250,7 +252,24 @@ def train_batches(
         return _train_example(source, config, tasks, position)
 
     positions = tf.data.Dataset.range(start_step * len(own), np.iinfo(np.int64).max)
-    return _batches(load, _spec(tasks, tuple(config.dataset.image_size)), positions, len(own), config.dataset.threads)
+    spec = _spec(tasks, tuple(config.dataset.image_size))
+    batches = _batches(load, spec, positions, len(own), config.dataset.threads)
+    return _noting_unlabelled(batches, tasks, min(_FIRST_BATCHES, config.num_steps))
+
+
+def _noting_unlabelled(batches: Iterator[Batch], tasks: Sequence[Task], count: int) -> Iterator[Batch]:
+    """Yields the batches; after the first `count` it warns of tasks that none of them has a valid label of."""
+    unseen = list(tasks)
+    for number, batch in enumerate(batches, start=1):
+        unseen = [task for task in unseen if not (batch[task.name] != task.ignore).all(axis=-1).any()]
+        if number == count:
+            for task in unseen:
+                logging.warning(
+                    f"{task.name}: no valid label in the first {count} training batches, so it is not learned; check "
+                    "them: `python -m input_pipeline.show CONFIG --output=DIR --check`"
+                )
+            unseen = []
+        yield batch
 
 
 def eval_batches(

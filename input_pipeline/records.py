@@ -21,7 +21,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from taskexpert_jax import json_file, paths
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.errors import UserError, disk_refusal
 
 Example = dict[str, Any]
 
@@ -149,7 +149,8 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, tf.errors.OpError) as error:
-        raise UserError(f"the records cannot be written: {' '.join(str(error).split())}") from error
+        reason = disk_refusal(error) or " ".join(str(error).split())
+        raise UserError(f"the records cannot be written: {reason}; nothing was built") from error
 
 
 def _decoded(parts: Mapping[str, Part], serialized: bytes) -> Example:
@@ -223,6 +224,7 @@ class RecordSource:
         if split not in built.info.splits:
             raise UserError(f"{directory} has no split {split!r}; it has {', '.join(sorted(built.info.splits))}")
         # The inner `.data_source` returns the stored bytes; TFDS's own decodes them, slowly.
+        self._directory = directory
         self._records = built.as_data_source(split=split).data_source
         self._decode = functools.partial(_decoded, builder.PARTS)
         self._finish = finish
@@ -232,5 +234,16 @@ class RecordSource:
         return len(self._records)
 
     def load(self, index: int) -> Example:
-        """See `Source.load`."""
-        return self._finish(self._decode(self._records[index]))
+        """See `Source.load`.
+
+        Raises:
+          UserError: the file of the record has been deleted or is damaged.
+        """
+        try:
+            example = self._decode(self._records[index])
+        except Exception as error:  # ArrayRecord and protobuf raise many types
+            raise UserError(
+                f"{self._directory}: record {index} cannot be read ({' '.join(str(error).split())}); restore the "
+                "folder, or delete it and build it again"
+            ) from error
+        return self._finish(example)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from input_pipeline import pipeline, records, transforms
 from input_pipeline.records import Example, Source, repeated_ids
-from taskexpert_jax import command_line, paths, terminal
+from taskexpert_jax import command_line, files, paths, terminal
 from taskexpert_jax.config import check as check_config
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import threads
@@ -179,10 +179,10 @@ def main() -> None:
                 command_line.print_error(fault)
             raise UserError(f"{len(faults)} faults; fix them and check again")
         name = split.value or config.value.dataset.train_split
-        path = paths.needed(output) / f"{name}.png"
+        path = files.folder_for_results(paths.needed(output)) / f"{name}.png"
         sheet = draw(config.value, name, count.value, stored=stored.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
+        with files.replacing(path) as file:
+            sheet.save(file, "PNG")
         terminal.print_written(path)
 
     command_line.run(program, parse=_flags_of, arguments="the config comes first, then flags that start with --")

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 import itertools
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 from configs import nyud as nyud_config
-from input_pipeline import pipeline, prepare, records
+from input_pipeline import nyud, pipeline, prepare, records
 from taskexpert_jax import tasks
 from taskexpert_jax.errors import UserError
 
@@ -295,6 +297,42 @@ def test_a_fault_while_reading_is_raised_as_it_is(
     monkeypatch.setattr(counting, "load", broken)
     with pytest.raises(UserError, match=r"^frame 0 is broken$"):
         evaluation(config, 1)
+
+
+@pytest.mark.parametrize("deleted", ["nyud-val.array_record*", "*"])
+def test_data_that_are_deleted_or_cut_during_a_run_are_one_line(
+    config: ml_collections.ConfigDict, built: pathlib.Path, tmp_path: pathlib.Path, deleted: str
+) -> None:
+    config.dataset.data_dir = str(shutil.copytree(built, tmp_path / "copy"))
+    config.dataset.cache = False
+    folder = tmp_path / "copy" / "nyud" / str(nyud.Builder.VERSION)
+    batches = pipeline.eval_batches(config, tasks.from_config(config), batch_size=1)
+    for path in folder.glob(deleted):
+        path.unlink()
+    with pytest.raises(UserError, match=rf"^{folder}: record 0 cannot be read \(.*No such file.*build it again$"):
+        next(batches)
+    if deleted == "*":
+        with pytest.raises(UserError, match=rf"^no built data set at {folder}"):
+            evaluation(config, 1)
+
+
+def test_a_task_without_a_label_in_the_first_batches_is_warned_of_once(
+    config: ml_collections.ConfigDict,
+    counting: CountingSource,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config.num_steps = 3
+    train(config, 5)
+    assert "warning" not in capsys.readouterr().err
+    load = counting.load
+    monkeypatch.setattr(counting, "load", lambda index: {**load(index), "semseg": np.full((8, 8, 1), 255, np.uint8)})
+    config.dataset.cache = False
+    train(config, 2)
+    assert "warning" not in capsys.readouterr().err
+    train(config, 5)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match("warning: semseg: no valid label in the first 3 training batches, so it is not learned; .*", line)
 
 
 def test_two_processes_read_each_example_once(built: pathlib.Path) -> None:
