@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import re
 
+import jax.numpy as jnp
 import numpy as np
 
 from taskexpert_jax.errors import UserError
@@ -40,8 +41,9 @@ class Family:
     Attributes:
       title: its name in messages.
       parts: parts of a backbone; every parameter is covered once.
-      dropped: regex of the tensors that the backbone does not use.
-      prefix: prefix of the names of `parts` in the file; the names of `dropped` may have all of it, or its first parts.
+      dropped: regex of the tensors of a ViT that the backbone does not use.
+      prefix: prefix of the names of `parts` and `dropped` in the file; tensors without it are those of other modules,
+        such as `decode_head.` next to `backbone.`, and not used either.
       trained_with: known input normalisation of the training, for files that do not record it.
     """
 
@@ -71,8 +73,8 @@ def build(tensors: Tensors, family: Family, fresh: re.Pattern[str] | None, where
     """Builds all parameters from a file's tensors, except those whose whole path matches `fresh`.
 
     Raises:
-      UserError: a tensor is missing, unknown or of another shape. The message lists the first twelve:
-        + missing from the file, - only in the file, ! shapes differ.
+      UserError: a tensor is missing, unknown, of another shape or of codes instead of weights, or has values that are
+        not finite. The message lists the first twelve: + missing from the file, - only in the file, ! differs.
     """
     wanted = [part for part in family.parts if not (fresh and fresh.fullmatch(part.name))]
     sources = {family.prefix + name: shape for part in wanted for name, shape in part.sources.items()}
@@ -80,7 +82,11 @@ def build(tensors: Tensors, family: Family, fresh: re.Pattern[str] | None, where
     unused = tuple(sorted(tensors.keys() - sources.keys()))
     dropped = re.compile(family.dropped)
     unknown = [
-        name for name in unused if name not in unwanted and not dropped.fullmatch(_without_prefix(family.prefix, name))
+        name
+        for name in unused
+        if name.startswith(family.prefix)
+        and name not in unwanted
+        and not dropped.fullmatch(name.removeprefix(family.prefix))
     ]
     lines = [f"+ {name} {_text(sources[name])}: not in the file" for name in sorted(sources.keys() - tensors.keys())]
     lines += [f"- {name} {tensors[name].shape}: only in the file" for name in unknown]
@@ -89,35 +95,55 @@ def build(tensors: Tensors, family: Family, fresh: re.Pattern[str] | None, where
         for name, shape in sorted(sources.items())
         if name in tensors and not _fits(tensors[name].shape, shape)
     ]
+    lines += [
+        f"! {name}: {tensors[name].dtype} in the file: codes of quantised weights? save them as floating point"
+        for name in sorted(sources.keys() & tensors.keys())
+        if not jnp.issubdtype(tensors[name].dtype, jnp.floating)
+    ]
     if lines:
         shown = "\n  ".join(lines[:12] + ([f"... and {len(lines) - 12} more"] if len(lines) > 12 else []))
+        remedies = ["use the backbone variant of these weights"]
+        if unknown:
+            remedies.append("remove the tensors marked - from the file if they are of another module, such as a head")
+        if len(lines) > len(unknown):
+            remedies.append("list the parameters that may stay random in config.model.pretrained_fresh")
         raise UserError(
             f"{where} ({family.title}) does not fit this config's backbone: {len(lines)} mismatches, {len(tensors)} "
-            "tensors in the file; use the backbone variant of these weights, or list the parameters that may stay "
-            f"random in config.model.pretrained_fresh:\n  {shown}"
+            f"tensors in the file; {', or '.join(remedies)}:\n  {shown}"
         )
-    return Built(_assembled(tensors, family.prefix, wanted), len(sources), unused)
+    weights = {name: _float32(tensors[name]) for name in sources}
+    _check_finite(weights, where)
+    return Built(_assembled(weights, family.prefix, wanted), len(sources), unused)
 
 
-def _assembled(tensors: Tensors, prefix: str, parts: Sequence[Part]) -> dict[str, np.ndarray]:
+def _float32(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # `_check_finite` reports it
+        return np.asarray(array, np.float32)
+
+
+def _check_finite(weights: Tensors, where: str) -> None:
+    """Raises UserError if a tensor holds NaN or Inf; it names the first four tensors."""
+    damaged = [name for name, array in weights.items() if not np.isfinite(array).all()]
+    if damaged:
+        counts = [f"{name} ({np.isnan(of).sum()} nan, {np.isinf(of).sum()} inf)" for name, of in
+                  ((name, weights[name]) for name in damaged[:4])]  # fmt: skip
+        more = f" and {len(damaged) - 4} more" if len(damaged) > 4 else ""
+        raise UserError(
+            f"{where}: {len(damaged)} tensors have values that are not finite in float32: {', '.join(counts)}{more}; "
+            "the file is damaged, or its training had diverged: use other weights"
+        )
+
+
+def _assembled(weights: Tensors, prefix: str, parts: Sequence[Part]) -> dict[str, np.ndarray]:
     whole: dict[str, np.ndarray] = {}
     blocks: dict[str, list[np.ndarray]] = {}
     for part in parts:
-        array = part.build(*(np.asarray(tensors[prefix + name], np.float32) for name in part.sources))
+        array = part.build(*(weights[prefix + name] for name in part.sources))
         if part.block is None:
             whole[part.name] = array
         else:
             blocks.setdefault(part.name, []).append(array)
     return whole | {name: np.stack(arrays) for name, arrays in blocks.items()}
-
-
-def _without_prefix(prefix: str, name: str) -> str:
-    """The name without the leading parts that it shares with `prefix`, such as `module.` of `module.backbone.`."""
-    for part in re.findall(r"[^./]*[./]", prefix):
-        if not name.startswith(part):
-            break
-        name = name.removeprefix(part)
-    return name
 
 
 def _fits(shape: tuple[int, ...], wanted: Shape) -> bool:

@@ -26,8 +26,9 @@ from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.pretrained import files as weight_files
 from taskexpert_jax.pretrained import naming
 from taskexpert_jax.pretrained.assemble import Family, Part, Shape, build
-from taskexpert_jax.pretrained.files import Input, Tensors
+from taskexpert_jax.pretrained.files import Tensors
 from taskexpert_jax.pretrained.naming import BLOCKS, POSITIONS
+from taskexpert_jax.pretrained.recorded import Input, recorded_input
 from taskexpert_jax.runs import tree
 from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.runs.tree import Tree
@@ -68,12 +69,14 @@ def read(config: ConfigDict, model: TaskExpert) -> Weights | None:
     shapes = budget.parameter_shapes(model)
     backbone = {name: shape for name, shape in shapes.items() if is_backbone(name)}
     fresh = _pattern(config.model.pretrained_fresh, backbone)
-    if (pathlib.Path(where) / "config.json").exists():
+    file = weight_files.find(where)
+    if file is None and (pathlib.Path(where) / "config.json").exists():
         tensors, family, trained_input = _read_run(pathlib.Path(where), backbone)
     else:
+        where = file or where
         tensors, metadata = weight_files.read(where)
-        family = naming.recognise(tensors, model.backbone, where)
-        trained_input = weight_files.described_input(where, metadata)
+        trained_input = recorded_input(where, metadata)
+        family = naming.recognise(tensors, model.backbone, model.grid, trained_input.model_size, where)
     built = build(tensors, family, fresh, where)
     arrays, old_grid = _on_grid(built.arrays, model.grid)
     arrays = {name: array.reshape(backbone[name]) for name, array in arrays.items()}
@@ -97,7 +100,9 @@ def _read_run(workdir: pathlib.Path, backbone: Shapes) -> tuple[Tensors, Family,
     try:
         saved = read_run(workdir)
     except UserError as error:
-        raise UserError(f"config.model.pretrained={workdir}: {error}") from None
+        raise UserError(
+            f"config.model.pretrained={workdir} has no weight file, and is no run of this project: {error}"
+        ) from None
     best = best_task(from_config(saved), saved.checkpoint.best_task)
     with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:
         step = checkpoints.select("best")
@@ -146,7 +151,7 @@ def _pattern(regex: str, backbone: Shapes) -> re.Pattern[str] | None:
         return None
     try:
         pattern = re.compile(regex)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"config.model.pretrained_fresh={regex!r} is not a regular expression: {error}") from None
     if not any(map(pattern.fullmatch, backbone)):
         raise UserError(

@@ -9,16 +9,16 @@ own norms. The class token and its position are dropped if `config.model.class_t
 benchmark's other methods.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-import math
 
 import numpy as np
 
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models.backbones.vit import Backbone
-from taskexpert_jax.pretrained.assemble import Family, Part, Shape
+from taskexpert_jax.pretrained.assemble import Family, Part, Shape, Tensors
+from taskexpert_jax.pretrained.positions import Grid, PositionTable
 
 Array = np.ndarray
 BLOCKS = "blocks/"
@@ -42,6 +42,8 @@ class _Names:
     contract: str
     layer_scales: tuple[str, str]
     dropped: str
+    # Possible numbers of positions before those of the patches, in files with a class token; 1 is the class token's.
+    before: tuple[int, ...] = (1,)
 
 
 _TIMM = _Names(
@@ -59,8 +61,10 @@ _TIMM = _Names(
     layer_scales=("ls1.gamma", "ls2.gamma"),
     # MAE's full pretraining model includes a decoder, DINOv2's file a mask token.
     dropped=r"cls_token|mask_token|(norm|fc_norm|head|pre_logits|decoder\w*)\..*|decoder_pos_embed",
+    before=(0, 1),  # timm's `no_embed_class` is 0: DeiT III; the default and the first DeiT, DINO and MAE are 1
 )
-_DINOV2 = dataclasses.replace(_TIMM, registers="register_tokens")
+_TIMM_REGISTERS = dataclasses.replace(_TIMM, before=(0,))  # all of timm's models with registers have no_embed_class
+_DINOV2 = dataclasses.replace(_TIMM, registers="register_tokens", before=(1,))
 _HF_VIT = _Names(
     patch="embeddings.patch_embeddings.projection",
     class_token="embeddings.cls_token",
@@ -81,32 +85,51 @@ _HF_DINOV2 = dataclasses.replace(_HF_VIT, norm1="norm1", norm2="norm2", expand="
 _AUGREG_PATCH = "embedding/kernel"
 
 
-def recognise(names: Iterable[str], backbone: Backbone, where: str) -> Family:
+def recognise(
+    tensors: Tensors, backbone: Backbone, run_grid: Grid, image_size: tuple[int, int] | None, where: str
+) -> Family:
     """The naming scheme of a file's tensors, for the given backbone.
+
+    Args:
+      tensors: of the file, by name.
+      backbone: the model's.
+      run_grid: token grid of the run.
+      image_size: height and width of the images that the file's model is built for; None if not recorded.
+      where: the file, for messages.
 
     Raises:
       UserError: the file has no known patch embedding, or several.
     """
-    names = set(names)
+    names = set(tensors)
     anchors = [f"{form.patch}.weight" for form in (_TIMM, _HF_VIT)] + [_AUGREG_PATCH]
     found = [(name, anchor) for name in sorted(names) for anchor in anchors if _ends_in(name, anchor)]
     if len(found) != 1:
-        listed = ", ".join(name for name, _ in found) or f"its tensors: {', '.join(sorted(names)[:4])}, ..."
+        listed = ", ".join(name for name, _ in found[:4]) or f"its tensors: {', '.join(sorted(names)[:4])}, ..."
         raise UserError(
             f"{where} has {len(found)} patch embeddings of a ViT ({listed}): use a file with one ViT, named as in "
             "AugReg's .npz, timm or Hugging Face"
         )
     ((name, anchor),) = found
     prefix = name.removesuffix(anchor)
+    kernel = tensors[name].shape
+    patch_size = kernel[0 if anchor == _AUGREG_PATCH else -1] if all(kernel) and kernel else backbone.patch_size
+
+    def table(before: tuple[int, ...], class_token: str) -> PositionTable:
+        before = before if prefix + class_token in names else (0,)
+        return PositionTable(where, before, patch_size, run_grid, image_size)
+
     if anchor == _AUGREG_PATCH:
-        return _augreg(backbone, prefix)
+        return _augreg(backbone, prefix, table((1,), "cls"))
     if anchor.startswith(_TIMM.patch):
         if prefix + _DINOV2.registers in names:
-            return _torch("DINOv2's own names, registers", _DINOV2, backbone, prefix)
-        return _torch("timm's names", _TIMM, backbone, prefix)
-    if f"{prefix}encoder.layer.0.norm1.weight" in names:
-        return _torch("Hugging Face Dinov2Model", _HF_DINOV2, backbone, prefix)
-    return _torch("Hugging Face ViTModel", _HF_VIT, backbone, prefix)
+            title, scheme = "DINOv2's own names, registers", _DINOV2
+        else:
+            title, scheme = "timm's names", _TIMM_REGISTERS if prefix + _TIMM.registers in names else _TIMM
+    elif f"{prefix}encoder.layer.0.norm1.weight" in names:
+        title, scheme = "Hugging Face Dinov2Model", _HF_DINOV2
+    else:
+        title, scheme = "Hugging Face ViTModel", _HF_VIT
+    return _torch(title, scheme, backbone, prefix, table(scheme.before, scheme.class_token))
 
 
 def _ends_in(name: str, anchor: str) -> bool:
@@ -116,7 +139,7 @@ def _ends_in(name: str, anchor: str) -> bool:
 # --- PyTorch ---
 
 
-def _torch(title: str, names: _Names, backbone: Backbone, prefix: str) -> Family:
+def _torch(title: str, names: _Names, backbone: Backbone, prefix: str, table: PositionTable) -> Family:
     width, patch = backbone.width, backbone.patch_size
     parts = [
         Part(
@@ -126,7 +149,7 @@ def _torch(title: str, names: _Names, backbone: Backbone, prefix: str) -> Family
             lambda kernel: kernel.transpose(2, 3, 1, 0),
         ),
         Part("patches/embedding/bias", None, {f"{names.patch}.bias": (width,)}, _as_it_is),
-        *_tokens(names.class_token, names.registers, names.positions, backbone),
+        *_tokens(names.class_token, names.registers, names.positions, backbone, table),
     ]
     for block in range(backbone.depth):
         parts += _torch_block(names, backbone, block)
@@ -175,12 +198,12 @@ def _joined_heads(*rows: Array, heads: int) -> Array:
 # --- AugReg ---
 
 
-def _augreg(backbone: Backbone, prefix: str) -> Family:
+def _augreg(backbone: Backbone, prefix: str, table: PositionTable) -> Family:
     width, patch = backbone.width, backbone.patch_size
     parts = [
         Part("patches/embedding/kernel", None, {_AUGREG_PATCH: (patch, patch, 3, width)}, _as_it_is),
         Part("patches/embedding/bias", None, {"embedding/bias": (width,)}, _as_it_is),
-        *_tokens("cls", "registers", "Transformer/posembed_input/pos_embedding", backbone),
+        *_tokens("cls", "registers", "Transformer/posembed_input/pos_embedding", backbone, table),
     ]
     for block in range(backbone.depth):
         parts += _augreg_block(backbone, block)
@@ -224,42 +247,18 @@ def _augreg_block(backbone: Backbone, block: int) -> list[Part]:
 # --- tokens and positions, for all naming schemes ---
 
 
-def _tokens(class_token: str, registers: str, positions: str, backbone: Backbone) -> list[Part]:
-    """Parts for the position embeddings (1, N or 1 + N, C), and for the class and register tokens of the backbone."""
+def _tokens(class_token: str, registers: str, positions: str, backbone: Backbone, table: PositionTable) -> list[Part]:
+    """Parts for the position embeddings (1, N, C), and for the class and register tokens of the backbone."""
     width = backbone.width
-    table: Shape = (1, None, width)
-    parts = [Part(POSITIONS, None, {positions: table}, _patch_positions)]
+    shape: Shape = (1, None, width)
+    parts = [Part(POSITIONS, None, {positions: shape}, table.patches)]
     if backbone.class_token:
-        sources = {class_token: (1, 1, width), positions: table}
-        parts.append(Part("patches/class_token", None, sources, _placed_class_token))
+        sources = {class_token: (1, 1, width), positions: shape}
+        parts.append(Part("patches/class_token", None, sources, table.placed_class_token))
     if backbone.registers:
         sources = {registers: (1, backbone.registers, width)}
         parts.append(Part("patches/registers", None, sources, lambda tokens: tokens[0]))
     return parts
-
-
-def _patch_positions(table: Array) -> Array:
-    """Reshapes patch positions (1, N or 1 + N, C) to their square grid (h, w, C)."""
-    count = table.shape[1] - _has_class_position(table)
-    side = math.isqrt(count)
-    return table[0, -count:].reshape(side, side, -1)
-
-
-def _placed_class_token(token: Array, table: Array) -> Array:
-    """The class token (C,), plus its position embedding if the table has one."""
-    return token[0, 0] + (table[0, 0] if _has_class_position(table) else 0.0)
-
-
-def _has_class_position(table: Array) -> bool:
-    count = table.shape[1]
-    if math.isqrt(count) ** 2 == count:
-        return False
-    if math.isqrt(count - 1) ** 2 == count - 1:
-        return True
-    raise UserError(
-        f"position embeddings {table.shape} of the weights do not form a square grid of patches, with or without a "
-        "class token; only square grids can be resized"
-    )
 
 
 def _as_it_is(array: Array) -> Array:
