@@ -4,11 +4,11 @@ from collections.abc import Mapping
 import functools
 from typing import Any
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from taskexpert_jax.evaluation.results import warn_of_unlabelled
 from taskexpert_jax.parallel import processes
 from taskexpert_jax.tasks import Task
 
@@ -50,8 +50,7 @@ class LabelSample:
                 values = _score(task, task.best_constant(few).astype(np.float32), labels)
             else:
                 values = task.metric.empty().compute()
-                if jax.process_index() == 0:
-                    logging.warning(f"{task.name}: no valid label in the evaluation set: its metrics are nan")
+                warn_of_unlabelled(task.name)
             results |= {f"{task.name}/{name}": value for name, value in values.items()}
         return results
 

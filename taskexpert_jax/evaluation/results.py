@@ -155,6 +155,12 @@ def warn_of_nonfinite(found: Mapping[str, Nonfinite]) -> None:
         logging.warning(f"{name}: {of.sentence()}: its metrics are nan")
 
 
+def warn_of_unlabelled(name: str) -> None:
+    """Logs a line for a task without any valid label, in the first process."""
+    if jax.process_index() == 0:
+        logging.warning(f"{name}: no valid label in the evaluation set: its metrics are nan")
+
+
 def per_class(tasks: tuple[Task, ...], states: Mapping[str, PooledMetric]) -> dict[str, tuple[ClassScore, ...]]:
     """Results per class of the tasks scored by mean IoU, from metric states on the host; none where mIoU is NaN."""
     found = {}

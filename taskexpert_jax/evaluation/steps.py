@@ -8,6 +8,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh
+import numpy as np
 
 from taskexpert_jax.evaluation import results
 from taskexpert_jax.evaluation.inference import Inference
@@ -99,11 +100,15 @@ def run(
 ) -> results.Values:
     """One pass over the batches with a step of `make_eval_step`; returns `task/metric` -> value.
 
-    A task with a NaN or Inf in any prediction has NaN for every value, and is reported in one line.
+    A task with a NaN or Inf in any prediction, or without any valid label, has NaN for every value, and is reported in
+    one line.
     """
     states = jax.device_put(empty_states(tasks), sharding.replicated(mesh))
     for batch in sharding.to_devices(batches, mesh):
         states = step(variables, states, batch)
     on_host = jax.device_get(states)
     results.warn_of_nonfinite(results.nonfinite(on_host))
+    for name, state in on_host.items():
+        if not any(np.any(leaf) for leaf in jax.tree.leaves(state)):  # still the state of no data
+            results.warn_of_unlabelled(name)
     return results.metrics(tasks, on_host)

@@ -2,12 +2,14 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from taskexpert_jax import tasks
-from taskexpert_jax.evaluation import best_constant
+from taskexpert_jax.evaluation import best_constant, steps
 from taskexpert_jax.evaluation.best_constant import LabelSample
+from taskexpert_jax.parallel import sharding
 
 NAMES = ("semseg", "depth", "sal")
 TASKS = tasks.build(NAMES, loss_weights=dict.fromkeys(NAMES, 1.0), semseg_classes=("a", "b", "c"))
@@ -58,3 +60,17 @@ def test_a_task_without_labels_has_no_score_and_is_reported(caplog):
     assert {name.split("/")[0] for name, value in found.items() if math.isnan(value)} == {"depth"}
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("depth: no valid label in the evaluation set")
+
+
+def test_an_evaluation_without_labels_of_a_task_is_nan_and_reported(caplog):
+    def step(variables, states, labels):
+        predictions = {task.name: jnp.zeros((*labels["image"].shape[:3], task.channels)) for task in TASKS}
+        return steps.merge_batch(TASKS, states, predictions, labels)
+
+    labels = {**batch(), "window": np.array([[0, 0, 20, 30]] * 4, np.int32)}
+    labels["depth"][:] = -1
+    found = steps.run(step, {}, TASKS, [labels], sharding.one_device_mesh())
+    assert {name.split("/")[0] for name, value in found.items() if math.isnan(value)} == {"depth"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "depth: no valid label in the evaluation set: its metrics are nan"
+    ]
