@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import io
 import json
 import pathlib
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -111,12 +112,11 @@ def _array(name: str, content: bytes) -> np.ndarray:
     if not content.startswith(np.lib.format.MAGIC_PREFIX):
         raise UserError(f"contains {shown(name)}, which is not a NumPy array")
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, by_column, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
+    if version not in ((1, 0), (2, 0)):
         raise UserError(f"{shown(name)} is of the .npy version {version}, which weights do not need; save it again")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    with warnings.catch_warnings(action="ignore"):  # of headers that look as if written by Python 2
+        shape, by_column, dtype = read_header(stream)
     if min(shape, default=0) < 0:
         raise ValueError("an array of negative size")
     if dtype.kind not in "fiubcV" or dtype.fields is not None or dtype.itemsize == 0:
