@@ -9,6 +9,7 @@ and FUZZ_SEED=1 other files.
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 import itertools
 import multiprocessing
 import os
@@ -36,7 +37,8 @@ class Reader:
     """A function that reads a file, and files to mutate.
 
     Attributes:
-      read: called with the path of a mutated file; a function of a module, because another process imports it.
+      read: called with the path of a mutated file; a function of a module or a partial of one,
+        because another process imports it.
       file: name of the mutated file.
       seeds: contents of good files.
       repair: applied to half of the mutated contents, such as `mutate.with_png_checksums`.
@@ -84,16 +86,17 @@ def _seconds() -> float:
 
 def _read_all(readers: Sequence[Reader], folder: pathlib.Path) -> None:
     """Runs every reader; appends leaks to leaks.txt, and keeps the path of the file being read in current.txt."""
-    warnings.simplefilter("error")
+    warnings.simplefilter("always", append=True)  # after the filters of the readers' modules
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, _stop)
     for number, reader in enumerate(readers):
-        name = f"{reader.read.__name__}({reader.file})"
+        function = reader.read.func if isinstance(reader.read, functools.partial) else reader.read
+        name = f"{function.__name__}({reader.file})"
         place = folder / str(number)
         place.mkdir()
         path = place / reader.file
         (folder / "current.txt").write_text(f"{name}: {path}")
-        for content in reader.seeds:  # a good file gives a result; imports and caches also count in no limit below
+        for content in reader.seeds:  # good files give a result; imports and caches then count in no limit below
             path.write_bytes(content)
             reader.read(path)
         seen = set()
@@ -125,7 +128,10 @@ def leak_of(reader: Reader, path: pathlib.Path) -> str | None:
     before = _reset_peak()
     signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
     try:
-        reader.read(path)
+        with warnings.catch_warnings(record=True) as shown:
+            reader.read(path)
+        if shown:
+            return f"{shown[0].category.__name__}, {str(shown[0].message)[:200]!r}"
     except reader.accepted as error:
         message = str(error)
         if not message or "\n" in message or len(message) > MOST_LENGTH + len(str(path)):
