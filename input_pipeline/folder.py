@@ -145,7 +145,7 @@ def source(config: ConfigDict, split: str) -> FolderSource:
         what_to_do = "write ids without suffix" if suffix else "add the image or remove the id"
         what_to_do = "separate sub-folders by / in the ids" if "\\" in missing[0] else what_to_do
         raise UserError(
-            f"{root / split}.txt: no image {root / 'images' / missing[0]}.jpg, .png or the like "
+            f"{root / split}.txt: no image {root / 'images'}/{missing[0]:.200}.jpg, .png or the like "
             f"({len(missing)} of {len(ids)} ids have none); {what_to_do}"
         )
     for task in tasks:
@@ -203,9 +203,9 @@ def _paths(folder: pathlib.Path, ids: Sequence[str], suffixes: Sequence[str]) ->
     present: dict[str, list[str]] = {}
     for parent in {os.path.dirname(example_id) for example_id in ids if _stays_inside(example_id)}:
         inside = folder / parent
-        for name in sorted(os.listdir(inside)) if inside.is_dir() else ():
-            if not name.startswith("."):
-                stem, suffix = os.path.splitext(name)
+        for entry in os.scandir(inside) if os.path.isdir(inside) else ():  # False too for names that are too long
+            if not entry.name.startswith(".") and entry.is_file():
+                stem, suffix = os.path.splitext(entry.name)
                 present.setdefault(os.path.join(parent, stem), []).append(suffix)
     spelt = {unicodedata.normalize("NFC", name): name for name in present}
     paths = {}
@@ -217,7 +217,7 @@ def _paths(folder: pathlib.Path, ids: Sequence[str], suffixes: Sequence[str]) ->
                 "another Unicode normal form; name ids and files alike"
             )
         found = present.get(example_id, [])
-        usable = [suffix for suffix in found if suffix.lower() in suffixes]
+        usable = sorted(suffix for suffix in found if suffix.lower() in suffixes)
         if len(usable) > 1:
             raise UserError(f"{folder / example_id}: there are {' and '.join(usable)}; keep one of them")
         if found and not usable:

@@ -133,9 +133,9 @@ def leak_of(reader: Reader, path: pathlib.Path) -> str | None:
         if shown:
             return f"{shown[0].category.__name__}, {str(shown[0].message)[:200]!r}"
     except reader.accepted as error:
-        message = str(error)
-        if not message or "\n" in message or len(message) > MOST_LENGTH + len(str(path)):
-            return f"a message of {len(message)} characters, {message[:200]!r}"
+        for message in getattr(error, "lines", (str(error),)):  # of `archives.Problems`, one for each fault
+            if not message or "\n" in message or len(message) > MOST_LENGTH + len(str(path)):
+                return f"a message of {len(message)} characters, {message[:200]!r}"
     except _TooLongError:
         return f"takes more than {MOST_SECONDS} s of CPU time"
     except BaseException as error:
