@@ -1,7 +1,8 @@
-"""Reads JSON that others may have written or damaged: a value of the expected form, or one reason why it is none."""
+"""JSON: reads what others may have written or damaged, as a value of the expected form or one reason why it is none."""
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 from typing import Any
@@ -59,6 +60,15 @@ def parse(content: bytes, form: Any = object) -> Any:
     _check_nesting_and_text(value)
     _check(value, form, "")
     return value
+
+
+def finite(value: Any) -> Any:
+    """Replaces NaN and Inf by None, recursively, because JSON cannot represent them."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

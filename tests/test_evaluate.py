@@ -18,9 +18,9 @@ import pytest
 
 from configs import demo
 from input_pipeline import pipeline
-from taskexpert_jax import evaluate
+from taskexpert_jax import evaluate, json_file
 from taskexpert_jax.config import IMAGENET
-from taskexpert_jax.evaluation import full_pass, inference, results, steps
+from taskexpert_jax.evaluation import full_pass, inference, steps
 from taskexpert_jax.models import inputs
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs.load import load
@@ -337,5 +337,5 @@ def test_two_processes_find_what_one_does(tmp_path):
 
 
 def test_what_is_no_number_is_null_in_the_file() -> None:
-    found = results.finite({"a": [math.nan, 1.5, (math.inf,)], "b": {"c": -math.inf}, "d": 3, "e": "nan"})
+    found = json_file.finite({"a": [math.nan, 1.5, (math.inf,)], "b": {"c": -math.inf}, "d": 3, "e": "nan"})
     assert found == {"a": [None, 1.5, [None]], "b": {"c": None}, "d": 3, "e": "nan"}

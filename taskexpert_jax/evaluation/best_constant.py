@@ -58,8 +58,9 @@ class LabelSample:
 def _score(task: Task, constant: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Metrics of a constant prediction (channels,) on labels (n, label_channels)."""
 
+    # The constant is an argument, because XLA would spend seconds on folding reductions of a known array.
     @functools.partial(jax.jit, donate_argnums=0)
-    def add(state: Any, label: jax.Array) -> Any:
+    def add(state: Any, constant: jax.Array, label: jax.Array) -> Any:
         prediction = jnp.broadcast_to(constant, (1, _SIDE, _SIDE, len(constant)))
         return state.merge(task.metric.from_model_output(prediction=prediction, label=label[None], mask=None))
 
@@ -67,5 +68,5 @@ def _score(task: Task, constant: np.ndarray, labels: np.ndarray) -> dict[str, fl
     filled = np.concatenate([labels, np.full((rest, labels.shape[1]), task.ignore, labels.dtype)])
     state = task.metric.empty()
     for label in filled.reshape(-1, _SIDE, _SIDE, labels.shape[1]):
-        state = add(state, label)
+        state = add(state, constant, label)
     return jax.device_get(state).compute()

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from taskexpert_jax import text_table
-from taskexpert_jax.evaluation import results
+from taskexpert_jax import json_file, text_table
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
 from taskexpert_jax.models.decoders.taskexpert import MEMORY
 from taskexpert_jax.tasks import Task
@@ -134,9 +133,9 @@ def _by_task(tasks: Sequence[Task], gates: GateSummary) -> dict[str, Any]:
     spread = variation(gates)
     return {
         task.name: {
-            "weights": gates.weights[index].tolist(),
-            "entropy": results.finite(gates.entropy[index].tolist()),
-            "variation": results.finite(spread[index].tolist()),
+            "weights": json_file.finite(gates.weights[index].tolist()),
+            "entropy": json_file.finite(gates.entropy[index].tolist()),
+            "variation": json_file.finite(spread[index].tolist()),
         }
         for index, task in enumerate(tasks)
     }

@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from taskexpert_jax import text_table
+from taskexpert_jax import json_file, text_table
 from taskexpert_jax.evaluation.extremes import Extremes
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
 from taskexpert_jax.runs.load import Selected
@@ -143,9 +143,9 @@ def metrics(
     return values
 
 
-def nonfinite(states: Mapping[str, PooledMetric]) -> dict[str, Nonfinite]:
+def nonfinite(tasks: tuple[Task, ...], states: Mapping[str, PooledMetric]) -> dict[str, Nonfinite]:
     """Number of predictions with NaN or Inf of the tasks that have any, from metric states on the host."""
-    counts = {name: int(state.nonfinite.value()) for name, state in states.items()}
+    counts = {task.name: int(states[task.name].nonfinite.value()) for task in tasks}
     return {name: Nonfinite(count) for name, count in counts.items() if count}
 
 
@@ -256,18 +256,9 @@ def _gates(found: Evaluation) -> dict[str, Any] | None:
     return {"choices": list(found.gates.slots), "tasks": by_task}
 
 
-def finite(value: Any) -> Any:
-    """Replaces NaN and Inf by None, recursively, because JSON cannot represent them."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def texts(found: Evaluation) -> dict[str, str]:
     """Files by name: metrics.json and, if there are tasks with classes, per_class.csv."""
-    by_name = {"metrics.json": json.dumps(finite(to_json(found)), indent=2, allow_nan=False) + "\n"}
+    by_name = {"metrics.json": json.dumps(json_file.finite(to_json(found)), indent=2, allow_nan=False) + "\n"}
     if found.per_class:
         file = io.StringIO()
         writer = csv.writer(file)

@@ -107,7 +107,7 @@ def run(
     for batch in sharding.to_devices(batches, mesh):
         states = step(variables, states, batch)
     on_host = jax.device_get(states)
-    results.warn_of_nonfinite(results.nonfinite(on_host))
+    results.warn_of_nonfinite(results.nonfinite(tasks, on_host))
     for name, state in on_host.items():
         if not any(np.any(leaf) for leaf in jax.tree.leaves(state)):  # still the state of no data
             results.warn_of_unlabelled(name)

@@ -48,8 +48,8 @@ def weight_colours() -> np.ndarray:
 
 
 def steps(weights: np.ndarray) -> np.ndarray:
-    """Indices of weights in [0, 1] into `weight_colours`, uint8."""
-    return np.round(np.clip(weights, 0, 1) * 255).astype(np.uint8)
+    """Indices of weights in [0, 1] into `weight_colours`, uint8; 0 for NaN, which a diverged model has."""
+    return np.round(np.clip(np.nan_to_num(weights), 0, 1) * 255).astype(np.uint8)
 
 
 def choice_colours(slots: Sequence[str]) -> np.ndarray:

@@ -67,4 +67,4 @@ def _head(slots: Sequence[str]) -> Element:
 def _weight_cell(weight: float, tooltip: str) -> Element:
     colour = gate_maps.weight_colours()[gate_maps.steps(np.array(weight))]
     style = f"background: {gate_maps.hexadecimal(colour)}; color: {gate_maps.ink_on(colour)}"
-    return element("td", f"{weight:.2f}", class_="weight", style=style, title=tooltip)
+    return element("td", page.number(weight, ".2f"), class_="weight", style=style, title=tooltip)

@@ -40,13 +40,14 @@ class RunWriter:
         self._summary = _summary_writer(workdir) if active else None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line: step, Unix time in seconds, and the values."""
+        """Appends one line: step, Unix time in seconds, and the values; null for NaN and Inf."""
         if self._lines is None:
             return
         with writing(self._path):
             if not (self._path.exists() and os.path.samestat(self._path.stat(), os.fstat(self._lines.fileno()))):
                 raise UserError(f"{self._path} has been deleted or replaced during the run, which ends here")
-            self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+            line = json_file.finite({"step": step, "time": round(time.time(), 3), **values})
+            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
             self._lines.flush()
         if self._summary is not None:
             with writing(self._path.with_name("events.*")):

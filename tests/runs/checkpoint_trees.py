@@ -46,12 +46,12 @@ def opened(workdir, **options):
         yield checkpoints
 
 
-def save(workdir, steps, metrics=None):
-    """Saves the steps; metrics: mIoU by step, for the evaluated ones."""
+def save(workdir, steps, metrics=None, config=None):
+    """Saves the steps; metrics: mIoU by step, for the evaluated ones; config: the run's, in plain dicts."""
     with opened(workdir) as checkpoints:
         for step in steps:
             evaluated = {"semseg/mIoU": metrics[step]} if metrics and step in metrics else None
-            checkpoints.save(step, state(step).to_items(), {"seed": 0}, evaluated)
+            checkpoints.save(step, state(step).to_items(), config or {"seed": 0}, evaluated)
             checkpoints.wait()
 
 

@@ -72,6 +72,21 @@ def test_an_evaluation_without_a_number_is_not_the_best_and_is_not_repeated(tmp_
         assert checkpoints.select("best") == 3
 
 
+def test_without_a_finite_metric_there_is_no_best_and_the_latest_is_used(tmp_path, caplog):
+    values = {1: math.nan, 2: math.inf, 3: math.nan}
+    save(tmp_path, range(1, 5), values, config=demo.get_config("tiny").to_dict())
+    with opened(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.best is None and checkpoints.select("best") == 4
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line == "no checkpoint has a finite semseg/mIoU to be the best by: step 4 is used"
+    assert "best" not in checkpoint_listing.listing(tmp_path) and "nan" not in checkpoint_listing.listing(tmp_path)
+    save(tmp_path, [5], {5: 0.25}, config=demo.get_config("tiny").to_dict())
+    save(tmp_path, [6, 7], {6: math.nan, 7: math.nan}, config=demo.get_config("tiny").to_dict())
+    assert saved_steps(tmp_path) == [5, 6, 7]  # the retention policy keeps the only one with a number
+    with opened(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.best == checkpoints.select("best") == 5
+
+
 def test_a_run_of_the_first_version_of_the_format_is_resumed(tmp_path):
     """The archive was written before metrics were added in place; it has averaged parameters."""
     with tarfile.open(pathlib.Path(__file__).parent / "first_format.tar.gz") as archive:

@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import math
 import os
 import pathlib
 
@@ -17,11 +18,11 @@ def test_a_resumed_run_drops_the_lines_of_steps_that_it_repeats(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "cut in t')
     writer = writers.RunWriter(tmp_path, 2)
-    writer.scalars(3, {"loss": 0.5})
+    writer.scalars(3, {"loss": 0.5, "eval/semseg/mIoU": math.nan})
     writer.close()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert lines[-1]["loss"] == 0.5
+    assert (lines[-1]["loss"], lines[-1]["eval/semseg/mIoU"]) == (0.5, None)
 
 
 def test_lines_that_are_no_scalars_are_kept_elsewhere_and_stop_no_resume(tmp_path, capsys):
