@@ -163,7 +163,7 @@ def _read_ids(root: pathlib.Path, file: str) -> list[str]:
     if not ids:
         raise Problems([f"{file} names no id; {AGAIN}"])
     if wrong := [i for i in ids if pathlib.PurePath(i).name != i]:
-        raise Problems([f"{file} names {i!r}, which would lie outside of its folder; {AGAIN}" for i in wrong])
+        raise Problems([f"{file} names {i[:200]!r}, which would lie outside of its folder; {AGAIN}" for i in wrong])
     return ids
 
 

@@ -211,9 +211,10 @@ def data_uri(image: Image.Image, *, lossless: bool) -> str:
 
 
 def read_numbers(path: pathlib.Path, *, ids: bool = True) -> np.ndarray:
-    """Reads the stored values of a .npy file or a PNG, (h, w) or (h, w, c); of a PNG the EXIF orientation is applied.
+    """Reads the stored values of a .npy file or a PNG, (h, w) or (h, w, c).
 
-    Grey of 16 bits gives all bits, 16-bit RGB the upper 8.
+    Grey of 16 bits gives all bits, 16-bit RGB the upper 8. The EXIF orientation is applied to grey and refused for RGB,
+    because it does not say in which frame vectors are.
 
     Args:
       path: a .npy file, or a PNG with any other suffix.
@@ -232,7 +233,10 @@ def read_numbers(path: pathlib.Path, *, ids: bool = True) -> np.ndarray:
         if not ids and found.rescaled_bits:
             raise ValueError(f"has {found.rescaled_bits} bits per pixel; save it with 8 or 16 bits")
         numbers = found.ids() if ids else np.asarray(found.image)
-        return np.ascontiguousarray(_UPRIGHT[_orientation(found.image) or 1](numbers))
+        tag = _orientation(found.image) or 1
+        if tag > 1 and numbers.ndim > 2:  # are the vectors those of the upright image? The file does not say
+            raise ValueError(f"has the EXIF orientation {tag}, which turns no vectors; save it upright, without it")
+        return np.ascontiguousarray(_UPRIGHT[tag](numbers))
 
 
 def read_array(file: BinaryIO) -> np.ndarray:

@@ -140,6 +140,11 @@ def test_exif_orientation_is_applied_to_images_and_to_numbers(tmp_path, rgb, ori
     np.testing.assert_array_equal(read, turn(rgb))
     assert read.flags.c_contiguous and images.orientation(path) == orientation
     np.testing.assert_array_equal(read_numbers(_save(tmp_path, "b.png", rgb[..., 0], exif=exif)), turn(rgb[..., 0]))
+    if orientation == 1:
+        np.testing.assert_array_equal(read_numbers(path), rgb)
+    else:
+        with pytest.raises(ValueError, match=f"EXIF orientation {orientation}, which turns no vectors"):
+            read_numbers(path)
 
 
 # --- numbers ---
