@@ -7,9 +7,10 @@ DIR has one file per task and image with a label of the task: TASK/ID.png, TASK/
 `--mode=predict`). It has the image's size; docs/add_a_dataset.md describes the encodings under "Files of predictions".
 
 Values are scored exactly as given, except probabilities, which go through a float32 logit: they are clipped to
-[1e-7, 1 - 1e-7], because the boundary loss would be infinite at 0 and 1; odsF quantises them to 8 bits, as in all
-evaluations. Saliency's `maxF` is the published metric, which applies a second sigmoid to the probability: the files
-hold the probability before that sigmoid. `maxF_plain` omits it.
+[1e-7, 1 - 1e-7], because the boundary loss would be infinite at 0 and 1; odsF takes them in 8 bits
+(config.eval.boundary.quantise): those of an 8-bit file as they are, others with the fraction of 255 p cut off, as the
+benchmarks' code does. Saliency's `maxF` is the published metric, which applies a second sigmoid to the probability: the
+files hold the probability before that sigmoid. `maxF_plain` omits it.
 
 Prints a table, and writes metrics.json (and per_class.csv) to the folder --output, by default DIR. A missing or
 unusable file is an error; nothing is scored partially, rotated or resized.

@@ -119,6 +119,7 @@ REFUSED = {
     "eval.params_dtype": ("int8",),
     "eval.boundary.odsf": NO_SWITCH,
     "eval.boundary.labels": ("circles",),
+    "eval.boundary.quantise": ("floor",),
     "eval.boundary.max_dist": (0.0, 1.0, NAN),
     "checkpoint.every_steps": COUNT_OR_0,
     "checkpoint.best_task": (*NO_TEXT, "sal"),

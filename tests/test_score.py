@@ -219,6 +219,21 @@ def test_probabilities_as_shares_and_with_16_bits(tmp_path):
         assert values["edge/loss_plain"] == pytest.approx(losses.mean(), rel=1e-4), way
 
 
+@pytest.mark.parametrize(("how", "expected"), [("truncate", (7, 51, 127, 254)), ("round", (7, 52, 128, 255))])
+def test_the_boundary_benchmark_gets_the_levels_of_8_bit_files_and_others_cut_off_or_rounded(tmp_path, how, expected):
+    shares = np.array([7 / 255, 51.6 / 255, 127.9 / 255, 254.9 / 255], np.float32)
+    levels = np.arange(256, dtype=np.uint8).reshape(64, 4)  # a logit in float32 does not hold all of them
+    ways = {"bytes": levels, "words": 257 * levels.astype(np.uint16), "shares": levels / 255}
+    label = np.zeros((64, 4), np.uint8)
+    for way, numbers in {**ways, "between": np.tile(shares, (64, 1))}.items():
+        save(tmp_path / way / "edge" / "a" / ("b.png" if numbers.dtype.kind == "u" else "b.npy"), numbers)
+        batch = {"image": np.zeros((1, 64, 4, 3), np.uint8), "mask": np.ones(1), "id": np.array(["a/b"])}
+        batch |= {"window": np.array([[0, 0, 64, 4]]), "edge": label[None, ..., None]}
+        (found,) = scoring.with_predictions([TASKS["edge"]], tmp_path / way, [batch], how)
+        strength = found["strength/edge"][0]
+        np.testing.assert_array_equal(strength, levels if way in ways else np.tile(expected, (64, 1)), way)
+
+
 def test_a_picture_without_any_label_of_a_task_needs_no_file_of_it(tmp_path):
     save(tmp_path / "depth" / "a" / "b.npy", np.ones((2, 4), np.float32))
     (tmp_path / "human_parts").mkdir()
@@ -271,6 +286,8 @@ def test_the_same_in_pictures_of_8_and_16_bits(evaluated, tmp_path):
                 numbers = np.rint(1000 * numbers).astype(np.uint16)
             elif task.kind.name == "normals":
                 numbers = np.rint(127.5 * (numbers + 1)).astype(np.uint8)
+            elif name == "edge":
+                numbers = (255 * numbers).astype(np.uint8)  # as the family writes them
             elif task.kind.name == "probability":
                 numbers = np.rint(255 * numbers).astype(np.uint8)
             save(tmp_path / name / f"{example_id}.png", numbers)
@@ -280,7 +297,7 @@ def test_the_same_in_pictures_of_8_and_16_bits(evaluated, tmp_path):
     assert values["depth/rmse"] == pytest.approx(expected["depth/rmse"], abs=1e-3)
     assert values["normals/mean"] == pytest.approx(expected["normals/mean"], abs=0.1)
     assert values["sal/mae"] == pytest.approx(expected["sal/mae"], abs=2e-3)
-    assert values["edge/loss_plain"] == pytest.approx(expected["edge/loss_plain"], rel=1e-2)
+    assert values["edge/loss_plain"] == pytest.approx(expected["edge/loss_plain"], rel=2e-2)
 
 
 # --- unusable files ---

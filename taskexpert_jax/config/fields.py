@@ -188,6 +188,9 @@ FIELDS: Mapping[str, Field] = {
     "eval.boundary.labels": Field(
         "lines", choice("regions", "lines"), "lines: nonzero pixels are boundaries; regions: where the label changes"
     ),
+    "eval.boundary.quantise": Field(
+        "truncate", choice("truncate", "round"), "255 times the probability to 8 bits: fraction cut off, or rounded"
+    ),
     "eval.boundary.max_dist": Field(
         0.0075,
         number(above=0, below=1, words="must be a fraction of the diagonal, in (0, 1)"),

@@ -32,7 +32,7 @@ class BoundaryRun:
         """Adds an example.
 
         Args:
-          prediction: (h, w) uint8, 255 times the probability, without padding.
+          prediction: (h, w) uint8, the probability in 8 bits (`quantise`), without padding.
           label: (h, w) integers, without padding.
           scored: called with the example's best F in percent during a later call of `add` or `counts`.
         """

@@ -7,7 +7,6 @@ import itertools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
@@ -25,11 +24,13 @@ from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.parallel import processes, sharding
 from taskexpert_jax.tasks import Task
 from taskexpert_jax.tasks.metrics import PooledMetric
+from taskexpert_jax.tasks.metrics.boundary.quantisation import Quantisation, quantise
 from taskexpert_jax.tasks.metrics.boundary.scores import BoundaryCounts
 
 States = steps.MetricStates
 HostBatch = Mapping[str, np.ndarray]
 # (variables, gates, batch) -> (predictions by task, updated gates), under jit; gates: see `Totals`.
+STRENGTH = "strength/"  # prefix of the batch keys of strengths
 MOST_IDS = 5  # ids of predictions with NaN or Inf that are listed; all are counted
 Forward = Callable[
     [Any, GateStatistics | None, Mapping[str, Any]], tuple[Mapping[str, jax.Array], GateStatistics | None]
@@ -48,7 +49,7 @@ class Outputs(NamedTuple):
 
     states: metric state of each single example.
     values: by task, see `Task.values`; few of them are fetched from the device.
-    strengths: 255 times the probability for tasks with a boundary benchmark, (B, H, W) uint8.
+    strengths: the probability in 8 bits for tasks with a boundary benchmark, (B, H, W) uint8; see `quantise`.
     """
 
     states: States
@@ -107,9 +108,12 @@ def model_forward(tasks: tuple[Task, ...], model: TaskExpert, infer: Inference) 
 
 
 def make_step(
-    tasks: tuple[Task, ...], forward: Forward, mesh: Mesh
+    tasks: tuple[Task, ...], forward: Forward, quantisation: Quantisation, mesh: Mesh
 ) -> Callable[[Any, Totals, Mapping[str, Any]], tuple[Totals, Outputs]]:
-    """Jitted step (variables, totals, batch) -> (totals, outputs); the totals are donated."""
+    """Jitted step (variables, totals, batch) -> (totals, outputs); the totals are donated.
+
+    A batch may hold the strengths of a task, as `STRENGTH + task`; otherwise they are those of the predictions.
+    """
 
     def step(variables: Any, totals: Totals, batch: Mapping[str, Any]) -> tuple[Totals, Outputs]:
         predictions, gates = forward(variables, totals.gates, batch)
@@ -117,7 +121,9 @@ def make_step(
         merged = {name: totals.metrics[name].merge(state.reduce()) for name, state in states.items()}
         values = {task.name: task.values(predictions[task.name]) for task in tasks}
         strengths = {
-            task.name: jnp.rint(255 * values[task.name]).astype(jnp.uint8) for task in tasks if task.boundary_benchmark
+            task.name: batch.get(STRENGTH + task.name, quantise(values[task.name], quantisation))
+            for task in tasks
+            if task.boundary_benchmark
         }
         return Totals(merged, gates), Outputs(states, values, strengths)
 
@@ -170,7 +176,7 @@ def run_forward(
     Raises:
       UserError: invalid input of the boundary benchmark.
     """
-    step = make_step(tasks, forward, mesh)
+    step = make_step(tasks, forward, benchmark.quantise, mesh)
     totals = jax.device_put(totals, sharding.replicated(mesh))
     on_host, to_send = itertools.tee(batches)
     shown = None if jax.process_index() == 0 else True  # None: on a terminal

@@ -17,6 +17,8 @@ from taskexpert_jax.evaluation import full_pass, results, steps
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs.load import Selected
 from taskexpert_jax.tasks import Task, from_config
+from taskexpert_jax.tasks.kinds.probability import shares
+from taskexpert_jax.tasks.metrics.boundary.quantisation import Quantisation, quantise
 
 SUFFIXES = (".npy", ".png")
 MOST_FAULTS = 20  # maximum number of faults in the error message
@@ -26,7 +28,14 @@ _PREFIX = "prediction/"  # prefix of the batch keys of predictions
 
 
 def read_prediction(path: pathlib.Path, task: Task, size: tuple[int, int]) -> np.ndarray:
-    """Reads a prediction file into the form that the task's metric takes, (h, w, channels) float32.
+    """Reads a prediction file into the form that the task's metric takes, (h, w, channels) float32; see `_read`."""
+    return _read(path, task, size)[0]
+
+
+def _read(path: pathlib.Path, task: Task, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads a prediction file: (prediction, probability (h, w) float32 of a task with a boundary benchmark or None).
+
+    The prediction, a logit, does not give back the probability to the last bit, which decides where it is truncated.
 
     Args:
       path: .png or .npy file, encoded as described in docs/add_a_dataset.md.
@@ -48,7 +57,8 @@ def read_prediction(path: pathlib.Path, task: Task, size: tuple[int, int]) -> np
             )
         if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
             raise ValueError("holds NaN or Inf; replace them by numbers")
-        return task.kind.read_prediction(numbers).astype(np.float32)
+        probability = shares(numbers) if task.boundary_benchmark else None
+        return task.kind.read_prediction(numbers).astype(np.float32), probability
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -110,10 +120,14 @@ def check_folder(folder: pathlib.Path, tasks: Sequence[Task]) -> None:
 
 
 def with_predictions(
-    tasks: Sequence[Task], folder: pathlib.Path, batches: Iterable[Mapping[str, np.ndarray]]
+    tasks: Sequence[Task],
+    folder: pathlib.Path,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    quantisation: Quantisation = "truncate",
 ) -> Iterator[dict[str, np.ndarray]]:
     """Adds the predictions in files to batches, as `prediction/TASK` (B, H, W, channels) float32, 0 in padding.
 
+    For tasks with a boundary benchmark also `strength/TASK` (B, H, W) uint8, the probabilities in 8 bits.
     No file is read for an image without a label of the task; its prediction is 0. After the first fault no batches are
     yielded, and the remaining files are only checked.
 
@@ -128,6 +142,7 @@ def with_predictions(
     for batch in batches:
         shape = batch["image"].shape[:3]
         predictions = {task.name: np.zeros((*shape, task.channels), np.float32) for task in tasks}
+        strengths = {task.name: np.zeros(shape, np.uint8) for task in tasks if task.boundary_benchmark}
         for row in np.flatnonzero(batch["mask"] > 0).tolist():
             top, left, height, width = batch["window"][row].tolist()
             inside = (row, slice(top, top + height), slice(left, left + width))
@@ -137,16 +152,22 @@ def with_predictions(
                 files += 1
                 try:
                     path = find_prediction(folder, task, str(batch["id"][row]), listed)
-                    prediction = read_prediction(path, task, (height, width))
+                    prediction, probability = _read(path, task, (height, width))
                 except UserError as error:
                     faults.append(str(error))
                     continue
                 predictions[task.name][inside] = prediction
+                if probability is not None:
+                    strengths[task.name][inside] = quantise(probability, quantisation)
                 if task.kind.faintest is not None:
                     most = float(task.values(jnp.asarray(prediction)).max())
                     largest[task.name] = max(largest.get(task.name, 0.0), most)
         if not faults:
-            yield {**batch, **{_PREFIX + name: of for name, of in predictions.items()}}
+            yield {
+                **batch,
+                **{_PREFIX + name: of for name, of in predictions.items()},
+                **{full_pass.STRENGTH + name: of for name, of in strengths.items()},
+            }
     if faults:
         hidden = len(faults) - MOST_FAULTS
         lines = faults[:MOST_FAULTS] + ([f"and {hidden} more"] if hidden > 0 else [])
@@ -180,7 +201,7 @@ def score(config: ConfigDict, folder: pathlib.Path, batches: Iterable[Mapping[st
     totals = full_pass.Totals(steps.empty_states(tasks), None)
     started = time.monotonic()
     with sharding.use(mesh):
-        filled = with_predictions(tasks, folder, batches)
+        filled = with_predictions(tasks, folder, batches, config.eval.boundary.quantise)
         found = full_pass.run_forward(config.eval.boundary, tasks, from_files, {}, totals, filled, mesh)
     seconds = time.monotonic() - started
     facts = results.facts(config, workdir=folder, checkpoint=Selected(0, ""), examples=found.examples, seconds=seconds)

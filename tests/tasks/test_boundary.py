@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
@@ -138,8 +139,17 @@ class TestByHand:
         np.testing.assert_allclose(triangle_filter(image), expected, rtol=1e-5)
         assert boundary.image_counts(np.full((2, 2), 255, np.uint8), np.eye(2, dtype=int), 0.5).sumP.sum() >= 0
 
-    def test_quantise(self):
-        assert boundary.quantise(np.array([0, 0.0019, 0.002, 0.5, 1])).tolist() == [0, 0, 1, 128, 255]
+    def test_the_fraction_is_cut_off_as_by_the_familys_code_or_rounded(self):
+        shares = np.array([0, 0.0019, 0.002, 0.0039, 0.004, 0.5, 0.9999, 1], np.float32)
+        for probability in (shares, jnp.asarray(shares)):
+            assert boundary.quantise(probability).tolist() == [0, 0, 0, 0, 1, 127, 254, 255]
+            assert boundary.quantise(probability, "round").tolist() == [0, 0, 1, 1, 1, 128, 255, 255]
+
+    def test_numbers_of_eight_bits_stay_themselves(self):
+        levels = np.arange(256)
+        for shares in (levels / 255, (levels / 255).astype(np.float32), levels.astype(np.float32) / np.float32(255)):
+            for how in ("truncate", "round"):
+                assert boundary.quantise(shares, how).tolist() == levels.tolist()
 
 
 @pytest.fixture(scope="module")

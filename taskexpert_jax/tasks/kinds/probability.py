@@ -97,13 +97,22 @@ def _label_of_shares(numbers: np.ndarray, zero_is_void: bool) -> np.ndarray:
     return np.where(known, found, SHARE_IGNORE)
 
 
-def _prediction(from_values: Callable[[np.ndarray], np.ndarray], numbers: np.ndarray) -> np.ndarray:
+def shares(numbers: np.ndarray) -> np.ndarray:
+    """Probabilities (h, w) float32 of the numbers (h, w, 1) of a prediction file; 255 or 65535 in integers is 1.
+
+    Raises:
+      ValueError: the numbers are no probabilities.
+    """
     found = single(numbers)
     if found.dtype in (np.uint8, np.uint16):
         found = found / np.iinfo(found.dtype).max
     if found.min() < 0 or found.max() > 1:
         raise ValueError(f"holds numbers from {found.min():g} to {found.max():g}; a probability is in [0, 1]")
-    return from_values(found.astype(np.float32))
+    return found.astype(np.float32)
+
+
+def _prediction(from_values: Callable[[np.ndarray], np.ndarray], numbers: np.ndarray) -> np.ndarray:
+    return from_values(shares(numbers))
 
 
 def _colour(drawn: Drawn) -> np.ndarray:

@@ -21,7 +21,7 @@ _PI = np.float32(np.pi)
 def candidates(prediction: np.ndarray) -> np.ndarray:
     """Boundary strength after non-maximum suppression, (H, W) float32 in [0, 1].
 
-    prediction: (H, W) uint8, 255 times the boundary probability; H and W at least 2.
+    prediction: (H, W) uint8, the boundary probability in 8 bits; H and W at least 2.
     """
     strength = prediction.astype(np.float32) / np.float32(255)
     return fade_border(suppress(strength, orientation(triangle_filter(strength))))

@@ -20,6 +20,7 @@ import numpy as np
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks.metrics.boundary.candidates import candidates, region_boundaries
 from taskexpert_jax.tasks.metrics.boundary.matching import Matcher, most_pairs, most_pairs_outlier_graph
+from taskexpert_jax.tasks.metrics.boundary.quantisation import quantise
 from taskexpert_jax.tasks.metrics.boundary.scores import (
     THRESHOLDS,
     BoundaryCounts,
@@ -53,11 +54,6 @@ __all__ = [
 #   a one-pixel line moves one pixel up and left, and a thicker line becomes its two sides.
 # lines: all pixels that are not 0 are boundary, thinned to one pixel.
 LabelKind = Literal["regions", "lines"]
-
-
-def quantise(probability: np.ndarray) -> np.ndarray:
-    """Boundary probability in [0, 1] as uint8: 255 times the probability, rounded to the nearest integer."""
-    return np.rint(255 * np.asarray(probability)).astype(np.uint8)
 
 
 def true_boundary(label: np.ndarray, kind: LabelKind = "regions") -> np.ndarray:
