@@ -416,3 +416,18 @@ def test_wrong_input_ends_in_one_line_and_status_2(tmp_path):
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if "error" in line]
     assert line.startswith(f"error: {tmp_path}: ") and "semseg" in line and "depth" in line
+
+
+def test_pngs_of_few_bits_are_ids_of_classes_and_nothing_else(tmp_path):
+    ids = np.uint8([[0, 1, 3, 2]])
+    Image.fromarray(ids).save(tmp_path / "p.png", bits=4)
+    prediction = scoring.read_prediction(tmp_path / "p.png", TASKS["semseg"], (1, 4))
+    np.testing.assert_array_equal(prediction.argmax(axis=-1), ids)
+    for name in ("sal", "depth"):
+        with pytest.raises(UserError, match="has 4 bits per pixel"):
+            scoring.read_prediction(tmp_path / "p.png", TASKS[name], (1, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(ids).save(tmp_path / "p.png", exif=exif)
+    prediction = scoring.read_prediction(tmp_path / "p.png", TASKS["semseg"], (1, 4))
+    np.testing.assert_array_equal(prediction.argmax(axis=-1), ids[:, ::-1])

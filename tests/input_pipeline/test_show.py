@@ -10,7 +10,7 @@ from PIL import Image
 import pytest
 
 from configs import demo
-from input_pipeline import pipeline, show
+from input_pipeline import folder, pipeline, records, show
 from input_pipeline.scenes import scene as scenes
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import canvas, from_config, panels
@@ -98,9 +98,13 @@ def test_check_finds_every_fault_and_counts_what_is_labelled(config, monkeypatch
         return example
 
     monkeypatch.setattr(scenes, "render", spoilt)
+    monkeypatch.setattr(records.dataset_module("scenes"), "NOTES", folder.NOTES, raising=False)
     config.tasks = ("semseg", "depth")
     assert show.check(config) == ["scene 4 is spoilt", "scene 3 is spoilt"]
-    train, val = re.split("^val", capsys.readouterr().out, flags=re.MULTILINE)
+    (note,) = folder.NOTES
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{note}\n") and "EXIF orientation" in note
+    train, val = re.split("^val", printed.removeprefix(f"{note}\n"), flags=re.MULTILINE)
     assert train.startswith("train: 8 images, 1 of them not readable")  # training scenes have the even numbers 0 to 14
     assert re.search(r"semantic segmentation +7 images labelled, +53.6 % of their pixels", train)
     assert re.search(r"depth +2 images labelled, 100.0 % of their pixels", train)
