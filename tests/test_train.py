@@ -99,7 +99,7 @@ def finished(run_of):
     return run_of("demo")
 
 
-@pytest.mark.parametrize("name", ["nyud", "pascal_context", "demo"])
+@pytest.mark.parametrize("name", ["nyud", "demo"])
 def test_a_run_leaves_what_a_workdir_holds(name, run_of):
     config, folder, state = run_of(name)
     assert int(state.step) == config.num_steps
