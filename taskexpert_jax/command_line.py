@@ -116,7 +116,11 @@ def run(
             configure_logging()
             program()
 
-        return ended(checked, interrupted)
+        status = ended(checked, interrupted)
+        if status:  # at once: after a failed write, threads of Orbax may wait for its end for many minutes
+            sys.stdout.flush()
+            os._exit(status)
+        return status
 
     terminal.guard()
     app.run(main, flags_parser=parse or parse_flags)

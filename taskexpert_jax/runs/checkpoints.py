@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from taskexpert_jax.errors import UserError, refused_by_disk
 from taskexpert_jax.parallel import processes
 from taskexpert_jax.runs import manager, sealing, tree
+from taskexpert_jax.runs.presence import Presence
 from taskexpert_jax.runs.tree import Tree
 from taskexpert_jax.tasks import Task
 
@@ -67,6 +68,8 @@ class Checkpoints:
         self._manager = manager.for_run(
             self.path, self._best_key, higher_is_better=best.higher_is_better, create=not read_only
         )
+        self._presence = Presence(self.path)
+        self._step = 0  # of the last checkpoint
         self._writers: set[threading.Thread] = set()  # of the last checkpoint
         self._sealing: threading.Thread | None = None
         self._unsealed: OSError | None = None  # error of sealing the last checkpoint
@@ -98,12 +101,13 @@ class Checkpoints:
             best; it is NaN if no label of the task was evaluated, or if a prediction was NaN or Inf.
 
         Raises:
-          UserError: this checkpoint or the previous one cannot be written.
+          UserError: this checkpoint or the previous one cannot be written, or the folder of checkpoints is gone.
         """
         best = math.nan if metrics is None else metrics[self._best_key]
         numbers = {self._best_key: best} if math.isfinite(best) else {}
-        with refused_by_disk(self._refusal):
+        with self._presence.needed(), refused_by_disk(self._refusal):  # Orbax would make a deleted folder again
             self._finish()
+            self._step = step
             if step in self._manager.all_steps():
                 if metrics is not None:
                     self._add_metrics(step, numbers)
@@ -133,7 +137,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until the last checkpoint is complete and sealed; raises UserError if it cannot be written."""
-        with refused_by_disk(self._refusal):
+        with self._presence.needed(), refused_by_disk(self._refusal):
             self._finish()
 
     def _finish(self) -> None:
@@ -158,13 +162,14 @@ class Checkpoints:
                 self._unsealed = error
 
     def _clear(self) -> None:
-        """Removes the parts of a checkpoint that the disk refused, once the threads that write them have ended."""
+        """Removes the parts of a checkpoint that was not completed, once the threads that write them have ended."""
         deadline = time.monotonic() + _WAIT_SECONDS
         while any(thread.is_alive() for thread in self._writers) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
         deadline = time.monotonic() + _CLEAR_SECONDS  # TensorStore's own threads may still write
         while self._first_process and time.monotonic() < deadline:
             sealing.remove_unfinished(self.path)
+            self._presence.remove_remade(str(self._step))
             time.sleep(_POLL_SECONDS)
 
     def _refusal(self, reason: str) -> str:
@@ -396,9 +401,11 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
-            if self._refused:
+            with contextlib.suppress(Exception) if self._presence.gone else contextlib.nullcontext():
+                self._manager.close()
+            if self._refused or self._presence.gone:
                 self._clear()
+            self._presence.close()
             self._quiet.close()
 
 

@@ -22,6 +22,9 @@ RECORDS = ("data", "config")  # items that are JSON
 _REPORTED_ELSEWHERE = (
     "Requested `tracked_metric`",  # logged at every save without an evaluation
     "Failed to json parse Metadata file",  # a damaged checkpoint, which `Checkpoints` reports
+    # A save that fails, whose error reaches `Checkpoints`.
+    *("Metadata file does not exist", "Failed to write metadata=", "Save Finalize thread", "_SignalingThread.run()"),
+    *("Handler Commit operations",),
 )
 
 

@@ -22,6 +22,14 @@ FREE = ("mesh.", "eval.", "log.", "guard.", "checkpoint.", "dataset.cache", "dat
 
 
 @contextlib.contextmanager
+def _written(workdir: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}; use another") from error
+
+
+@contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
     """Creates the directory and locks it for this program while the body runs.
 
@@ -31,24 +39,22 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
       UserError: another program holds the lock; the message names it. Nothing is changed.
     """
     path = workdir / ".lock"
-    try:
+    with _written(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}; use another") from error
+        file = path.open("ab+", buffering=0)
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
             raise UserError(
-                f"{workdir} is in use by {file.read().strip() or 'another program'}: "
+                f"{workdir} is in use by {file.read().decode().strip() or 'another program'}: "
                 "wait until it has ended, or use another --workdir"
             ) from None
-        file.truncate(0)
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
-        file.flush()
+        with _written(workdir):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
         try:
             yield
         finally:

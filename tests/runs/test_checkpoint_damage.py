@@ -14,6 +14,7 @@ import pytest
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.runs import sealing
 from taskexpert_jax.runs.checkpoints import saved_steps
+from taskexpert_jax.runs.presence import Presence
 from taskexpert_jax.runs.sealing import METRICS
 
 DAMAGES = {
@@ -286,3 +287,27 @@ def test_other_errors_keep_their_trace(tmp_path, monkeypatch):
         monkeypatch.setattr(checkpoints._manager, "save", broken)
         with pytest.raises(ValueError, match="not a disk's"):
             checkpoints.save(1, state(1).to_items(), {}, None)
+
+
+def test_a_folder_that_is_deleted_during_a_run_is_one_line_and_not_made_again(tmp_path):
+    workdir = tmp_path / "run"
+    gone = pytest.raises(UserError, match="checkpoints has been deleted or replaced during the run, which ends here")
+    with gone, opened(workdir) as checkpoints:
+        shutil.rmtree(workdir)
+        checkpoints.save(2, state(2).to_items(), {}, None)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize("other", [(), ("8",)], ids=["nothing else", "another run's"])
+def test_what_was_being_saved_into_a_deleted_folder_is_removed_and_nothing_else(other, tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    with contextlib.closing(Presence(folder)) as presence:
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(UserError, match="deleted or replaced"), presence.needed():
+            pass
+        for name in ("20", "20.orbax-checkpoint-tmp", *other):  # as Orbax does
+            (folder / name / "params").mkdir(parents=True)
+        presence.remove_remade("20")
+    assert sorted(path.name for path in folder.glob("*")) == list(other)
+    assert (tmp_path / "run").exists() == bool(other)

@@ -78,3 +78,13 @@ def test_what_libraries_log_of_a_refused_write_is_hidden_and_their_other_errors_
     assert manager is not None  # its import installs the filter
     assert not shown(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert shown(ValueError("another"))
+
+
+def test_lines_are_not_written_to_a_file_that_is_gone(tmp_path):
+    writer = writers.RunWriter(tmp_path, 0)
+    writer.scalars(1, {"loss": 0.5})
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"metrics.jsonl has been deleted or replaced during the run, which ends here"):
+        writer.scalars(2, {"loss": 0.5})
+    writer.close()
+    assert not (tmp_path / "metrics.jsonl").exists()
