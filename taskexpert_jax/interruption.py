@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 STATUS = 130
-_SECONDS_TO_NOTICE = 1.0  # until the main thread has left compiled code
+_SECONDS_TO_NOTICE = 2.0  # until the main thread has left compiled code
 _SECONDS_TO_END = 30.0  # to complete a checkpoint and remove temporary files
 
 
@@ -58,7 +58,7 @@ class _Interruption:
         if not self.noticed:
             self.noticed = True
             os.write(self.writer, b"\0")
-            self._said.wait(_SECONDS_TO_NOTICE)
+            self._said.wait(_SECONDS_TO_END)
             raise KeyboardInterrupt
 
     def _watch(self) -> None:

@@ -12,11 +12,11 @@ PROGRAM = f"""
 import hashlib, sys, time
 from taskexpert_jax import command_line
 def program():
-    print("ready", flush=True)
     %s
 sys.exit(command_line.ended(program, {LINE!r}))
 """
 CLEANING = """try:
+        print("ready", flush=True)
         time.sleep(60)
     finally:
         print("Traceback of a library", file=sys.stderr)
@@ -24,12 +24,13 @@ CLEANING = """try:
         print("cleaned", flush=True)
 """
 ANOTHER_ERROR = """try:
+        print("ready", flush=True)
         time.sleep(60)
     except BaseException as error:
         raise RuntimeError("cancelled") from error
 """
 # Half a minute in compiled code that, like XLA's compiler, does not return to Python.
-COMPILED = "hashlib.pbkdf2_hmac('sha256', b'', b'', 40_000_000)"
+COMPILED = "print('ready', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 40_000_000)"
 
 
 @pytest.mark.parametrize(
