@@ -6,6 +6,7 @@ import logging as standard_logging
 import os
 import pathlib
 import re
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -19,6 +20,10 @@ from taskexpert_jax.errors import UserError
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FIELD = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 _OURS = tuple(str(_ROOT / package) for package in ("taskexpert_jax", "input_pipeline", "main.py"))
+
+# Until a program runs, Ctrl-C ends it without a traceback: the imports that follow take seconds.
+if str(getattr(sys.modules["__main__"], "__file__", None)).startswith(_OURS):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def print_error(text: object) -> None:

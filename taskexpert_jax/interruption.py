@@ -16,7 +16,7 @@ from typing import Any
 
 STATUS = 130
 _SECONDS_TO_NOTICE = 2.0  # until the main thread has left compiled code
-_SECONDS_TO_END = 30.0  # to complete a checkpoint and remove temporary files
+_SECONDS_TO_END = 10.0  # to complete a checkpoint and remove temporary files
 
 
 @contextlib.contextmanager
