@@ -69,7 +69,7 @@ class Checkpoints:
             self.path, self._best_key, higher_is_better=best.higher_is_better, create=not read_only
         )
         self._presence = Presence(self.path)
-        self._step = 0  # of the last checkpoint
+        self._incomplete: int | None = None  # step of a checkpoint that is being written
         self._writers: set[threading.Thread] = set()  # of the last checkpoint
         self._sealing: threading.Thread | None = None
         self._unsealed: OSError | None = None  # error of sealing the last checkpoint
@@ -107,11 +107,11 @@ class Checkpoints:
         numbers = {self._best_key: best} if math.isfinite(best) else {}
         with self._presence.needed(), refused_by_disk(self._refusal):  # Orbax would make a deleted folder again
             self._finish()
-            self._step = step
             if step in self._manager.all_steps():
                 if metrics is not None:
                     self._add_metrics(step, numbers)
                 return
+            self._incomplete = step
             before = set(threading.enumerate())
             try:
                 self._manager.save(
@@ -155,7 +155,8 @@ class Checkpoints:
         while self._manager.is_saving_in_progress():
             time.sleep(_POLL_SECONDS)
         folder = self.path / str(step)
-        if folder.is_dir():
+        if folder.is_dir() and not self._presence.gone:
+            self._incomplete = None
             try:
                 sealing.seal(folder)
             except OSError as error:
@@ -169,7 +170,8 @@ class Checkpoints:
         deadline = time.monotonic() + _CLEAR_SECONDS  # TensorStore's own threads may still write
         while self._first_process and time.monotonic() < deadline:
             sealing.remove_unfinished(self.path)
-            self._presence.remove_remade(str(self._step))
+            if self._incomplete is not None:  # else a folder of this name is a copy that somebody put there
+                self._presence.remove_remade(str(self._incomplete))
             time.sleep(_POLL_SECONDS)
 
     def _refusal(self, reason: str) -> str:

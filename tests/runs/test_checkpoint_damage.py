@@ -311,3 +311,16 @@ def test_what_was_being_saved_into_a_deleted_folder_is_removed_and_nothing_else(
         presence.remove_remade("20")
     assert sorted(path.name for path in folder.glob("*")) == list(other)
     assert (tmp_path / "run").exists() == bool(other)
+
+
+def test_a_copy_that_is_put_in_place_of_the_folder_is_left_alone(tmp_path):
+    folder, copy = tmp_path / "checkpoints", tmp_path / "copy"
+    with pytest.raises(UserError, match="deleted or replaced"), opened(tmp_path) as checkpoints:
+        checkpoints.save(2, state(2).to_items(), {}, None)
+        checkpoints.wait()
+        shutil.copytree(folder, copy)  # such as to a larger disk
+        shutil.rmtree(folder)
+        copy.rename(folder)
+        before = sorted(folder.rglob("*"))
+        checkpoints.save(4, state(4).to_items(), {}, None)
+    assert before and sorted(folder.rglob("*")) == before
