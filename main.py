@@ -58,10 +58,11 @@ def _run() -> None:
     from input_pipeline import pipeline  # hides accelerators from TensorFlow
     from taskexpert_jax.tasks import from_config
 
-    distributed.refuse_unshared(workdir)
     data = config
     if _MODE.value == "evaluate":
         config, data = run_config.for_evaluation(workdir, config, changed)
+    else:
+        distributed.refuse_unshared(workdir)  # by writing to it: a run that is evaluated may be read-only
     pipeline.record_fingerprint(data)
     tasks = from_config(data)
 

@@ -20,6 +20,7 @@ from configs import demo
 from input_pipeline import pipeline
 from taskexpert_jax import evaluate, json_file
 from taskexpert_jax.config import IMAGENET
+from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import full_pass, inference, steps
 from taskexpert_jax.models import inputs
 from taskexpert_jax.parallel import sharding
@@ -250,7 +251,20 @@ def test_gates_are_means_over_the_pixels_of_the_pictures(run, direct):
         np.testing.assert_allclose(of_task["entropy"], (entropy * share).sum(axis=(1, 2)) / share.sum(), rtol=1e-4)
 
 
-def test_the_table_stars_odsf_where_it_was_computed_and_the_loss_elsewhere(run, capsys):
+def snapshot(folder):
+    """Path -> time of the last change and size, of everything in a folder."""
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_data_are_read(run, tmp_path):
+    (tmp_path / "file").touch()
+    refused = pytest.raises(UserError, match=r"results cannot be written to .*is a file; give another .* with --output")
+    with refused:
+        evaluate.evaluate(run.config, run.workdir, "latest", lambda: pytest.fail("read"), tmp_path / "file" / "below")
+
+
+# As with a run on a read-only disk: nothing in it is changed. (Permissions would not stop root.)
+def test_the_table_stars_odsf_where_it_was_computed_and_the_loss_elsewhere(run, tmp_path, capsys):
     edge = next(task for task in run.tasks if task.name == "edge")
     assert edge.published(run.results).metric == "odsF"
     assert edge.published({"edge/loss_plain": 0.1}).metric == "loss_plain"
@@ -258,12 +272,14 @@ def test_the_table_stars_odsf_where_it_was_computed_and_the_loss_elsewhere(run, 
     config.eval.boundary.odsf = False
     config.eval.flip = True
     config.eval.max_examples = 3
-    results = evaluate.evaluate(config, run.workdir, "latest", lambda: batches_of(config))
+    before = snapshot(run.workdir)
+    results = evaluate.evaluate(config, run.workdir, "latest", lambda: batches_of(config), tmp_path / "a" / "b")
+    assert snapshot(run.workdir) == before
     assert "edge/odsF" not in results
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("boundaries") and "loss_plain ↓ *" in line for line in lines)
     assert any(line.startswith("3 examples in") for line in lines)
-    report = json.loads((run.workdir / "evaluation" / "metrics.json").read_text())
+    report = json.loads((tmp_path / "a" / "b" / "metrics.json").read_text())
     assert report["gates"] is None  # those of an image and of its mirror image are not the same gates
     assert report["boundary"] == {} and report["published"]["edge"]["metric"] == "loss_plain"
 

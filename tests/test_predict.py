@@ -65,6 +65,13 @@ def test_each_unreadable_image_is_named_and_the_others_are_predicted(run, tmp_pa
     assert (tmp_path / "out" / "\\xe9" / "montage.png").is_file()
 
 
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_predicted(run, tmp_path, monkeypatch):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "read_each", lambda *_: pytest.fail("read"))
+    with pytest.raises(UserError, match=r"results cannot be written to .*a.png.* with --output"):
+        predict.predict(*run, "latest", tmp_path / "a.png", tmp_path / "a.png")
+
+
 def test_a_name_never_leads_out_of_the_output_folder(run, tmp_path):
     config, workdir = run
     Image.new("RGB", (50, 40), "red").save(tmp_path / "...png", "PNG")  # its stem is `..`
