@@ -4,6 +4,7 @@ A fenced block whose info string names a file is that file; of a file that exist
 added to its end. A block `sh run` is run. Blocks of other kinds are for the reader alone.
 """
 
+import ast
 from collections.abc import Iterator
 import os
 import pathlib
@@ -17,6 +18,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MESSAGE = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
+PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_]*\b")
+LINK = re.compile(r"\]\(([^)#]+)")
 PROGRAM = ("main.py", "pyproject.toml", "configs", "input_pipeline", "taskexpert_jax", "tests/conftest.py")
 
 
@@ -83,6 +87,40 @@ def follow(page: str, folder: pathlib.Path, *, only: str = "") -> dict[str, str]
             if "/" not in what:
                 run(folder, f".venv/bin/python {what}")
     return printed
+
+
+def texts_of(path: pathlib.Path) -> Iterator[str]:
+    """Texts in a source file, with a line break in place of each value; docstrings are none."""
+    module = ast.parse(path.read_text())
+    docstrings = {id(node.value) for node in ast.walk(module) if isinstance(node, ast.Expr)}
+    for node in ast.walk(module):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\n" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+
+
+def test_the_messages_of_the_troubleshooting_page_are_those_of_the_program():
+    folders = ("configs", "input_pipeline", "taskexpert_jax")
+    paths = [ROOT / "main.py", *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
+    texts = [text for path in paths for text in texts_of(path)]
+    messages = MESSAGE.findall((ROOT / "docs" / "troubleshooting.md").read_text())
+    assert len(messages) == len(set(messages)) > 50
+    gone = []
+    for part in (part for message in messages for part in message.split(" ... ")):
+        fixed = re.compile(".*".join(map(re.escape, PLACEHOLDER.split(part))), re.DOTALL)
+        gone += [] if any(map(fixed.search, texts)) else [part]
+    assert not gone, "no longer in a message of the program:\n" + "\n".join(gone)
+
+
+def test_every_page_is_linked():
+    pages = {path.resolve(): path.read_text() for path in (ROOT / "docs").glob("*.md")}
+    linked = set()
+    for path, text in ({ROOT / "README.md": (ROOT / "README.md").read_text()} | pages).items():
+        links = {(path.parent / link).resolve() for link in LINK.findall(text) if "://" not in link}
+        assert not (missing := [link for link in links if not link.exists()]), f"{path}: no {missing}"
+        linked |= links - {path}
+    assert sorted(path.name for path in pages.keys() - linked) == []
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import itertools
+import os
 import pathlib
 import re
 import shutil
@@ -405,3 +406,13 @@ def test_what_cannot_work_is_said_at_the_call(config: ml_collections.ConfigDict)
     config.dataset.name = "nyud2"
     with pytest.raises(UserError, match=r"'nyud2'"):
         pipeline.eval_batches(config, built_tasks, batch_size=4)
+
+
+def test_tensorflow_prints_no_traceback_of_an_unreadable_example() -> None:
+    """Its warnings are off, although JAX, imported before, turns them on."""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    code = "import jax, input_pipeline, os; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])"
+    command = [sys.executable, "-c", code]
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=True)
+    assert done.stdout == "2\n"
