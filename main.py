@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from taskexpert_jax import command_line, paths
 from taskexpert_jax.config import check, read_run
-from taskexpert_jax.parallel import distributed, processes, sharding
+from taskexpert_jax.parallel import agreement, distributed, processes, sharding
 from taskexpert_jax.runs import config as run_config
 from taskexpert_jax.runs import workdir as workdirs
 
@@ -58,12 +58,14 @@ def _run() -> None:
     from input_pipeline import pipeline  # hides accelerators from TensorFlow
     from taskexpert_jax.tasks import from_config
 
+    agreement.refuse_other_programs(config, mode=_MODE.value, checkpoint=_CHECKPOINT.value, extend=_EXTEND.value)
     data = config
     if _MODE.value == "evaluate":
         config, data = run_config.for_evaluation(workdir, config, changed)
     else:
-        distributed.refuse_unshared(workdir)  # by writing to it: a run that is evaluated may be read-only
+        agreement.refuse_unshared(workdir)  # by writing to it: a run that is evaluated may be read-only
     pipeline.record_fingerprint(data)
+    agreement.refuse_other_data(data.dataset)
     tasks = from_config(data)
 
     def own(batch_size: int):  # rows of the global batch that this process reads

@@ -5,32 +5,28 @@ docs/several_hosts.md describes how such runs are started.
 
 from collections.abc import Iterator, Mapping
 import contextlib
-import json
 import os
-import pathlib
-import secrets
 import socket
 import sys
-import threading
 import time
 import traceback
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from absl import flags
 import jax
 
 from taskexpert_jax import command_line, interruption
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.parallel import processes
+from taskexpert_jax.parallel import connection
+from taskexpert_jax.parallel.messages import SECONDS_BETWEEN_LOOKS, Messages
 
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT where process 0 listens.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: their number.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: index of this one, from 0.")
 
-_SECONDS_TO_SEE_A_FILE = 10  # written by another host: network file systems are slow
-_SECONDS_TO_HEAR = 10  # a failed process waits at most this long for the others to read its message
-_SECONDS_BETWEEN_LOOKS = 0.5
-_FAILED, _HEARD = "taskexpert/failed/", "taskexpert/heard/"  # keys of messages, each with a process's index
+CONNECT_TIMEOUT = flags.DEFINE_integer(
+    "connect_timeout", 300, "Several processes: seconds that they wait for each other at the start.", lower_bound=1
+)
 
 
 class Group(NamedTuple):
@@ -92,22 +88,56 @@ def start() -> bool:
     Must be called before JAX is asked for its devices. In order of precedence: --coordinator, --num_processes and
     --process_id; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; Slurm's `srun`; a TPU VM.
 
+    Exits with status 2 and one line if the others are not there in time.
+
     Raises:
-      UserError: as `named_group`; the others are not there in time.
+      UserError: as `named_group`; the host of process 0 is unknown.
     """
     group = named_group(os.environ, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if group is None and not (is_slurm_step(os.environ) or is_tpu_pod(os.environ)):
+        return False
+    # All devices of the host: with Slurm's variables in the environment JAX would take only one by default.
+    given: dict[str, Any] = {}
+    if group is not None:
+        names = ("coordinator_address", "num_processes", "process_id")
+        given = {**dict(zip(names, group, strict=True)), "cluster_detection_method": "deactivate"}
+    _refuse_unknown_host(group)
     try:
-        if group is not None:
-            # All devices of the host: with Slurm's variables in the environment JAX would take only one by default.
-            jax.distributed.initialize(*group, cluster_detection_method="deactivate")
-        elif is_slurm_step(os.environ) or is_tpu_pod(os.environ):
-            jax.distributed.initialize()
-        else:
-            return False
-    except (RuntimeError, ValueError) as error:
-        where = f" at {group.coordinator}" if group else ""
-        raise UserError(f"the processes did not find each other{where}: {' '.join(str(error).split())}") from error
+        with connection.watched():
+            jax.distributed.initialize(**given, initialization_timeout=CONNECT_TIMEOUT.value)
+    except ValueError as error:
+        raise UserError(_unconnected(group, str(error))) from error
+    except RuntimeError as error:
+        command_line.print_error(_unconnected(group, str(error)))
+        os._exit(2)  # at a normal exit JAX prints the same in twenty lines
     return jax.process_count() > 1
+
+
+def _refuse_unknown_host(group: Group | None) -> None:
+    host = group.coordinator.rpartition(":")[0] if group else ""
+    try:
+        _ = host and socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise UserError(f"the host of process 0, {host!r}, is not known here: {error.strerror}") from error
+
+
+def _unconnected(group: Group | None, reason: str) -> str:
+    """The line for a group that did not come together: what to check."""
+    limit = f"--connect_timeout={CONNECT_TIMEOUT.value} s"
+    if group is None:
+        return f"the processes did not find each other within {limit}: {' '.join(reason.split())}"
+    same = f"the same --coordinator={group.coordinator} and --num_processes={group.count}"
+    if "Failed to start" in reason:
+        return f"process 0 cannot listen at {group.coordinator}: another program does already; give a free port"
+    if group.index == 0:
+        return (
+            f"not all of {group.count} processes came to process 0 at {group.coordinator} within {limit}: start each "
+            f"--process_id from 0 to {group.count - 1} once, with {same}, on hosts that reach this port"
+        )
+    return (
+        f"process {group.index} did not find process 0 and all others at {group.coordinator} within {limit}: start "
+        f"each --process_id from 0 to {group.count - 1} once, with {same}; this host must reach the port"
+    )
 
 
 def _refuse_several(mode: str) -> None:
@@ -130,7 +160,7 @@ def joined(mode: str) -> Iterator[None]:
     if mode not in _SEVERAL or not start():
         yield
         return
-    messages = _Messages()
+    messages = Messages()
     with contextlib.ExitStack() as stack:
         if jax.process_index():
             stack.enter_context(_silent())
@@ -145,7 +175,9 @@ def joined(mode: str) -> Iterator[None]:
             messages.fail(interruption.STATUS, "interrupted")
         except BaseException as error:
             # The error may only be the lost connection to a process that has failed: let that one report first.
-            time.sleep(2 * _SECONDS_BETWEEN_LOOKS)
+            time.sleep(2 * SECONDS_BETWEEN_LOOKS)
+            if lost := connection.loss(error):
+                messages.fail(1, lost, seconds=2 * SECONDS_BETWEEN_LOOKS)  # the lost one reads nothing
             messages.fail(1, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
@@ -163,90 +195,3 @@ def _silent() -> Iterator[None]:
         os.dup2(kept, 1)
         os.close(kept)
         os.close(nowhere)
-
-
-class _Messages:
-    """Messages through JAX's key-value store: the devices may be waiting for a process that is gone."""
-
-    def __init__(self) -> None:
-        from jax._src import distributed  # the key-value store has no public name
-
-        self._client: Any = distributed.global_state.client
-        self._ending = threading.Lock()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def fail(self, status: int, text: str, details: str = "") -> NoReturn:
-        """Reports this process's failure to all others and exits; `details` are printed by this process only."""
-        self._ending.acquire()  # never released: the process reports one error and exits
-        sys.stderr.write(details)
-        where = f"process {jax.process_index()} on {socket.gethostname()}"
-        message = json.dumps({"status": status, "text": " ".join(text.split()), "where": where})
-        with contextlib.suppress(RuntimeError):  # the process that carries the messages is gone
-            self._client.key_value_set(f"{_FAILED}{jax.process_index()}", message)
-        self._end(status, text)
-
-    def close(self) -> None:
-        """Stops listening."""
-        self._stopped.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(_SECONDS_BETWEEN_LOOKS):
-            try:
-                failed = self._client.key_value_dir_get(_FAILED)
-            except RuntimeError:  # process 0 is gone; JAX ends this one when it notices
-                return
-            if failed and self._ending.acquire(blocking=False):
-                message = json.loads(failed[0][1])
-                self._end(message["status"], f"{message['text']} ({message['where']})")
-
-    def _end(self, status: int, text: str) -> NoReturn:
-        """Exits once all processes have read the message; a normal exit would wait for the others."""
-        command_line.print_error(text)
-        own = jax.process_index()
-        with contextlib.suppress(RuntimeError):
-            self._client.key_value_set(f"{_HEARD}{own}", "")
-            deadline = time.monotonic() + _SECONDS_TO_HEAR
-            while time.monotonic() < deadline and len(self._client.key_value_dir_get(_HEARD)) < jax.process_count():
-                time.sleep(0.1)
-            if own == 0:  # it hosts the key-value store: the others exit first
-                time.sleep(2 * _SECONDS_BETWEEN_LOOKS)
-        sys.stdout.flush()
-        os._exit(status)
-
-
-def refuse_unshared(workdir: pathlib.Path) -> None:
-    """Raises UserError, in every process, if they do not all see the same directory; it need not exist yet.
-
-    Process 0 creates a file in it, or in its nearest existing parent, and removes it again.
-    """
-    if jax.process_count() == 1:
-        return
-    workdir = workdir.absolute()
-    first = jax.process_index() == 0
-    above = next(i for i, folder in enumerate((workdir, *workdir.parents)) if folder.is_dir())
-    above, name = processes.gather((above, f".shared_by_all_processes_{secrets.token_hex(8)}"))[0]
-    token = ((workdir, *workdir.parents)[: above + 1])[-1] / name
-    problem = None
-    if first:
-        try:
-            token.touch()
-        except OSError as error:
-            problem = f"--workdir={workdir}: cannot be written to: {error}"
-    problem = processes.gather(problem)[0]
-    deadline = time.monotonic() + _SECONDS_TO_SEE_A_FILE
-    while problem is None and not token.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    seen = processes.gather((socket.gethostname(), token.exists()))
-    if first:
-        token.unlink(missing_ok=True)
-    blind = [f"{index} on {host}" for index, (host, sees) in enumerate(seen) if not sees]
-    if problem is None and blind:
-        problem = (
-            f"--workdir={workdir} is not shared: what process 0 writes there is not seen by process "
-            f"{', '.join(blind)}; give a directory on a file system that all hosts mount at the same place"
-        )
-    if problem is not None:
-        raise UserError(problem)

@@ -19,7 +19,7 @@ from configs import demo
 from input_pipeline import pipeline
 from taskexpert_jax import train
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.parallel import distributed
+from taskexpert_jax.parallel import agreement, connection, distributed
 from taskexpert_jax.tasks import from_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -252,16 +252,56 @@ def test_srun_is_told_from_the_batch_script_around_it():
     assert not distributed.is_slurm_step({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"})
 
 
-def test_under_srun_jax_finds_the_group(monkeypatch):
+@pytest.fixture
+def start_with(monkeypatch):
+    """Calls `start` with flags and JAX's part replaced by a function."""
+
+    def start(initialize, coordinator=None, count=None, index=None, seconds=7):
+        monkeypatch.setattr(jax.distributed, "initialize", initialize)
+        monkeypatch.setattr(distributed.connection, "watched", contextlib.nullcontext)
+        flags = {"_COORDINATOR": coordinator, "_NUM_PROCESSES": count, "_PROCESS_ID": index, "CONNECT_TIMEOUT": seconds}
+        for name, value in flags.items():
+            monkeypatch.setattr(distributed, name, type("Flag", (), {"value": value}))
+        return distributed.start()
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("index", "reason", "line"),
+    [
+        (0, "std::bad_cast", "not all of 2 processes came to process 0 at 127.0.0.1:9 within --connect_timeout=7 s: "),
+        (1, "std::bad_cast", "process 1 did not find process 0 and all others at 127.0.0.1:9 within "),
+        (0, "Failed to start RPC server", "process 0 cannot listen at 127.0.0.1:9: another program does already; "),
+    ],
+)
+def test_processes_that_do_not_find_each_other_say_what_to_check(index, reason, line, start_with, monkeypatch, capsys):
+    def initialize(*arguments, **options):
+        assert options["initialization_timeout"] == 7
+        raise RuntimeError(reason)
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit, match="2"):
+        start_with(initialize, "127.0.0.1:9", 2, index)
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {line}") and err.count("\n") == 1
+
+
+def test_an_unknown_host_is_named_at_once(start_with):
+    with pytest.raises(UserError, match=r"^the host of process 0, 'no\.such\.host\.invalid', is not known here: "):
+        start_with(None, "no.such.host.invalid:1", 2, 1)
+
+
+def test_under_srun_jax_finds_the_group(start_with, monkeypatch):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **named: calls.append((args, named)))
     for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed.flags, "FLAGS", None)
-    for name in ("_COORDINATOR", "_NUM_PROCESSES", "_PROCESS_ID"):
-        monkeypatch.setattr(distributed, name, type("Flag", (), {"value": None}))
-    distributed.start()
-    assert calls == [((), {})]
+    start_with(lambda *args, **named: calls.append((args, named)))
+    assert calls == [((), {"initialization_timeout": 7})]
     with pytest.raises(UserError, match=r"^--mode=predict"), distributed.joined("predict"):
         pass
 
@@ -269,11 +309,12 @@ def test_under_srun_jax_finds_the_group(monkeypatch):
 # --- how it ends ---
 
 FAILING = """
-import pathlib, sys
+import os, pathlib, sys
 from absl import app, flags
 import jax
+from configs import demo
 from taskexpert_jax import command_line
-from taskexpert_jax.parallel import distributed, processes
+from taskexpert_jax.parallel import agreement, distributed, processes
 from taskexpert_jax.errors import UserError
 
 def main(argv):
@@ -281,12 +322,21 @@ def main(argv):
     command_line.configure_logging()
     with distributed.joined("train"):
         print("started")
-        distributed.refuse_unshared(pathlib.Path(workdir))
+        if how == "different":
+            config = demo.get_config("tiny")
+            config.batch_size += jax.process_index()
+            config.dataset.data_dir = workdir + str(jax.process_index())  # hosts have disks of their own
+            agreement.refuse_other_programs(config, mode="train", checkpoint=f"{jax.process_index()}")
+        agreement.refuse_unshared(pathlib.Path(workdir))
         if jax.process_index() == 1 and how == "user":
             raise UserError("frame 7 is broken")
         if jax.process_index() == 0 and how == "fault":
             raise ValueError("a fault")
-        processes.gather("waiting for the other")
+        if how == f"killed {jax.process_index()}":
+            processes.gather("the other is there")
+            os.kill(os.getpid(), 9)
+        for _ in range(2):
+            processes.gather("waiting for the other")
 
 app.run(main)
 """
@@ -316,6 +366,61 @@ def test_a_fault_ends_the_others_too(tmp_path):
     assert codes == [1, 1]
     assert "Traceback" in errors[0] and "ValueError: a fault" in errors[0]
     assert re.fullmatch(r"error: ValueError: a fault \(process 0 on .*\)", errors[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_process_that_is_killed_ends_the_other_with_a_line(killed, tmp_path):
+    codes, errors, _ = ending(tmp_path, f"killed {killed}", tmp_path)
+    assert (codes[killed], codes[1 - killed]) == (-9, 1)
+    assert errors[1 - killed].splitlines()[-1] == f"error: {connection.LOST}"
+    assert "stack trace" not in errors[1 - killed] and "Thread 0x" not in errors[1 - killed]
+
+
+@pytest.mark.slow
+def test_processes_of_different_commands_are_refused_by_all(tmp_path):
+    codes, errors, _ = ending(tmp_path, "different", tmp_path)
+    assert codes == [2, 2]
+    for text in errors:
+        assert re.fullmatch(
+            "error: the processes are not one program: --checkpoint is '0' in process 0 and '1' in process 1 on .*; "
+            "config.batch_size is 4 in process 0 and 5 in process 1 on .*; start all with the same .*",
+            text,
+        )
+
+
+def test_differences_name_what_is_absent_or_of_another_type():
+    facts = [{"a": 1, "b": [1, 2], "c": 1}, {"a": 1, "b": [1, 3], "d": None}, {"a": 1.0, "b": [1, 2], "c": 1}]
+    assert list(agreement.differences([(f"host{index}", each) for index, each in enumerate(facts)])) == [
+        "b is [1, 2] in process 0 and [1, 3] in process 1 on host1",
+        "c is 1 in process 0 and absent in process 1 on host1",
+        "d is absent in process 0 and None in process 1 on host1",
+    ]
+
+
+def test_the_code_of_all_packages_counts(tmp_path, monkeypatch):
+    for name in ("taskexpert_jax/a.py", "input_pipeline/b.py", "main.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(agreement, "_ROOT", tmp_path)
+    seen = {agreement.code()}
+    for name in ("taskexpert_jax/a.py", "input_pipeline/b.py", "main.py"):
+        (tmp_path / name).write_text("2")
+        seen.add(agreement.code())
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("UNKNOWN: Gloo AllGather failed: Connection closed by peer [::1]:1", connection.LOST),
+        ("UNKNOWN: Gloo context initialization failed: DEADLINE_EXCEEDED: GetKeyValue() timed out", connection.LATE),
+        ("RESOURCE_EXHAUSTED: out of memory", None),
+    ],
+)
+def test_an_error_of_a_lost_process_is_told_from_others(text, line):
+    assert connection.loss(jax.errors.JaxRuntimeError(text)) == line
+    assert connection.loss(ValueError(text)) is None
 
 
 @pytest.mark.slow
