@@ -21,7 +21,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from taskexpert_jax import json_file, paths
-from taskexpert_jax.errors import UserError, disk_refusal
+from taskexpert_jax.errors import UserError, disk_refusal, shown
 
 Example = dict[str, Any]
 
@@ -217,15 +217,21 @@ class RecordSource:
           finish: stored parts -> example; computes what is cheaper to compute than to read.
 
         Raises:
-          UserError: the data set has not been built under `data_dir`, or has no such split.
+          UserError: the data set has not been built under `data_dir`, has no such split, or is damaged.
         """
         directory = _directory(builder, data_dir)
-        built: Any = tfds.builder_from_directory(str(directory))
-        if split not in built.info.splits:
-            raise UserError(f"{directory} has no split {split!r}; it has {', '.join(sorted(built.info.splits))}")
-        # The inner `.data_source` returns the stored bytes; TFDS's own decodes them, slowly.
-        self._directory = directory
-        self._records = built.as_data_source(split=split).data_source
+        try:
+            built: Any = tfds.builder_from_directory(str(directory))
+            splits = sorted(built.info.splits)
+            # The inner `.data_source` returns the stored bytes; TFDS's own decodes them, slowly.
+            found = built.as_data_source(split=split).data_source if split in splits else None
+        except Exception as error:  # TFDS and protobuf raise many types
+            raise UserError(
+                f"{directory} is damaged ({' '.join(str(error).split())[:300]}); delete it and build it again"
+            ) from error
+        if found is None:
+            raise UserError(f"{directory} has no split {split!r}; it has {shown(', '.join(splits))}")
+        self._directory, self._records = directory, found
         self._decode = functools.partial(_decoded, builder.PARTS)
         self._finish = finish
         self.labels = tuple(part for part in builder.PARTS if part != "image")
@@ -243,7 +249,7 @@ class RecordSource:
             example = self._decode(self._records[index])
         except Exception as error:  # ArrayRecord and protobuf raise many types
             raise UserError(
-                f"{self._directory}: record {index} cannot be read ({' '.join(str(error).split())}); restore the "
+                f"{self._directory}: record {index} cannot be read ({' '.join(str(error).split())[:300]}); restore the "
                 "folder, or delete it and build it again"
             ) from error
         return self._finish(example)

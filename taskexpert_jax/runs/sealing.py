@@ -16,6 +16,7 @@ from taskexpert_jax.errors import shown
 MANIFEST = "manifest.json"
 METRICS = "metrics/metrics"  # Orbax's file name for a checkpoint's metrics
 _RECORD = "data/metadata"  # Orbax's file name for the position in the data
+_LONGEST_NAME = 500  # of a file of a checkpoint
 _BLOCK = 1 << 22  # bytes read at a time
 
 
@@ -109,7 +110,7 @@ def _listed(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
     """The manifest: name -> (size in bytes, CRC-32)."""
     listed = json_file.read(folder / MANIFEST, json_file.Each([int, int]))
     for name in listed:
-        if not name.isprintable() or not pathlib.PurePath(name).parts:
+        if len(name) > _LONGEST_NAME or not name.isprintable() or not pathlib.PurePath(name).parts:
             raise json_file.MalformedError(f"{shown(name)} is no name of a file")
     return {name: (length, checksum) for name, (length, checksum) in listed.items()}
 
