@@ -35,13 +35,15 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
       output: output directory; existing files of the same name are replaced.
 
     Raises:
-      UserError: no image, an unreadable one (the others are still predicted), or no fitting checkpoint.
+      UserError: no image, or no fitting checkpoint; after the others were written, an unreadable image, or one with a
+        NaN or Inf in a prediction.
     """
     check(config)
     paths = images.list_images(source)
     size, largest = tuple(config.dataset.image_size), frame_size(config)
     mesh = sharding.one_device_mesh()
     failures: list[UserError] = []
+    diverged = 0  # images with a NaN or Inf in a prediction
     with sharding.use(mesh):
         model, variables, checkpoint = load(config, workdir, which, mesh)
         predict_step = steps.make_predict_step(model.tasks, inference.make_inference(model, config), mesh)
@@ -52,12 +54,19 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
             batch = {"image": frame[None], "window": window[None]}
             found = jax.device_get(predict_step(variables, jax.device_put(batch, sharding.replicated(mesh))))
             steps.warn_of_nonfinite(name, found)
+            finite = tuple(task for task in model.tasks if not found.nonfinite[task.name].any())
+            diverged += len(finite) < len(model.tasks)
             top, left, rows, columns = window
             inside = {task: v[0, top : top + rows, left : left + columns] for task, v in found.values.items()}
-            write(output / name, image, model.tasks, inside)
+            write(output / name, image, finite, inside)
             terminal.print_written(output / name / "montage.png")
     if failures:
         raise UserError(f"{len(failures)} of {len(paths)} images not predicted; the lines above name them")
+    if diverged:
+        raise UserError(
+            f"{diverged} of {len(paths)} images have a NaN or Inf in a prediction, which is not written; the lines "
+            "above name them: try another --checkpoint"
+        )
 
 
 def write(folder: pathlib.Path, image: np.ndarray, tasks: tuple[Task, ...], values: Mapping[str, np.ndarray]) -> None:

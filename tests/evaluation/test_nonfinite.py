@@ -14,6 +14,7 @@ import pytest
 from configs import demo
 from input_pipeline import pipeline
 from taskexpert_jax import evaluate, gates, predict, tasks
+from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import full_pass, results, steps
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report import evaluation_page
@@ -151,7 +152,13 @@ def test_a_diverged_run_is_evaluated_predicted_and_inspected(tmp_path, caplog):
     Image.fromarray(np.zeros((24, 36, 3), np.uint8)).save(image)
     for program in (predict.predict, gates.inspect):
         caplog.clear()
-        program(config, workdir, "best", image, tmp_path / program.__name__)
+        output = tmp_path / program.__name__
+        if program is predict.predict:
+            with pytest.raises(UserError, match=r"^1 of 1 images have a NaN or Inf in a prediction"):
+                program(config, workdir, "best", image, output)
+            assert [path.name for path in (output / "a").iterdir()] == ["montage.png"]  # the image alone
+        else:
+            program(config, workdir, "best", image, output)
         lines = [record.getMessage() for record in caplog.records if "Inf" in record.getMessage()]
         assert sorted(lines) == [
             f"a: NaN or Inf in the prediction of {name}: the model has diverged" for name in ("normals", "semseg")
