@@ -19,6 +19,7 @@ from taskexpert_jax.parallel.preemption import Stopped, on_sigterm
 from taskexpert_jax.pretrained import load as pretrained
 from taskexpert_jax.runs import workdir as workdirs
 from taskexpert_jax.runs.checkpoints import Checkpoints, saved_steps
+from taskexpert_jax.runs.config import check_checkpoint
 from taskexpert_jax.runs.writer import RunWriter
 from taskexpert_jax.tasks import best_task, from_config
 from taskexpert_jax.training import optimizer
@@ -98,6 +99,7 @@ def train(
                 for line in weights.report.splitlines():
                     logging.info(line)
         else:
+            check_checkpoint(workdir, restored.step, config, workdirs.FREE)
             state = TrainState.from_items(restored.items)
             if restored.step > config.num_steps:
                 raise UserError(

@@ -323,15 +323,15 @@ class Checkpoints:
                     f"no checkpoint has a finite {self._best_key} to be the best by: step {steps[-1]} is used"
                 )
             return steps[-1] if self.best is None else self.best
-        if which.isdigit() and int(which) in steps:
+        if which in map(str, steps):
             return int(which)
         raise UserError(f"--checkpoint={which}: not in {self.path}; use best, latest or one of {steps}")
 
     def _refuse_damaged(self, step: int) -> None:
         # Only the files that evaluation reads, a third of a checkpoint with Adam's moments.
         folder = self.path / str(step)
-        problem = sealing.problem(folder, "params", "metrics", "_CHECKPOINT_METADATA") or sealing.renamed(folder)
-        if problem:
+        parts = ("params", "config", "metrics", "_CHECKPOINT_METADATA")
+        if problem := sealing.problem(folder, *parts) or sealing.renamed(folder):
             raise self._damaged(step, problem)
 
     def _damaged(self, step: int, problem: str) -> UserError:

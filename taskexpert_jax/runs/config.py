@@ -4,14 +4,15 @@ A run is its own truth. A flag that would make another model of the same paramet
 would not reveal it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
 
-from taskexpert_jax.config import check, read_run
+from taskexpert_jax import json_file
+from taskexpert_jax.config import check, read_run, restored
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.runs.workdir import FREE, differences
 from taskexpert_jax.tasks import from_config
@@ -25,6 +26,7 @@ FREE_TO_LOAD = (
     "model.remat",
     "model.unroll",
 )
+_RECORD = "config/metadata"  # Orbax's file name for a checkpoint's config
 _OTHER_DATA = (*FREE_TO_LOAD, "dataset.", "tasks")
 _PLACEMENT = ("eval", "mesh", "log", "guard")
 
@@ -84,6 +86,33 @@ def for_evaluation(
         data.dataset.zero_is_void = tuple(task for task in data.dataset.zero_is_void if task in data.tasks)
     check(data)
     return config, data
+
+
+def check_checkpoint(workdir: pathlib.Path, step: int, config: ConfigDict, free: Sequence[str] = FREE_TO_LOAD) -> None:
+    """Compares the config that a checkpoint was written with, which it holds, with the run's.
+
+    They differ if config.json was edited, or if it or the checkpoint was copied from another run.
+
+    Args:
+      workdir: the run's directory.
+      step: step of the checkpoint. One without a readable config is not compared.
+      config: the config that the checkpoint is loaded with.
+      free: fields that may differ, besides `num_steps`, which may have been raised.
+
+    Raises:
+      UserError: they differ; the message lists the fields.
+    """
+    path = workdir / "checkpoints" / str(step)
+    try:
+        written, _ = restored(json_file.read(path / _RECORD))
+    except (OSError, json_file.MalformedError, UserError):
+        return
+    if lines := differences(written, config, (*free, "num_steps")):
+        listed = "".join(f"\n  {line}" for line in lines)
+        raise UserError(
+            f"checkpoint {path} was written by a run with another config than {workdir / 'config.json'}; restore the "
+            f"file, or move the checkpoint to its own run:{listed}"
+        )
 
 
 def _common(saved: ConfigDict, given: ConfigDict) -> tuple[tuple[str, ...], str]:

@@ -14,6 +14,7 @@ from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.models.variables import abstract_variables
 from taskexpert_jax.runs.checkpoints import Checkpoints
+from taskexpert_jax.runs.config import check_checkpoint
 from taskexpert_jax.tasks import best_task, from_config
 
 
@@ -48,6 +49,7 @@ def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> t
     with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:
         step = checkpoints.select(which)
         variables = checkpoints.restore_variables(step, abstract)
+        check_checkpoint(workdir, step, config)
         if which == "best" and checkpoints.best is None:
             which = "latest"
     if step > config.num_steps:

@@ -105,3 +105,27 @@ def test_another_data_set_without_a_common_task_is_refused(tmp_path):
     run = saved(trained, tmp_path)
     with pytest.raises(UserError, match=r"no task in common.*depth"):
         run_config.for_evaluation(run, pascal_context.get_config("tiny"), {})
+
+
+def checkpoint_of(config, run, step=2):
+    """Gives the run the part of a checkpoint that holds its config."""
+    path = run / "checkpoints" / str(step) / "config" / "metadata"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(config.to_dict()))
+
+
+@pytest.mark.parametrize("field", [name for name in CONTRADICTIONS if name != "model.experts"])
+def test_a_checkpoint_of_another_config_is_refused_with_the_field(field, tmp_path):
+    config = demo.get_config("tiny")
+    checkpoint_of(config, tmp_path)
+    config.update_from_flattened_dict({field: CONTRADICTIONS[field]})
+    with pytest.raises(UserError, match=rf"checkpoints/2 .*config.json; .*\n  {field} was .*, is "):
+        run_config.check_checkpoint(tmp_path, 2, config)
+
+
+def test_a_checkpoint_of_its_own_run_is_accepted(tmp_path):
+    config = demo.get_config("tiny")
+    checkpoint_of(config, tmp_path)
+    config.update_from_flattened_dict({"num_steps": 9, "eval.flip": True, "mesh.fsdp": 2})
+    run_config.check_checkpoint(tmp_path, 2, config)
+    run_config.check_checkpoint(tmp_path, 4, config)  # has no record of its config
