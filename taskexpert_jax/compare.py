@@ -21,6 +21,7 @@ DELTA = "delta-m"
 _FORM = {
     "dataset": {"name": str, "split": str, "fingerprint": str},
     "published": json_file.Each({"metric": str, "value": (float, None)}),
+    "examples": int,
 }
 
 
@@ -127,14 +128,16 @@ def single_results(paths: Sequence[pathlib.Path]) -> dict[str, float]:
 
 def _check_data(runs: Mapping[str, Mapping[str, Any]], paper: str | None) -> None:
     """Raises UserError if results come from different data and cannot be compared."""
-    seen = [(name, run["dataset"]) for name, run in runs.items()]
+    # A part of a split (eval.max_examples) and reduced images are other data too.
+    seen = [(name, {"downscale": 1.0, **run["dataset"], "examples": run["examples"]}) for name, run in runs.items()]
     first, expected = seen[0]
     for name, data in seen:
-        for field in ("name", "split", "fingerprint"):
+        for field in ("name", "split", "fingerprint", "downscale", "examples"):
             if data[field] != expected[field]:
+                label = field if field == "examples" else f"dataset.{field}"
                 raise UserError(
-                    f"{name} was evaluated on other data than {first} (dataset.{field} {data[field]!r} and "
-                    f"{expected[field]!r}); their results cannot be compared"
+                    f"{name} was evaluated on other data than {first} ({label} {data[field]!r} and "
+                    f"{expected[field]!r}); their results cannot be compared: evaluate both alike"
                 )
         if paper and data["name"] != paper:
             raise UserError(f"--paper={paper}, but {name} was evaluated on {data['name']!r}")
@@ -185,7 +188,7 @@ def compare(
       UserError: a run without evaluation, runs on different data, or a task without a result in `single`.
     """
     runs = {str(path): read_metrics(path) for path in paths}
-    _check_data(runs, paper)
+    _check_data({**runs, **{str(path): read_metrics(path) for path in single}}, paper)
     rows = []
     for published in PUBLISHED[paper] if paper else ():
         rows.append(Row(f"{published.model}{f' ({published.note})' if published.note else ''}", published.values))

@@ -14,9 +14,12 @@ from taskexpert_jax.evaluation.published import PUBLISHED
 PAPER = {"semseg": ("mIoU", 55.35), "depth": ("rmse", 0.5157), "normals": ("mean", 18.54), "edge": ("odsF", 78.40)}
 
 
-def write(path: pathlib.Path, values: dict[str, tuple[str, float | None]], **dataset: str) -> pathlib.Path:
+def write(
+    path: pathlib.Path, values: dict[str, tuple[str, float | None]], examples: int = 654, **dataset: Any
+) -> pathlib.Path:
     """Writes the fields of an evaluation's metrics.json that a comparison reads."""
     content: dict[str, Any] = {
+        "examples": examples,
         "dataset": {"name": "nyud", "split": "val", "fingerprint": "abc", **dataset},
         "published": {task: {"metric": metric, "value": value} for task, (metric, value) in values.items()},
     }
@@ -98,13 +101,17 @@ def test_delta_m_takes_the_single_task_runs(tmp_path: pathlib.Path) -> None:
         ),
         ({"name": "pascal_context"}, r"dataset.name 'pascal_context' and 'nyud'\)"),
         ({"split": "train"}, r"dataset.split 'train'"),
+        ({"downscale": 0.5}, r"dataset.downscale 0.5 and 1.0\)"),
+        ({"examples": 10}, r"\(examples 10 and 654\); .*evaluate both alike"),
     ],
 )
-def test_runs_on_other_data_are_refused(tmp_path: pathlib.Path, change: dict[str, str], message: str) -> None:
+def test_runs_on_other_data_are_refused(tmp_path: pathlib.Path, change: dict[str, Any], message: str) -> None:
     one = write(tmp_path / "one.json", PAPER)
     two = write(tmp_path / "two.json", PAPER, **change)
     with pytest.raises(UserError, match=message):
         compare.compare([one, two])
+    with pytest.raises(UserError, match=message):
+        compare.compare([one], single=[two])
 
 
 def test_what_cannot_be_compared_is_said_in_a_line(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +130,7 @@ def test_what_cannot_be_compared_is_said_in_a_line(tmp_path: pathlib.Path, capsy
     assert "bad.json is not an evaluation's metrics.json" in error(tmp_path / "bad.json")
     for text, why in (
         ("[" * 100_000, "it is nested too deeply"),
-        ('{"dataset": null, "published": {}}', "dataset is None, and must be an object with fields"),
+        ('{"dataset": null, "published": {}, "examples": 1}', "dataset is None, and must be an object with fields"),
         (
             good.read_text().replace("55.35", '"55.35"'),
             "published.semseg.value is '55.35', and must be a finite number",
