@@ -201,10 +201,14 @@ def _paths(folder: pathlib.Path, ids: Sequence[str], suffixes: Sequence[str]) ->
     # Lists each folder of ids once, because a look-up per file is slow on network file systems. Other folders are not
     # entered: links may lead from there to anywhere.
     present: dict[str, list[str]] = {}
+    dangling = set()
     for parent in {os.path.dirname(example_id) for example_id in ids if _stays_inside(example_id)}:
         inside = folder / parent
         for entry in os.scandir(inside) if os.path.isdir(inside) else ():  # False too for names that are too long
-            if not entry.name.startswith(".") and entry.is_file():
+            missing = entry.is_symlink() and not os.path.exists(entry.path)
+            if missing:
+                dangling.add(os.path.join(parent, entry.name))
+            if not entry.name.startswith(".") and (missing or entry.is_file()):
                 stem, suffix = os.path.splitext(entry.name)
                 present.setdefault(os.path.join(parent, stem), []).append(suffix)
     spelt = {unicodedata.normalize("NFC", name): name for name in present}
@@ -222,6 +226,8 @@ def _paths(folder: pathlib.Path, ids: Sequence[str], suffixes: Sequence[str]) ->
             raise UserError(f"{folder / example_id}: there are {' and '.join(usable)}; keep one of them")
         if found and not usable:
             raise UserError(f"{folder / example_id}{found[0]}: convert this file to {' or '.join(suffixes)}")
+        if usable and f"{example_id}{usable[0]}" in dangling:
+            raise UserError(f"{folder / example_id}{usable[0]}: a link to a file that is missing; restore the file")
         if usable:
             paths[example_id] = folder / f"{example_id}{usable[0]}"
     return paths

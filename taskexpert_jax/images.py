@@ -40,8 +40,8 @@ warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file require
 def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
     """The image files at `path`: the file itself, or the images in the folder (without sub-folders), sorted by name.
 
-    In a folder, images are files with one of `SUFFIXES`, upper or lower case; hidden files are omitted. A single file
-    may have any suffix.
+    In a folder, images are files with one of `SUFFIXES`, upper or lower case; hidden files are omitted. Links to files
+    that are missing are listed, because reading them names them. A single file may have any suffix.
 
     Raises:
       UserError: nothing at `path`, or a folder without images.
@@ -54,7 +54,9 @@ def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
     found = sorted(
         entry
         for entry in path.iterdir()
-        if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+        if entry.suffix.lower() in SUFFIXES
+        and not entry.name.startswith(".")
+        and (entry.is_file() or (entry.is_symlink() and not entry.exists()))
     )
     if not found:
         raise UserError(f"{path}: no images in this folder; supported suffixes: {' '.join(SUFFIXES)}")

@@ -289,7 +289,11 @@ def test_list_images_is_sorted_and_omits_other_files(tmp_path):
     for name in ("b.PNG", "a.jpg", "c.txt", ".hidden.png", "d.tiff"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b.PNG", "d.tiff"]
+    (tmp_path / "linked.png").symlink_to("folder.png")
+    (tmp_path / "missing.png").symlink_to("nowhere")  # is named when it is read
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b.PNG", "d.tiff", "missing.png"]
+    with pytest.raises(UserError, match=r"missing\.png: no such image"):
+        read_image(tmp_path / "missing.png")
     assert list_images(tmp_path / "c.txt") == [tmp_path / "c.txt"]
 
 

@@ -311,6 +311,17 @@ def test_links_are_followed_where_an_id_leads_and_nowhere_else(config, root):
     assert [example_id for example_id, _ in folder.source(config.dataset, "val").files] == ["b/5", "a/5"]
 
 
+@pytest.mark.parametrize("target", ["nowhere", "5.png"])
+def test_a_label_that_is_a_link_to_nothing_is_no_image_without_label(config, root, target):
+    (root / "semseg" / "a").mkdir(exist_ok=True)
+    path = root / "semseg" / "a" / "5.png"
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+    (root / "val.txt").write_text("a/5")
+    with pytest.raises(UserError, match=rf"^{path}: a link to a file that is missing; restore the file$"):
+        folder.source(config.dataset, "val")
+
+
 @pytest.mark.parametrize("example_id", ["../images/1", "/etc/1", "a//2", "./1", "a/../1", "1\0"])
 def test_ids_that_lead_elsewhere_name_no_image(config, root, example_id):
     (root / "val.txt").write_text(example_id)
