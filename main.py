@@ -17,7 +17,7 @@ from taskexpert_jax.parallel import agreement, distributed, processes, sharding
 from taskexpert_jax.runs import config as run_config
 from taskexpert_jax.runs import workdir as workdirs
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file: configs/nyud.py:vit_b16; default: the run's.")
+_CONFIG = command_line.define_config("Config file: configs/nyud.py:vit_b16; default: the run's.")
 _WORKDIR = paths.define("workdir", "The run's directory.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "compile"], "What to do.")
 _EXTEND = flags.DEFINE_bool("extend", False, "For train: accept a larger num_steps than the run's.")
@@ -27,7 +27,8 @@ _OUTPUT = paths.define("output", "For evaluate and predict: results; default in 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "For compile: v5e:4x4, h200:8, ...; default: this machine's devices.")
 _REPORT = paths.define("report", "For compile: a JSON file to write the report to.")
 _QUICK = flags.DEFINE_bool("quick", False, "For compile: memory and traffic only, in seconds; for TPUs.")
-
+_LOADING, _COMPILING = ("checkpoint", "output"), ("topology", "report", "quick")
+_OF_MODES = {"train": ("extend",), "evaluate": _LOADING, "predict": (*_LOADING, "images"), "compile": _COMPILING}
 _INTERRUPTED = {
     "train": "interrupted; checkpoints are kept: the same command resumes",
     "predict": "interrupted; what was written is kept: the same command predicts all images anew",
@@ -36,6 +37,7 @@ _INTERRUPTED = {
 
 def main() -> None:
     """The program, dispatched on the mode."""
+    command_line.refuse_flags_of_others(_MODE.value, _OF_MODES)
     with distributed.joined(_MODE.value):
         _run()
 

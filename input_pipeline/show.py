@@ -11,7 +11,7 @@ import functools
 import itertools
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
@@ -165,7 +165,7 @@ def _flags_of(argv: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Defines the flags and runs the program."""
-    config = config_flags.DEFINE_config_file("config", None, "Config file and variant; also the first argument.")
+    config = command_line.define_config("Config file and variant; also the first argument.")
     output = paths.define("output", "Folder to write SPLIT.png to.")
     count = flags.DEFINE_integer("count", 4, "Number of examples.", lower_bound=1)
     split = flags.DEFINE_string("split", None, "Split of the data set; default: the training split.")

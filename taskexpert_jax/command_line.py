@@ -1,6 +1,6 @@
 """Command line of the programs: flags, errors in one line, exit status, and what is logged."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import logging as standard_logging
 import os
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from absl.logging import converter
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from taskexpert_jax import interruption, terminal
 from taskexpert_jax.errors import UserError
@@ -131,6 +131,14 @@ def run(
     app.run(main, flags_parser=parse or parse_flags)
 
 
+def define_config(help_text: str) -> flags.FlagHolder[ConfigDict]:
+    """Defines the flag --config; exits with one line if a flags file on the command line cannot be read."""
+    try:
+        return config_flags.DEFINE_config_file("config", None, help_text)
+    except (flags.Error, UnicodeDecodeError) as error:  # ml_collections reads the command line already here
+        fail(" ".join(str(error).split()))
+
+
 def parse_flags(argv: Sequence[str], own_config: Callable[[], Any] | None = None) -> list[str]:
     """Parses the command line, for `run`; exits with one line on wrong flags, fields or configs.
 
@@ -148,6 +156,8 @@ def parse_flags(argv: Sequence[str], own_config: Callable[[], Any] | None = None
                 config_flags.DEFINE_config_dict("config", config, "The run's.", sys_argv=argv, flag_values=values)
         rest = flags.FLAGS(argv)
         config = flags.FLAGS["config"].value
+        if config is None and len(rest) > 1:
+            return rest  # `run` names the argument, such as a mode without --mode=
         if config is None:
             raise ValueError("--config is missing: give a config file, such as --config=configs/nyud.py:vit_b16")
         _ = config.to_dict  # a missing config file raises only when the config is used
@@ -165,6 +175,14 @@ def parse_flags(argv: Sequence[str], own_config: Callable[[], Any] | None = None
             cause = error.args[0]  # ConfigDict's text, or its error wrapped in another
             text = f"unknown config field {cause.args[0] if isinstance(cause, Exception) else cause}{hint}"
         fail(" ".join(text.split()))
+
+
+def refuse_flags_of_others(mode: str, of_modes: Mapping[str, Sequence[str]]) -> None:
+    """Raises UserError if a flag is given that only other modes use; of_modes: the flags that not all modes use."""
+    for name in sorted({name for names in of_modes.values() for name in names} - set(of_modes[mode])):
+        if flags.FLAGS[name].present:
+            modes = " or ".join(other for other, names in of_modes.items() if name in names)
+            raise UserError(f"--{name} is for --mode={modes}, and this is --mode={mode}")
 
 
 def _last_values(argv: Sequence[str]) -> list[str]:

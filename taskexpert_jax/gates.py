@@ -211,7 +211,7 @@ def _report(found: Inspection, sections: Sequence[Element], output: pathlib.Path
 
 def main() -> None:
     """Defines the flags and runs the program."""
-    config = config_flags.DEFINE_config_file("config", None, "The run's config; default: WORKDIR/config.json.")
+    config = command_line.define_config("The run's config; default: WORKDIR/config.json.")
     workdir = paths.define("workdir", "The run's directory.")
     source = paths.define("images", "An image or a folder of images.")
     checkpoint = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")

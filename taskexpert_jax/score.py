@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import pathlib
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from taskexpert_jax import command_line, files, paths, terminal
 from taskexpert_jax.config import check
@@ -55,7 +55,7 @@ def _run(config: ConfigDict, folder: pathlib.Path, names: Sequence[str], output:
 
 def main() -> None:
     """Defines the flags and runs the program."""
-    config = config_flags.DEFINE_config_file("config", None, "Config file of the data set: configs/nyud.py.")
+    config = command_line.define_config("Config file of the data set: configs/nyud.py.")
     predictions = paths.define("predictions", "Folder of the predictions.")
     tasks = flags.DEFINE_list("tasks", [], "Tasks to score, comma-separated; default: the config's.")
     output = paths.define("output", "Folder for metrics.json; default: the predictions' folder.")

@@ -105,3 +105,21 @@ def test_without_any_config_it_is_named(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         command_line.parse_flags(["main.py"], lambda: None)
     assert capsys.readouterr().err.startswith("error: --config is missing: ")
+
+
+def test_a_flags_file_that_cannot_be_read_is_a_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    (tmp_path / "latin").write_bytes(b"--mode=\xe9\n")
+    for name, why in (("none", "none"), ("latin", "codec can't decode")):
+        monkeypatch.setattr(sys, "argv", ["main.py", f"--flagfile={tmp_path / name}"])
+        with pytest.raises(SystemExit, match="2"):
+            command_line.define_config("")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and why in line
+
+
+def test_an_argument_without_dashes_is_named_rather_than_a_missing_config(monkeypatch):
+    values = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", values)
+    config_flags.DEFINE_config_file("config", None, flag_values=values)
+    assert command_line.parse_flags(["main.py", "evaluate"]) == ["main.py", "evaluate"]  # which `run` refuses

@@ -269,6 +269,7 @@ def main(*arguments):
         ),
         (("--config=configs/demo.py:larg",), r"unknown variant 'larg': choose demo or tiny"),
         (("--mode=predict",), r"--images is missing"),
+        (("--images=x",), r"--images is for --mode=predict, and this is --mode=train"),
         (
             ("--config=configs/nyud.py:tiny", "--config.dataset.data_dir=nowhere"),
             r"nowhere.*input_pipeline.prepare nyud",
