@@ -81,8 +81,7 @@ def _run() -> None:
 
         if note := workdirs.note_other_data(workdir, data.dataset.fingerprint):
             logging.warning(note)
-        output = _OUTPUT.value or workdir / "evaluation"
-        evaluate(config, workdir, _CHECKPOINT.value, eval_batches, output, data=data)
+        evaluate(config, workdir, _CHECKPOINT.value, eval_batches, _OUTPUT.value, data=data)
     else:
         from taskexpert_jax.train import train
 

@@ -36,7 +36,7 @@ def evaluate(
       workdir: the run's directory.
       which: "best", "latest" or a step.
       eval_batches: returns one pass over the evaluation set.
-      output: folder for the results; default: WORKDIR/evaluation.
+      output: folder for the results; default: WORKDIR/evaluation, or WORKDIR/evaluation_NAME for another data set.
       data: config with the data set and the tasks to evaluate, if they are others than the run's; see
         `runs.config.for_evaluation`.
 
@@ -50,7 +50,8 @@ def evaluate(
     data = config if data is None else data
     check(data)
     tasks = from_config(data)
-    output = output or workdir / "evaluation"
+    own_data = data.dataset.name == config.dataset.name
+    output = output or workdir / ("evaluation" if own_data else f"evaluation_{data.dataset.name}")
     mesh = sharding.make_mesh(config.mesh, {"eval.batch_size": config.eval.batch_size})
     with sharding.use(mesh):
         model, variables, checkpoint = load(config, workdir, which, mesh)

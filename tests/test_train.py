@@ -173,7 +173,7 @@ def test_a_run_can_be_evaluated_on_another_data_set_in_the_tasks_that_both_have(
     results = evaluate.evaluate(config, folder, "latest", batches, data=data)
     assert {name.partition("/")[0] for name in results} == {"normals", "edge"}
     assert 0 < results["normals/mean"] < 180
-    report = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    report = json.loads((folder / "evaluation_pascal_context" / "metrics.json").read_text())
     assert (report["dataset"]["name"], report["tasks"]) == ("pascal_context", ["normals", "edge"])
     assert report["gates"]["tasks"].keys() == {"normals", "edge"}
     assert "depth (not a task of pascal_context)" in capsys.readouterr().err
