@@ -65,7 +65,7 @@ def _variables(content: memoryview, order: str) -> Iterator[memoryview]:
             raise ValueError("is cut short")
         if kind == _COMPRESSED:
             stream = zlib.decompressobj()
-            plain = stream.decompress(variable, MOST_BYTES - size)
+            plain = stream.decompress(variable, max(MOST_BYTES - size, 1))  # 0 would be no limit
             if not stream.eof or stream.unused_data:
                 raise ValueError(f"is damaged, or holds more than {MOST_BYTES >> 20} MiB")
             if plain.count(struct.pack(f"{order}I", _MATRIX)) > MOST_MATRICES:

@@ -109,6 +109,10 @@ def test_a_small_file_that_expands_without_end_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(matlab, "MOST_BYTES", 2**20)
     with pytest.raises(ValueError, match="holds more than 1 MiB"):
         matlab.read_variable(content, "a")
+    first = len(zlib.decompress(content[136 : 136 + struct.unpack_from("<I", content, 132)[0]]))
+    monkeypatch.setattr(matlab, "MOST_BYTES", first)  # nothing is left for the second variable
+    with pytest.raises(ValueError, match="holds more than"):
+        matlab.read_variable(content, "a")
     matrices = HEADER + element(14, head(1, b"a") + struct.pack("<II", 14, 0) * 100_001)
     assert len(packed(matrices)) < 10_000
     monkeypatch.undo()
