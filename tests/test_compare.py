@@ -114,6 +114,16 @@ def test_runs_on_other_data_are_refused(tmp_path: pathlib.Path, change: dict[str
         compare.compare([one], single=[two])
 
 
+def test_single_task_runs_on_a_folder_have_fingerprints_of_fewer_labels(tmp_path: pathlib.Path) -> None:
+    run = write(tmp_path / "run.json", PAPER, fingerprint="sizes-1")
+    single = [
+        write(tmp_path / f"{task}.json", {task: found}, fingerprint=f"sizes-{task}") for task, found in PAPER.items()
+    ]
+    assert cells(compare.compare([run], single=single))[str(run)][-1] == "**+0.00**"
+    with pytest.raises(UserError, match="on other data"):
+        compare.compare([run, write(tmp_path / "other.json", PAPER, fingerprint="sizes-2")])
+
+
 def test_what_cannot_be_compared_is_said_in_a_line(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     def error(*arguments: Any) -> str:
         assert compare.main([str(argument) for argument in arguments]) == 2
