@@ -116,9 +116,10 @@ def start() -> bool:
 def _refuse_unknown_host(group: Group | None) -> None:
     host = group.coordinator.rpartition(":")[0] if group else ""
     try:
-        _ = host and socket.getaddrinfo(host, None)
-    except OSError as error:
-        raise UserError(f"the host of process 0, {host!r}, is not known here: {error.strerror}") from error
+        _ = host and socket.getaddrinfo(host.strip("[]"), None)  # brackets are around addresses of IPv6
+    except (OSError, UnicodeError) as error:  # UnicodeError: two dots in a row, or more than 63 letters without one
+        reason = error.strerror if isinstance(error, OSError) else "this is no name of a host"
+        raise UserError(f"the host of process 0, {host!r}, is not known here: {reason}") from error
 
 
 def _unconnected(group: Group | None, reason: str) -> str:

@@ -293,6 +293,14 @@ def test_processes_that_do_not_find_each_other_say_what_to_check(index, reason, 
 def test_an_unknown_host_is_named_at_once(start_with):
     with pytest.raises(UserError, match=r"^the host of process 0, 'no\.such\.host\.invalid', is not known here: "):
         start_with(None, "no.such.host.invalid:1", 2, 1)
+    with pytest.raises(UserError, match=r"^the host of process 0, 'two\.\.dots', is not known here: this is no name"):
+        start_with(None, "two..dots:1", 2, 1)
+
+
+def test_an_address_of_ipv6_in_brackets_is_known(start_with):
+    calls = []
+    start_with(lambda **named: calls.append(named), "[::1]:1234", 2, 1)
+    assert [named["coordinator_address"] for named in calls] == ["[::1]:1234"]
 
 
 def test_under_srun_jax_finds_the_group(start_with, monkeypatch):
