@@ -53,6 +53,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, best: Task, *, read_only: bool = False):
         self.path = workdir.absolute() / "checkpoints"
         self._best_key = f"{best.name}/{best.main_metric}"
+        self._read_only = read_only
         if read_only and not self.path.is_dir():
             raise UserError(f"no checkpoints in {workdir}: train first, or give the --workdir of a finished run")
         if not read_only:
@@ -170,7 +171,8 @@ class Checkpoints:
         deadline = time.monotonic() + _CLEAR_SECONDS  # TensorStore's own threads may still write
         while self._first_process and time.monotonic() < deadline:
             sealing.remove_unfinished(self.path)
-            if self._incomplete is not None:  # else a folder of this name is a copy that somebody put there
+            # A complete or sealed checkpoint of this name is a copy, or another run's, that somebody put there.
+            if self._incomplete is not None and not sealing.sealed(self.path / str(self._incomplete)):
                 self._presence.remove_remade(str(self._incomplete))
             time.sleep(_POLL_SECONDS)
 
@@ -405,7 +407,7 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception) if self._presence.gone else contextlib.nullcontext():
                 self._manager.close()
-            if self._refused or self._presence.gone:
+            if not self._read_only and (self._refused or self._presence.gone):
                 self._clear()
             self._presence.close()
             self._quiet.close()

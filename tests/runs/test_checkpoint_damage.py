@@ -12,6 +12,7 @@ from checkpoint_trees import abstract, largest, opened, opened_newest, same, sav
 import pytest
 
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.runs import checkpoints as checkpoints_module
 from taskexpert_jax.runs import sealing
 from taskexpert_jax.runs.checkpoints import saved_steps
 from taskexpert_jax.runs.presence import Presence
@@ -324,3 +325,30 @@ def test_a_copy_that_is_put_in_place_of_the_folder_is_left_alone(tmp_path):
         copy.rename(folder)
         checkpoints.save(4, state(4).to_items(), {}, None)
     assert sealing.sealed(folder / "2") and sealing.problem(folder / "2") is None
+
+
+def replaced_by_a_copy(folder):
+    shutil.copytree(folder, folder.with_name("copy"))
+    shutil.rmtree(folder)
+    folder.with_name("copy").rename(folder)
+
+
+def test_reading_removes_nothing_from_a_folder_that_was_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints_module, "_CLEAR_SECONDS", 0.1)
+    save(tmp_path, [2])
+    refused = pytest.raises(UserError, match="deleted or replaced")
+    with refused, opened(tmp_path, read_only=True):
+        replaced_by_a_copy(tmp_path / "checkpoints")
+        saving = tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp-1"  # by a run that trains there
+        saving.mkdir()
+    assert saving.is_dir()
+
+
+def test_a_sealed_checkpoint_of_the_step_that_was_being_saved_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints_module, "_CLEAR_SECONDS", 0.1)
+    save(tmp_path, [2])
+    refused = pytest.raises(UserError, match="deleted or replaced")
+    with refused, opened(tmp_path) as checkpoints:
+        checkpoints._incomplete = 2
+        replaced_by_a_copy(tmp_path / "checkpoints")
+    assert sealing.sealed(tmp_path / "checkpoints" / "2")
