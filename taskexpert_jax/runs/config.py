@@ -27,7 +27,7 @@ FREE_TO_LOAD = (
     "model.unroll",
 )
 _RECORD = "config/metadata"  # Orbax's file name for a checkpoint's config
-_OTHER_DATA = (*FREE_TO_LOAD, "dataset.", "tasks")
+_OTHER_DATA = ("dataset.", "tasks")
 _PLACEMENT = ("eval", "mesh", "log", "guard")
 
 
@@ -55,7 +55,7 @@ def for_evaluation(
     """The configs (of the run, of the data) to evaluate a run with; they are the same unless the data set is another.
 
     With another data set than the run's, the second config has the data set and `eval` of `given`, and the tasks that
-    both have; a task with other classes is none of them. The rest is the run's. Arguments and errors as for `of_run`.
+    both have; a task with other classes is none of them. The rest is as in `of_run`, with its arguments and errors.
 
     Raises:
       UserError: also if the data set has none of the run's tasks.
@@ -68,7 +68,7 @@ def for_evaluation(
     wanted = saved.copy_and_resolve_references()
     wanted.update_from_flattened_dict(fields)
     _refuse(workdir, differences(saved, wanted, FREE_TO_LOAD))
-    config, data = saved.copy_and_resolve_references(), saved.copy_and_resolve_references()
+    config, data = wanted, wanted.copy_and_resolve_references()
     for name in _PLACEMENT:
         config[name] = data[name] = given[name]
     data.dataset = given.dataset.copy_and_resolve_references()

@@ -13,6 +13,7 @@ from taskexpert_jax.config import check
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.models.variables import abstract_variables
+from taskexpert_jax.parallel import processes
 from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.runs.config import check_checkpoint
 from taskexpert_jax.tasks import best_task, from_config
@@ -47,7 +48,7 @@ def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> t
     abstract["params"] = jax.tree.map(lambda leaf: leaf.update(dtype=config.eval.params_dtype), abstract["params"])
     best = best_task(tasks, config.checkpoint.best_task)
     with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:
-        step = checkpoints.select(which)
+        step = processes.gather(checkpoints.select(which))[0]  # a run in training may save one between two listings
         variables = checkpoints.restore_variables(step, abstract)
         check_checkpoint(workdir, step, config)
         if which == "best" and checkpoints.best is None:

@@ -1,13 +1,16 @@
 """The config that a run is loaded with: its own, whatever the command line says of the model."""
 
 import json
+import types
 
 import pytest
 
 from configs import demo, nyud, pascal_context
 from taskexpert_jax.config import FIELDS, flat, read_run
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs import config as run_config
+from taskexpert_jax.runs import load
 
 # Values other than the defaults that fit the shapes of the default model's parameters, except of the last.
 CONTRADICTIONS = {
@@ -38,9 +41,9 @@ def test_what_would_make_another_model_is_refused_with_the_field(field, tmp_path
     run = saved(demo.get_config("tiny"), tmp_path)
     given = read_run(run)
     given.update_from_flattened_dict({field: CONTRADICTIONS[field]})
-    for load in (run_config.of_run, run_config.for_evaluation):
+    for read in (run_config.of_run, run_config.for_evaluation):
         with pytest.raises(UserError, match=rf"\n  {field} was .*, is ") as refusal:
-            load(run, given, {field: CONTRADICTIONS[field]})
+            read(run, given, {field: CONTRADICTIONS[field]})
         assert len(str(refusal.value).splitlines()) == 2
 
 
@@ -93,6 +96,14 @@ def test_another_data_set_is_evaluated_in_the_tasks_that_both_have(tmp_path, cap
     assert "semseg (other classes), depth (not a task of pascal_context)" in line
 
 
+def test_another_data_set_leaves_the_flags_that_may_change(tmp_path):
+    run = saved(nyud.get_config("tiny"), tmp_path)
+    changed = {"checkpoint.best_task": "edge", "model.attention": "xla"}
+    config, data = run_config.for_evaluation(run, pascal_context.get_config("tiny"), changed)
+    assert config.checkpoint.best_task == "edge"  # which selects the best checkpoint
+    assert config.model.attention == data.model.attention == "xla"
+
+
 def test_another_data_set_does_not_excuse_other_flags(tmp_path):
     run = saved(nyud.get_config("tiny"), tmp_path)
     with pytest.raises(UserError, match=r"\n  model.gate.top_k was 0, is 2$"):
@@ -129,3 +140,14 @@ def test_a_checkpoint_of_its_own_run_is_accepted(tmp_path):
     config.update_from_flattened_dict({"num_steps": 9, "eval.flip": True, "mesh.fsdp": 2})
     run_config.check_checkpoint(tmp_path, 2, config)
     run_config.check_checkpoint(tmp_path, 4, config)  # has no record of its config
+
+
+def test_all_processes_load_the_checkpoint_that_process_0_selects(tmp_path, monkeypatch):
+    loaded = []
+    found = types.SimpleNamespace(
+        best=None, select=lambda which: 4, restore_variables=lambda step, abstract: loaded.append(step), close=list
+    )
+    monkeypatch.setattr(load, "Checkpoints", lambda *_, **__: found)
+    monkeypatch.setattr(load.processes, "gather", lambda own: [2, own])  # 4 was saved after process 0 had looked
+    _, _, selected = load.load(demo.get_config("tiny"), tmp_path, "latest", sharding.one_device_mesh())
+    assert loaded == [selected.step] == [2]
