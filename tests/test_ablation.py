@@ -94,7 +94,8 @@ def evaluated(tmp_path):
                 published["semseg"] = {"metric": "mIoU", "value": MIOU[rung][seed]}
             if rung in RMSE:
                 published["depth"] = {"metric": "rmse", "value": RMSE[rung][seed]}
-            content = {"published": published, "dataset": {"name": "nyud", "split": "val", "fingerprint": "f"}}
+            dataset = {"name": "nyud", "split": "val", "fingerprint": "f"}
+            content = {"published": published, "examples": 654, "dataset": dataset}
             folder = tmp_path / rung / f"seed{seed}" / "evaluation"
             folder.mkdir(parents=True)
             (folder / "metrics.json").write_text(json.dumps(content))

@@ -21,6 +21,7 @@ from tests.fuzz.leaks import Reader, leaks
 
 FINGERPRINT = {"fingerprint": "abc"}
 METRICS = {
+    "examples": 654,
     "dataset": {"name": "nyud", "split": "val", **FINGERPRINT},
     "published": {"semseg": {"metric": "mIoU", "value": 40.5}, "depth": {"metric": "rmse", "value": None}},
 }

@@ -143,7 +143,7 @@ def test_the_program_writes_a_sheet_and_ends_in_one_line_where_it_cannot(tmp_pat
         ("configs/none.py", *small[1:]): "error: no readable config file: [Errno 2] No such file or directory: "
         "'configs/none.py'\n",
         (small[0], f"--output={tmp_path / 'train.png' / 'x'}"): "error: results cannot be written to "
-        f"{tmp_path / 'train.png' / 'x'}: Not a directory; give another folder with --output\n",
+        f"{tmp_path / 'train.png' / 'x'}: it, or a folder above it, is a file; give another folder with --output\n",
     }
     for arguments, line in wrongs.items():
         wrong = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False)
