@@ -204,7 +204,7 @@ def _paths(folder: pathlib.Path, ids: Sequence[str], suffixes: Sequence[str]) ->
     dangling = set()
     for parent in {os.path.dirname(example_id) for example_id in ids if _stays_inside(example_id)}:
         inside = folder / parent
-        for entry in os.scandir(inside) if os.path.isdir(inside) else ():  # False too for names that are too long
+        for entry in images.entries(inside) if os.path.isdir(inside) else ():  # False too for names that are too long
             missing = entry.is_symlink() and not os.path.exists(entry.path)
             if missing:
                 dangling.add(os.path.join(parent, entry.name))

@@ -37,6 +37,14 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file required additional header parsing")
 
 
+def entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
+    """What is in a folder; raises UserError without permission to list it."""
+    try:
+        return list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"{folder}: this folder cannot be listed: {error.strerror}; check its permissions") from error
+
+
 def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
     """The image files at `path`: the file itself, or the images in the folder (without sub-folders), sorted by name.
 
@@ -44,7 +52,7 @@ def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
     that are missing are listed, because reading them names them. A single file may have any suffix.
 
     Raises:
-      UserError: nothing at `path`, or a folder without images.
+      UserError: nothing at `path`, or a folder without images or that cannot be listed.
     """
     path = pathlib.Path(path)
     if path.is_file():
@@ -53,7 +61,7 @@ def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
         raise UserError(f"{path}: no such file or folder; give an image or a folder of images")
     found = sorted(
         entry
-        for entry in path.iterdir()
+        for entry in map(pathlib.Path, entries(path))
         if entry.suffix.lower() in SUFFIXES
         and not entry.name.startswith(".")
         and (entry.is_file() or (entry.is_symlink() and not entry.exists()))

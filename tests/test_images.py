@@ -1,6 +1,7 @@
 """Reading image and array files: each colour mode exactly, ids as stored, one-line errors, names of results."""
 
 import base64
+import errno
 import io
 import os
 import pathlib
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 import pytest
 
+from input_pipeline import folder
 from taskexpert_jax import images
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.images import data_uri, list_images, read_image, read_numbers, result_names
@@ -295,6 +297,17 @@ def test_list_images_is_sorted_and_omits_other_files(tmp_path):
     with pytest.raises(UserError, match=r"missing\.png: no such image"):
         read_image(tmp_path / "missing.png")
     assert list_images(tmp_path / "c.txt") == [tmp_path / "c.txt"]
+
+
+def test_a_folder_without_permission_is_one_line(tmp_path, monkeypatch):
+    def scandir(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", scandir)  # because root may list every folder
+    line = rf"^{tmp_path}: this folder cannot be listed: Permission denied; check its permissions$"
+    for listing in (list_images, lambda path: folder._paths(path, ["a"], (".png",))):
+        with pytest.raises(UserError, match=line):
+            listing(tmp_path)
 
 
 def test_list_images_says_what_it_looked_for(tmp_path):
