@@ -79,7 +79,7 @@ def _run() -> None:
     if _MODE.value == "evaluate":
         from taskexpert_jax.evaluate import evaluate
 
-        if note := workdirs.note_other_data(workdir, data.dataset.fingerprint):
+        if data is config and (note := workdirs.note_other_data(workdir, data.dataset.fingerprint)):
             logging.warning(note)
         evaluate(config, workdir, _CHECKPOINT.value, eval_batches, _OUTPUT.value, data=data)
     else:

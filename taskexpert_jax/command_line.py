@@ -159,7 +159,10 @@ def parse_flags(argv: Sequence[str], own_config: Callable[[], Any] | None = None
         if config is None and len(rest) > 1:
             return rest  # `run` names the argument, such as a mode without --mode=
         if config is None:
-            raise ValueError("--config is missing: give a config file, such as --config=configs/nyud.py:vit_b16")
+            raise ValueError(
+                "--config is missing: give a config file, such as --config=configs/nyud.py:vit_b16; evaluate and "
+                "predict (--mode) take the run's own"
+            )
         _ = config.to_dict  # a missing config file raises only when the config is used
         return rest
     except UserError as error:
@@ -167,7 +170,7 @@ def parse_flags(argv: Sequence[str], own_config: Callable[[], Any] | None = None
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
         text = str(error).strip()
         if "Traceback" in text:  # a config file raised an error
-            text = text.splitlines()[-1]
+            text = text.splitlines()[-1].removeprefix("ValueError: ")
         elif isinstance(error, OSError):
             text = f"no readable config file: {text.splitlines()[-1].strip()}"
         elif isinstance(error, AttributeError | KeyError):

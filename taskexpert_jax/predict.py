@@ -56,6 +56,9 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
             steps.warn_of_nonfinite(name, found)
             finite = tuple(task for task in model.tasks if not found.nonfinite[task.name].any())
             diverged += len(finite) < len(model.tasks)
+            for task in (task for task in model.tasks if task not in finite):  # files of an earlier prediction
+                for suffix in ("npy", "png"):
+                    (output / name / f"{task.name}.{suffix}").unlink(missing_ok=True)
             top, left, rows, columns = window
             inside = {task: v[0, top : top + rows, left : left + columns] for task, v in found.values.items()}
             write(output / name, image, finite, inside)

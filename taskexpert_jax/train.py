@@ -187,4 +187,9 @@ def train(
         )
     else:
         logging.info(f"trained to step {config.num_steps}: {workdir}")
+        if first == config.num_steps:
+            logging.info(
+                f"nothing to train: {workdir} is at step {first} of {first}; --mode=evaluate evaluates it, --extend "
+                "with a larger config.num_steps trains it further"
+            )
     return state

@@ -245,6 +245,7 @@ def test_an_unknown_variant_is_refused_with_the_known_ones():
             r"^config.augment.scale_min=3.0 must not be more than config.augment.scale_max=2.0$",
         ),
         ({"mesh.fsdp": -1}, r"^config.mesh \(data=-1, fsdp=-1, tensor=1\): sizes must be .* at most one may be -1$"),
+        ({"tasks": ("semseg,depth",)}, r"^config.tasks: 'semseg,depth' holds a comma: "),
         ({"tasks": ("depth",)}, r"^config.checkpoint.best_task='semseg' is not among the tasks \(depth\)$"),
         ({"loss_weights.depth": -1.0}, r"^config.loss_weights.depth=-1.0: must be a number in \[0, 1e\+30\]$"),
         ({"dataset.semseg_classes": ("a", "a")}, r"^config.dataset.semseg_classes=\('a', 'a'\): .* each once$"),

@@ -78,6 +78,9 @@ def _inconsistencies(config: ConfigDict) -> Iterator[str]:
 
 def _task_inconsistencies(config: ConfigDict) -> Iterator[str]:
     tasks, dataset = config.tasks, config.dataset
+    for task in tasks:
+        if "," in task:
+            yield f"config.tasks: {shown(task)} holds a comma: write the names one by one, as \"('semseg','depth')\""
     best = config.checkpoint.best_task
     if best not in tasks:
         yield f"config.checkpoint.best_task={shown(best)} is not among the tasks ({', '.join(tasks)})"

@@ -154,6 +154,8 @@ def test_a_diverged_run_is_evaluated_predicted_and_inspected(tmp_path, caplog):
         caplog.clear()
         output = tmp_path / program.__name__
         if program is predict.predict:
+            (output / "a").mkdir(parents=True)
+            (output / "a" / "semseg.npy").write_bytes(b"of an earlier prediction")
             with pytest.raises(UserError, match=r"^1 of 1 images have a NaN or Inf in a prediction"):
                 program(config, workdir, "best", image, output)
             assert [path.name for path in (output / "a").iterdir()] == ["montage.png"]  # the image alone
