@@ -60,7 +60,15 @@ def read_metrics(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{file} is not an evaluation's metrics.json ({error}); evaluate the run again") from error
     if not content["published"]:
         raise UserError(f"{file} has no published metric; evaluate the run again")
+    if path.is_dir() and _trained_after(path, file):
+        print(f"warning: {path} was trained further after this evaluation; evaluate it again", file=sys.stderr)
     return content
+
+
+def _trained_after(workdir: pathlib.Path, evaluation: pathlib.Path) -> bool:
+    """True if a checkpoint of the run is newer than the file of its evaluation."""
+    saved = [path.stat().st_mtime for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    return max(saved, default=0.0) > evaluation.stat().st_mtime
 
 
 def published_values(run: Mapping[str, Any]) -> dict[str, float]:

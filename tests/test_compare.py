@@ -1,6 +1,7 @@
 """Comparison of runs: directions, best results, missing results, delta-m, and errors."""
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -165,3 +166,16 @@ def test_the_program_prints_the_table(tmp_path: pathlib.Path, capsys: pytest.Cap
     run = write(tmp_path / "run.json", PAPER)
     assert compare.main([str(run), "--paper=nyud", "--markdown"]) == 0
     assert capsys.readouterr().out.rstrip("\n") == compare.compare([run], paper="nyud")
+
+
+def test_an_evaluation_that_is_older_than_a_checkpoint_is_said(tmp_path: pathlib.Path, capsys: Any) -> None:
+    file = write(tmp_path / "run" / "evaluation" / "metrics.json", {"semseg": ("mIoU", 40.0)})
+    for step, seconds in ((20, -60), (40, 60)):
+        assert compare.compare([tmp_path / "run"]) and capsys.readouterr().err == ""
+        folder = tmp_path / "run" / "checkpoints" / str(step)
+        folder.mkdir(parents=True)
+        os.utime(folder, (0, file.stat().st_mtime + seconds))
+    compare.compare([tmp_path / "run"])
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path / 'run'} was trained further after this evaluation; evaluate it again\n"
+    )
