@@ -38,7 +38,7 @@ warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file require
 
 
 def entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
-    """What is in a folder; raises UserError without permission to list it."""
+    """Files and folders in a folder; raises UserError without permission to list it."""
     try:
         return list(os.scandir(folder))
     except OSError as error:

@@ -13,7 +13,7 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # gs://bucket/x; also gs:/b
 
 
 def refusal(text: str) -> str | None:
-    """Why a path cannot be used, whatever it is for; None for a path to try."""
+    """Reason to refuse a path, whatever it is for; None for a path to try."""
     if not text.strip():
         return "the path is empty; give a file or a folder"
     if "\0" in text:

@@ -54,14 +54,15 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
             batch = {"image": frame[None], "window": window[None]}
             found = jax.device_get(predict_step(variables, jax.device_put(batch, sharding.replicated(mesh))))
             steps.warn_of_nonfinite(name, found)
-            finite = tuple(task for task in model.tasks if not found.nonfinite[task.name].any())
-            diverged += len(finite) < len(model.tasks)
-            for task in (task for task in model.tasks if task not in finite):  # files of an earlier prediction
-                for suffix in ("npy", "png"):
-                    (output / name / f"{task.name}.{suffix}").unlink(missing_ok=True)
+            nonfinite = {task for task, (wrong,) in found.nonfinite.items() if wrong}
+            diverged += bool(nonfinite)
             top, left, rows, columns = window
-            inside = {task: v[0, top : top + rows, left : left + columns] for task, v in found.values.items()}
-            write(output / name, image, finite, inside)
+            inside = {
+                task: v[0, top : top + rows, left : left + columns]
+                for task, v in found.values.items()
+                if task not in nonfinite
+            }
+            write(output / name, image, model.tasks, inside)
             terminal.print_written(output / name / "montage.png")
     if failures:
         raise UserError(f"{len(failures)} of {len(paths)} images not predicted; the lines above name them")
@@ -75,6 +76,8 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
 def write(folder: pathlib.Path, image: np.ndarray, tasks: tuple[Task, ...], values: Mapping[str, np.ndarray]) -> None:
     """Writes the images and arrays of one input image; `values` cover it, at any resolution.
 
+    Files of an earlier prediction are removed where a task has no values.
+
     Raises:
       UserError: one cannot be written; files of an earlier prediction are replaced only by complete ones.
     """
@@ -82,6 +85,10 @@ def write(folder: pathlib.Path, image: np.ndarray, tasks: tuple[Task, ...], valu
         folder.mkdir(parents=True, exist_ok=True)
     titled = []
     for task in tasks:
+        if task.name not in values:
+            for suffix in ("npy", "png"):
+                (folder / f"{task.name}.{suffix}").unlink(missing_ok=True)
+            continue
         sized = task.kind.resize(np.asarray(values[task.name]), *image.shape[:2])
         picture = panels.picture(task, sized)
         with files.replacing(folder / f"{task.name}.npy") as file:

@@ -12,7 +12,7 @@ Values are scored exactly as given, except probabilities, which go through a flo
 benchmarks' code does. Saliency's `maxF` is the published metric, which applies a second sigmoid to the probability: the
 files hold the probability before that sigmoid. `maxF_plain` omits it.
 
-Prints a table, and writes metrics.json (and per_class.csv) to the folder --output, by default DIR. A missing or
+Prints a table, and writes metrics.json and per_class.csv to the folder --output, by default DIR. A missing or
 unusable file is an error; nothing is scored partially, rotated or resized.
 """
 

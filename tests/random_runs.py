@@ -15,6 +15,18 @@ from taskexpert_jax.training import optimizer
 from taskexpert_jax.training import state as train_state
 from tests.training import one_step
 
+# Fields that the shapes of a checkpoint do not tell, with values other than their defaults: only the run's own config
+# makes the model that was trained.
+NOT_IN_THE_SHAPES = {
+    "model.gate.top_k": 2,
+    "model.gate.temperature": 0.5,
+    "model.gate.granularity": "image",
+    "model.memory.write": "replace",
+    "model.head_upsample": 1,
+    "model.image_mean": (0.1, 0.2, 0.3),
+    "model.image_std": (0.5, 0.6, 0.7),
+}
+
 
 def padded_scenes() -> ConfigDict:
     """Scenes of 24x36 pixels in frames of 32x48, so that there is padding around each of them, on all devices."""

@@ -30,18 +30,8 @@ from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.training import optimizer
 from taskexpert_jax.training import state as train_state
+from tests import random_runs
 from tests.input_pipeline import nyud_layout, pascal_layout
-
-# What the shapes of a checkpoint do not tell: only the run's own config makes this model of it.
-OWN = {
-    "model.gate.top_k": 2,
-    "model.gate.temperature": 0.5,
-    "model.gate.granularity": "image",
-    "model.memory.write": "replace",
-    "model.head_upsample": 2,
-    "model.image_mean": (0.1, 0.2, 0.3),
-    "model.image_std": (0.5, 0.6, 0.7),
-}
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -85,7 +75,7 @@ def run_of(data_folder, tmp_path_factory):
         config.mesh.data, config.mesh.fsdp = 4, 2
         config.batch_size = config.eval.batch_size = 8
         config.optimizer.ema_decay = 0.5 if name == "demo" else 0.0
-        config.update_from_flattened_dict(OWN)
+        config.update_from_flattened_dict(random_runs.NOT_IN_THE_SHAPES)
         config.dataset.semseg_classes = tuple(reversed(config.dataset.semseg_classes))
         folder = tmp_path_factory.mktemp(name) / "run"
         return config, folder, run_in_process(config, folder)

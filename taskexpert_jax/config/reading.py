@@ -1,6 +1,7 @@
 """Reads the config from a run's directory."""
 
 from collections.abc import Iterator
+import functools
 import pathlib
 from typing import Any
 
@@ -33,8 +34,13 @@ def read_run(workdir: pathlib.Path) -> ConfigDict:
     except (json_file.MalformedError, UserError) as error:
         raise UserError(f"{path} is not a run's config ({error}); {_REMEDY}") from error
     if added:
-        logging.info(f"{path} is of an earlier version; with its default each: {', '.join(added)}")
+        _name_defaults(path, added)
     return config
+
+
+@functools.cache  # once a program, which may read the file again
+def _name_defaults(path: pathlib.Path, added: tuple[str, ...]) -> None:
+    logging.info(f"{path} is of an earlier version; with its default each: {', '.join(added)}")
 
 
 def restored(saved: Any) -> tuple[ConfigDict, tuple[str, ...]]:

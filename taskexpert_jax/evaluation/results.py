@@ -257,12 +257,10 @@ def _gates(found: Evaluation) -> dict[str, Any] | None:
 
 
 def texts(found: Evaluation) -> dict[str, str]:
-    """Files by name: metrics.json and, if there are tasks with classes, per_class.csv."""
-    by_name = {"metrics.json": json.dumps(json_file.finite(to_json(found)), indent=2, allow_nan=False) + "\n"}
-    if found.per_class:
-        file = io.StringIO()
-        writer = csv.writer(file)
-        writer.writerow(("task", *ClassScore._fields))
-        writer.writerows((name, *of) for name, classes in found.per_class.items() for of in classes)
-        by_name["per_class.csv"] = file.getvalue()
-    return by_name
+    """Files by name: metrics.json, and per_class.csv, which has no row if there is no task with classes."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(("task", *ClassScore._fields))
+    writer.writerows((name, *of) for name, classes in found.per_class.items() for of in classes)
+    metrics_json = json.dumps(json_file.finite(to_json(found)), indent=2, allow_nan=False) + "\n"
+    return {"metrics.json": metrics_json, "per_class.csv": table.getvalue()}

@@ -16,7 +16,7 @@ Grid = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class PositionTable:
-    """What is known about a file's table of position embeddings.
+    """Facts that tell the grid of a file's position embeddings.
 
     Attributes:
       where: the file, for messages.

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from taskexpert_jax import json_file
 from taskexpert_jax.config import check, read_run, restored
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.runs.workdir import FREE, differences
+from taskexpert_jax.runs.workdir import FREE, differences, listed
 from taskexpert_jax.tasks import from_config
 
 # Fields that may differ from the run's when it is loaded: they change neither the model nor what it was trained for.
@@ -108,10 +108,9 @@ def check_checkpoint(workdir: pathlib.Path, step: int, config: ConfigDict, free:
     except (OSError, json_file.MalformedError, UserError):
         return
     if lines := differences(written, config, (*free, "num_steps")):
-        listed = "".join(f"\n  {line}" for line in lines)
         raise UserError(
             f"checkpoint {path} was written by a run with another config than {workdir / 'config.json'}; restore the "
-            f"file, or move the checkpoint to its own run:{listed}"
+            f"file, or move the checkpoint to its own run:{listed(lines)}"
         )
 
 
@@ -131,8 +130,7 @@ def _common(saved: ConfigDict, given: ConfigDict) -> tuple[tuple[str, ...], str]
 
 def _refuse(workdir: pathlib.Path, lines: list[str]) -> None:
     if lines:
-        listed = "".join(f"\n  {line}" for line in lines)
         raise UserError(
             f"{workdir} has a run with another config; leave out --config, as the run has its own, and flags that "
-            f"contradict it:{listed}"
+            f"contradict it:{listed(lines)}"
         )

@@ -94,10 +94,9 @@ def claim(workdir: pathlib.Path, config: ConfigDict, *, extend: bool = False) ->
     if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
         logging.info(f"{workdir} had another config and no checkpoint: it gets this config")
     elif not (extend and only_longer):
-        listed = "".join(f"\n  {line}" for line in lines)
         raise UserError(
             f"{workdir} has a run with another config; use another --workdir, or the values of that run"
-            f"{', or --extend to train it further' if only_longer else ''}:{listed}"
+            f"{', or --extend to train it further' if only_longer else ''}:{listed(lines)}"
         )
     _write(path, config)
     return before if only_longer else None
@@ -120,6 +119,11 @@ def note_other_data(workdir: pathlib.Path, fingerprint: str) -> str:
 def differences(saved: ConfigDict, wanted: ConfigDict, free: Sequence[str] = FREE) -> list[str]:
     """One line per differing field, except those whose names start with one of `free`."""
     return list(_differences(dict(flat(_plain(saved))), dict(flat(_plain(wanted))), tuple(free)))
+
+
+def listed(lines: Sequence[str]) -> str:
+    """The lines of `differences` for the end of a message, indented, each on a line of its own."""
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def _plain(config: ConfigDict) -> Any:

@@ -1,4 +1,4 @@
-"""What a full pass hands to the boundary benchmark: probabilities in 8 bits."""
+"""Probabilities that a full pass hands to the boundary benchmark, in 8 bits."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -124,7 +124,7 @@ def _contents(reader: Reader) -> Iterator[bytes]:
 
 
 def leak_of(reader: Reader, path: pathlib.Path) -> str | None:
-    """What leaks out of the reader for one file, without line breaks; None if nothing does."""
+    """The leak of the reader for one file, without line breaks; None if there is none."""
     before = _reset_peak()
     signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
     try:

@@ -208,17 +208,17 @@ def test_headers_that_state_more_than_there_is_are_refused_at_no_cost(tmp_path):
 
 def test_archives_that_are_encrypted_or_compressed_otherwise_are_refused(tmp_path):
     npz(tmp_path / "x.npz", {"a.npy": b"1"}, compression=zipfile.ZIP_BZIP2)
-    peak_of_refusal(tmp_path / "x.npz", "another method")
+    assert peak_of_refusal(tmp_path / "x.npz", "another method") < 10
     npz(tmp_path / "x.pth", {"x/data.pkl": b"}."}, compression=zipfile.ZIP_DEFLATED)
-    peak_of_refusal(tmp_path / "x.pth", "save it again uncompressed")
+    assert peak_of_refusal(tmp_path / "x.pth", "save it again uncompressed") < 10
     npz(tmp_path / "x.npz", {"a.npy": b"1"})
     data = bytearray((tmp_path / "x.npz").read_bytes())
     data[data.index(b"PK\1\2") + 8] |= 1  # the flag of encryption
     (tmp_path / "x.npz").write_bytes(data)
-    peak_of_refusal(tmp_path / "x.npz", "encrypted")
+    assert peak_of_refusal(tmp_path / "x.npz", "encrypted") < 10
     npz(tmp_path / "x.npz", {"a.npy": b"1", "b.npy": b"1"})
     (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes().replace(b"b.npy", b"a.npy"))
-    peak_of_refusal(tmp_path / "x.npz", "same name")
+    assert peak_of_refusal(tmp_path / "x.npz", "same name") < 10
 
 
 # --- values ---

@@ -11,16 +11,13 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs import config as run_config
 from taskexpert_jax.runs import load
+from tests import random_runs
 
-# Values other than the defaults that fit the shapes of the default model's parameters, except of the last.
+FREE = run_config.FREE_TO_LOAD
+
+# The values of the last field do not fit the shapes.
 CONTRADICTIONS = {
-    "model.gate.top_k": 2,
-    "model.gate.temperature": 0.5,
-    "model.gate.granularity": "image",
-    "model.memory.write": "replace",
-    "model.head_upsample": 1,
-    "model.image_mean": (0.1, 0.2, 0.3),
-    "model.image_std": (0.5, 0.6, 0.7),
+    **random_runs.NOT_IN_THE_SHAPES,
     "dtype": "bfloat16",
     "tasks": ("depth", "semseg"),
     "dataset.semseg_classes": ("b", "a"),
@@ -53,9 +50,6 @@ def test_fields_of_the_decoder_are_never_free():
         "model.remat",
         "model.unroll",
     ]
-
-
-FREE = run_config.FREE_TO_LOAD
 
 
 def test_what_does_not_change_the_model_may_change(tmp_path):

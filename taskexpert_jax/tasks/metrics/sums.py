@@ -138,7 +138,7 @@ class PooledMetric(metrics.Metric, abc.ABC):
 
 
 def nonfinite_examples(prediction: Array) -> Array:
-    """Whether the prediction has a NaN or Inf, by example: (B, H, W, c) -> (B,) bool."""
+    """True for each example whose prediction has a NaN or Inf: (B, H, W, c) -> (B,) bool."""
     return ~jnp.isfinite(prediction).all(axis=(1, 2, 3))
 
 
