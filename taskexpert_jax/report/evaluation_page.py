@@ -72,7 +72,7 @@ def _metrics(found: Evaluation) -> Element:
     explanation = element(
         "p",
         "The published metric of each task is marked: ↑ higher is better, ↓ lower is better. “Best constant” is the "
-        "score of the best constant prediction, a baseline that any model should beat.",
+        "score of the constant prediction that is best by that metric, a baseline that any model should beat in it.",
     )
     return page.section("metrics", "All metrics", explanation, page.scrolling(table))
 
