@@ -1,0 +1,3 @@
+"""TaskExpert in JAX."""
+
+__version__ = "0.1.0"

@@ -24,7 +24,18 @@ MODULES = {module_name(path): path for path in SOURCES}
 
 # Parts of taskexpert_jax, low to high: none imports from a higher floor.
 FLOORS = (
-    ("errors", "files", "images", "command_line", "interruption", "json_file", "paths", "terminal", "text_table"),
+    (
+        "errors",
+        "files",
+        "images",
+        "command_line",
+        "installation",
+        "interruption",
+        "json_file",
+        "paths",
+        "terminal",
+        "text_table",
+    ),
     ("config",),
     ("tasks",),
     ("parallel",),
@@ -49,7 +60,7 @@ def imports_of(name):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            inner = {f"{source}.{alias.name}" for alias in node.names}
+            inner = {f"{source}.{alias.name}" for alias in node.names if alias.name != "__version__"}  # a literal
             found |= {module if module in MODULES else source for module in inner}
     return found & MODULES.keys() - {name}
 

@@ -1,0 +1,73 @@
+"""Installation: the folder of `configs` and `input_pipeline`, bundled config files, version and commit.
+
+A checkout has `configs/` and `input_pipeline/` beside the package. A wheel has them in `taskexpert_jax/bundled/`: these
+names are so common that in site-packages they would overwrite, or be overwritten by, those of other projects.
+"""
+
+import functools
+import pathlib
+import subprocess
+import sys
+
+from taskexpert_jax import __version__
+from taskexpert_jax.errors import UserError
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+_BUNDLED = _PACKAGE / "bundled"  # of a wheel: made by setup.py
+_COMMIT_FILE = "COMMIT"  # in it: the commit that the wheel was built from, if known
+
+
+def root() -> pathlib.Path:
+    """The folder that has `configs/` and `input_pipeline/`."""
+    return _BUNDLED if _BUNDLED.is_dir() else _PACKAGE.parent
+
+
+def enable() -> None:
+    """Makes `configs` and `input_pipeline` importable, before other packages of the same names; for programs only."""
+    if sys.path[:1] != [folder := str(root())]:
+        sys.path.insert(0, folder)
+
+
+def config_file(text: str) -> str:
+    """The value of --config with a bundled config file in place of `configs/nyud.py:vit_l16` or `nyud:vit_l16`.
+
+    A file that exists in the working directory, and any other path, is returned unchanged.
+
+    Raises:
+      UserError: a name without `/` and `.py` that is neither a file nor a bundled config; the line lists those.
+    """
+    name, colon, variant = text.partition(":")
+    path = pathlib.Path(name)
+    if not name or path.is_file():
+        return text
+    folder = root() / "configs"
+    short = path.suffix != ".py" and path.name == name
+    if short or path.parts == ("configs", path.name):
+        found = folder / (f"{name}.py" if short else path.name)
+        if found.is_file() and path.stem != "__init__":
+            return f"{found}{colon}{variant}"
+    if short:
+        names = ", ".join(sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__"))
+        raise UserError(f"--config={text}: neither a file nor one of the bundled configs {names}")
+    return text
+
+
+@functools.cache
+def commit() -> str | None:
+    """The abbreviated commit of the code, with `-dirty` if tracked files differ from it; None where it is not known."""
+    if _BUNDLED.is_dir():
+        file = _BUNDLED / _COMMIT_FILE
+        return file.read_text().strip() if file.is_file() else None
+    if not (root() / ".git").exists():  # git would look further up, and find another project's
+        return None
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=7"]
+    try:
+        done = subprocess.run(command, cwd=root(), capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def version_text() -> str:
+    """Version and commit, such as `0.1.0 (abc1234)`; without the commit where it is not known."""
+    return f"{__version__} ({of})" if (of := commit()) else __version__
