@@ -23,7 +23,7 @@ TEST_ARGS ?=
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-smoke test parity-needs parity lint lock format clean
+.PHONY: help venv demo demo-smoke test parity-needs parity lint docs lock format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -83,6 +83,13 @@ lint: venv  ## style and types: ruff, pyright
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/pyright --warnings
+
+# The pages of the README, docs/ and the docstrings; a broken link or anchor fails. NO_MKDOCS_2_WARNING hides an
+# advertisement. DOCS_REPOSITORY=URL makes links to source files lead to the repository.
+docs: venv  ## build the documentation site: .cache/site/index.html
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt -c requirements.lock
+	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict --quiet
+	@echo ".cache/site/index.html"
 
 lock:  ## resolve requirements-dev.txt into requirements.lock (use the oldest supported Python)
 	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
