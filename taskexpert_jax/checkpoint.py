@@ -1,8 +1,10 @@
-"""Lists a run's checkpoints, without its config and without an accelerator.
+"""Lists a run's checkpoints, without its config and without an accelerator; also describes a released folder.
 
 python -m taskexpert_jax.checkpoint WORKDIR             # steps, metrics, sizes
 python -m taskexpert_jax.checkpoint WORKDIR --verify    # every file compared with its checksum; status 2 on damage
 python -m taskexpert_jax.checkpoint WORKDIR --tree      # names, shapes and dtypes of the newest one's arrays
+
+A released folder is always verified.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import numpy as np
 from taskexpert_jax import command_line, json_file, paths, text_table
 from taskexpert_jax.config import restored
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.runs import manager, sealing
+from taskexpert_jax.runs import manager, released, sealing
 from taskexpert_jax.runs import tree as trees
 from taskexpert_jax.runs.checkpoints import saved_steps
 from taskexpert_jax.runs.manager import Manager
@@ -101,6 +103,22 @@ def tree(workdir: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
+def released_model(folder: pathlib.Path, *, tree: bool) -> str:
+    """One line about a released folder, and with `tree` a line for each array; all after its checksums are verified.
+
+    Raises:
+      UserError: a file is missing or damaged.
+    """
+    facts, arrays = released.facts(folder), released.arrays(folder)
+    size = (folder / released.MODEL).stat().st_size / 2**20
+    by = f", written by taskexpert-jax {facts.version}" if facts.version else ""
+    lines = [
+        f"{folder} is a released model: step {facts.step}, tasks {', '.join(facts.tasks)}; {len(arrays)} arrays, "
+        f"{size:.1f} MiB{by}; checksums good"
+    ]
+    return "\n".join(lines + [f"  {name}  {shape}  {dtype}" for name, (shape, dtype) in arrays.items()] * tree)
+
+
 def _best(folder: pathlib.Path, opened: Manager, metrics: Mapping[int, Mapping[str, float]]) -> int | None:
     """The step with the best value of the best task's metric; the newest evaluated checkpoint names the task."""
     evaluated = {step: found for step, found in metrics.items() if found}
@@ -142,6 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def program() -> None:
+        if released.is_released(args.workdir):
+            print(released_model(args.workdir, tree=args.tree))
+            return
         states = verified(args.workdir) if args.verify else {}
         print(listing(args.workdir, states))
         if args.tree:

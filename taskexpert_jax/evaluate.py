@@ -14,6 +14,7 @@ from taskexpert_jax.config import check
 from taskexpert_jax.evaluation import full_pass, results
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report import evaluation_page
+from taskexpert_jax.runs import released
 from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import from_config
 
@@ -33,10 +34,11 @@ def evaluate(
 
     Args:
       config: the run's config.
-      workdir: the run's directory.
+      workdir: the run's directory, or a released folder.
       which: "best", "latest" or a step.
       eval_batches: returns one pass over the evaluation set.
-      output: folder for the results; default: WORKDIR/evaluation, or WORKDIR/evaluation_NAME for another data set.
+      output: folder for the results; default: WORKDIR/evaluation, or WORKDIR/evaluation_NAME for another data set; a
+        released folder has no default.
       data: config with the data set and the tasks to evaluate, if they are others than the run's; see
         `runs.config.for_evaluation`.
 
@@ -51,7 +53,8 @@ def evaluate(
     check(data)
     tasks = from_config(data)
     own_data = data.dataset.name == config.dataset.name
-    output = output or workdir / ("evaluation" if own_data else f"evaluation_{data.dataset.name}")
+    name = "evaluation" if own_data else f"evaluation_{data.dataset.name}"
+    output = released.results_folder(workdir, name, output)
     mesh = sharding.make_mesh(config.mesh, {"eval.batch_size": config.eval.batch_size})
     with sharding.use(mesh):
         model, variables, checkpoint = load(config, workdir, which, mesh)

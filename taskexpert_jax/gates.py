@@ -29,6 +29,7 @@ from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report import gate_maps, gates_page
 from taskexpert_jax.report.markup import Element
 from taskexpert_jax.runs import config as run_config
+from taskexpert_jax.runs import released
 from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import Task, panels
 
@@ -79,7 +80,7 @@ def inspect(
 
     Args:
       config: the run's config.
-      workdir: the run's directory.
+      workdir: the run's directory, or a released folder.
       which: "best", "latest" or a step.
       source: an image file or a folder of images.
       output: output folder; existing files of the same name are replaced.
@@ -212,7 +213,7 @@ def _report(found: Inspection, sections: Sequence[Element], output: pathlib.Path
 def main() -> None:
     """Defines the flags and runs the program."""
     config = command_line.define_config("The run's config; default: WORKDIR/config.json.")
-    workdir = paths.define("workdir", "The run's directory.")
+    workdir = paths.define("workdir", "The run's directory, or a released folder.")
     source = paths.define("images", "An image or a folder of images.")
     checkpoint = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
     output = paths.define("output", "Where to write; default: WORKDIR/inspection.")
@@ -221,7 +222,8 @@ def main() -> None:
         folder = paths.needed(workdir)
         changed = config_flags.get_override_values(flags.FLAGS["config"])
         own = run_config.of_run(folder, config.value, changed)
-        inspect(own, folder, str(checkpoint.value), paths.needed(source), output.value or folder / "inspection")
+        to = released.results_folder(folder, "inspection", output.value)
+        inspect(own, folder, str(checkpoint.value), paths.needed(source), to)
 
     def own_config() -> ConfigDict:
         return read_run(paths.needed(workdir))

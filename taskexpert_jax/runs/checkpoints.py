@@ -394,10 +394,9 @@ class Checkpoints:
         """
         lines, count = tree.differences(self._saved(step, item), expected, cast=cast)
         if lines:
-            shown = "\n  ".join(lines[:12] + ([f"... and {len(lines) - 12} more"] if len(lines) > 12 else []))
             raise UserError(
                 f"checkpoint {self.path}/{step} does not fit this config's model ({len(lines)} of "
-                f"{count} arrays of `{item}` differ); use the config of its run:\n  {shown}"
+                f"{count} arrays of `{item}` differ); use the config of its run:{tree.listed(lines)}"
             )
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Loads a trained model from its run's directory, without the optimiser state."""
+"""Loads a trained model from its run's directory or from a released folder, without the optimiser state."""
 
 import contextlib
 import pathlib
@@ -14,13 +14,17 @@ from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.models.variables import abstract_variables
 from taskexpert_jax.parallel import processes
+from taskexpert_jax.runs import released
 from taskexpert_jax.runs.checkpoints import Checkpoints
-from taskexpert_jax.runs.config import check_checkpoint
-from taskexpert_jax.tasks import best_task, from_config
+from taskexpert_jax.runs.config import FREE_TO_LOAD, check_checkpoint
+from taskexpert_jax.tasks import Task, best_task, from_config
 
 
 class Selected(NamedTuple):
-    """Checkpoint that was loaded; which: "best", "latest" or a step, as asked for, but "latest" if there is no best."""
+    """Checkpoint that was loaded.
+
+    which: "best", "latest" or a step, as asked for, but "latest" if there is no best; "released" for a released folder.
+    """
 
     step: int
     which: str
@@ -34,8 +38,8 @@ def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> t
 
     Args:
       config: the run's config.
-      workdir: the run's directory.
-      which: "best", "latest" or a step.
+      workdir: the run's directory, or a released folder.
+      which: "best", "latest" or a step; of a released folder, all three are its only step.
       mesh: mesh for the variables.
 
     Raises:
@@ -46,6 +50,21 @@ def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> t
     model = taskexpert.from_config(config, tasks)
     abstract = abstract_variables(model, mesh)
     abstract["params"] = jax.tree.map(lambda leaf: leaf.update(dtype=config.eval.params_dtype), abstract["params"])
+    if released.is_released(workdir):
+        variables, facts = released.restore_variables(workdir, which, abstract, config, FREE_TO_LOAD)
+        selected = Selected(facts.step, "released")
+    else:
+        variables, selected = _from_checkpoint(config, workdir, which, abstract, tasks)
+    if selected.step > config.num_steps:
+        logging.warning(
+            f"checkpoint {selected.step} is beyond config.num_steps={config.num_steps}: this run did not write it"
+        )
+    return model, variables, selected
+
+
+def _from_checkpoint(
+    config: ConfigDict, workdir: pathlib.Path, which: str, abstract: dict[str, Any], tasks: tuple[Task, ...]
+) -> tuple[dict[str, Any], Selected]:
     best = best_task(tasks, config.checkpoint.best_task)
     with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:
         step = processes.gather(checkpoints.select(which))[0]  # a run in training may save one between two listings
@@ -53,6 +72,4 @@ def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> t
         check_checkpoint(workdir, step, config)
         if which == "best" and checkpoints.best is None:
             which = "latest"
-    if step > config.num_steps:
-        logging.warning(f"checkpoint {step} is beyond config.num_steps={config.num_steps}: this run did not write it")
-    return model, variables, Selected(step, which)
+    return variables, Selected(step, which)

@@ -36,6 +36,11 @@ def differences(saved: Tree, wanted: Tree, *, cast: bool = False) -> tuple[list[
     return lines, len(old | new)
 
 
+def listed(lines: list[str], most: int = 12) -> str:
+    """The lines of `differences` for the end of a message, indented, each on a line of its own."""
+    return "".join(f"\n  {line}" for line in lines[:most] + [f"... and {len(lines) - most} more"] * (len(lines) > most))
+
+
 def _dtype(leaf: Any, cast: bool) -> str:
     found = jax.numpy.dtype(leaf.dtype)
     return "float" if cast and jax.numpy.issubdtype(found, jax.numpy.floating) else found.name
