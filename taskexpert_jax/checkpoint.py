@@ -59,7 +59,7 @@ def listing(workdir: pathlib.Path, states: Mapping[int, str] = MappingProxyType(
         best = _best(folder, opened, metrics)
     names = sorted({name for found in metrics.values() for name in found})
     numbers = [*names, "MiB", *(f"{item} MiB" for item in manager.TREES)]
-    rows = [["step", "saved", *numbers, "files", ""]]
+    rows = [["step", "saved", *numbers, "version", "files", ""]]
     for step in steps:
         path = folder / str(step)
         saved = datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "seconds")
@@ -68,8 +68,8 @@ def listing(workdir: pathlib.Path, states: Mapping[int, str] = MappingProxyType(
         sizes = [f"{sealing.size(each) / 2**20:.1f}" for each in folders]
         state = states.get(step) or ("sealed" if sealing.sealed(path) else "not sealed")
         notes = [word for word, is_so in (("latest", step == steps[-1]), ("best", step == best)) if is_so]
-        rows.append([str(step), saved, *values, *sizes, state, ", ".join(notes)])
-    lines = text_table.lines(rows, f"><{'>' * len(numbers)}<<")
+        rows.append([str(step), saved, *values, *sizes, _version(path), state, ", ".join(notes)])
+    lines = text_table.lines(rows, f"><{'>' * len(numbers)}<<<")
     aside = sorted(path.name for path in (folder.parent / "damaged").glob("*"))
     if aside:
         lines.append(f"damaged, moved to {folder.parent / 'damaged'}: {', '.join(aside)}")
@@ -132,6 +132,14 @@ def _best(folder: pathlib.Path, opened: Manager, metrics: Mapping[int, Mapping[s
     key = f"{task.name}/{task.main_metric}"
     with manager.for_run(folder, key, higher_is_better=task.higher_is_better, create=False) as ranked:
         return ranked.best(key)
+
+
+def _version(folder: pathlib.Path) -> str:
+    """The version of the code that wrote a checkpoint; a dash for checkpoints from before it was recorded."""
+    try:
+        return json_file.read(folder / sealing.RECORD, {"version": str})["version"]
+    except (json_file.MalformedError, OSError):
+        return "-"
 
 
 def _unlisted(folder: pathlib.Path, step: int) -> UserError:

@@ -12,14 +12,14 @@ import sys
 from taskexpert_jax import __version__
 from taskexpert_jax.errors import UserError
 
-_PACKAGE = pathlib.Path(__file__).resolve().parent
-_BUNDLED = _PACKAGE / "bundled"  # of a wheel: made by setup.py
+PACKAGE = pathlib.Path(__file__).resolve().parent
+_BUNDLED = PACKAGE / "bundled"  # of a wheel: made by setup.py
 _COMMIT_FILE = "COMMIT"  # in it: the commit that the wheel was built from, if known
 
 
 def root() -> pathlib.Path:
     """The folder that has `configs/` and `input_pipeline/`."""
-    return _BUNDLED if _BUNDLED.is_dir() else _PACKAGE.parent
+    return _BUNDLED if _BUNDLED.is_dir() else PACKAGE.parent
 
 
 def enable() -> None:

@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from taskexpert_jax import installation
 from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import inference, results, steps
@@ -82,6 +83,7 @@ def train(
         if first_process:
             stack.enter_context(workdirs.lock(workdir))
             finished_at = workdirs.claim(workdir, config, extend=extend)
+        logging.info(f"TaskExpert-JAX {installation.version_text()}")
         logging.info(
             f"{config.variant} on {jax.device_count()} {jax.devices()[0].device_kind} device(s), {dict(mesh.shape)}"
         )

@@ -18,7 +18,7 @@ import pytest
 
 from configs import demo
 from input_pipeline import pipeline
-from taskexpert_jax import evaluate, json_file
+from taskexpert_jax import evaluate, installation, json_file
 from taskexpert_jax.config import IMAGENET
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import full_pass, inference, steps
@@ -125,7 +125,7 @@ def test_metrics_json_says_what_was_evaluated(run):
     assert report["variant"] == "tiny" and report["tasks"] == list(run.config.tasks)
     assert report["dataset"]["name"] == "scenes" and report["dataset"]["split"] == "val"
     assert report["eval"]["flip"] is False and report["eval"]["boundary"]["max_dist"] == 0.05
-    assert report["versions"]["jax"] == jax.__version__
+    assert report["versions"]["jax"] == jax.__version__ and report["version"] == installation.version_text()
     published = {name: (of["metric"], of["value"]) for name, of in report["published"].items()}
     assert published["edge"] == ("odsF", run.results["edge/odsF"])
     assert published["depth"] == ("rmse", run.results["depth/rmse"])

@@ -96,7 +96,7 @@ def test_the_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
         subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     def commit(folder):
-        monkeypatch.setattr(installation, "_PACKAGE", folder / "taskexpert_jax")
+        monkeypatch.setattr(installation, "PACKAGE", folder / "taskexpert_jax")
         installation.commit.cache_clear()
         return installation.commit()
 

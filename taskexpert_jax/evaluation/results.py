@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from taskexpert_jax import json_file, text_table
+from taskexpert_jax import installation, json_file, text_table
 from taskexpert_jax.evaluation.extremes import Extremes
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
 from taskexpert_jax.runs.load import Selected
@@ -183,6 +183,7 @@ def facts(
     """
     dataset = config.dataset
     return {
+        "version": installation.version_text(),
         "workdir": str(workdir),
         "checkpoint": checkpoint.which,
         "step": checkpoint.step,

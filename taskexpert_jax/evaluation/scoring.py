@@ -22,7 +22,8 @@ from taskexpert_jax.tasks.metrics.boundary.quantisation import Quantisation, qua
 
 SUFFIXES = (".npy", ".png")
 MOST_FAULTS = 20  # maximum number of faults in the error message
-_FACTS = ("examples", "seconds", "tasks", "dataset", "date", "versions")  # fields of `results.facts` that apply here
+# Fields of `results.facts` that apply here.
+_FACTS = ("version", "examples", "seconds", "tasks", "dataset", "date", "versions")
 Names = Mapping[str, Sequence[str]]  # name without suffix -> names of files
 _PREFIX = "prediction/"  # prefix of the batch keys of predictions
 

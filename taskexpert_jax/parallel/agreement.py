@@ -14,6 +14,7 @@ import zlib
 import jax
 from ml_collections import ConfigDict
 
+from taskexpert_jax import installation
 from taskexpert_jax.config import flat
 from taskexpert_jax.errors import UserError, shown
 from taskexpert_jax.parallel import processes
@@ -23,7 +24,6 @@ _SECONDS_TO_SEE_A_FILE = 10  # written by another host: network file systems are
 _SHOWN = 5  # differences in the line
 _OWN = ("dataset.data_dir", "dataset.cache", "dataset.threads")  # may differ: hosts have disks of their own
 _PACKAGES = ("jax", "jaxlib", "numpy")
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def refuse_other_programs(config: ConfigDict, **given: Any) -> None:
@@ -42,9 +42,9 @@ def refuse_other_data(dataset: ConfigDict) -> None:
 def code() -> str:
     """Checksum of the sources of this program."""
     value = 0
-    for package in ("taskexpert_jax", "input_pipeline", "main.py"):
-        for path in sorted((_ROOT / package).rglob("*.py")) or [_ROOT / package]:
-            value = zlib.crc32(path.read_bytes(), zlib.crc32(str(path.relative_to(_ROOT)).encode(), value))
+    for package in (installation.PACKAGE, installation.root() / "input_pipeline"):
+        for path in sorted(package.rglob("*.py")):
+            value = zlib.crc32(path.read_bytes(), zlib.crc32(str(path.relative_to(package)).encode(), value))
     return f"{value:08x}"
 
 

@@ -39,7 +39,7 @@ def html(
             "body",
             element("header", element("h1", title), *header),
             element("main", *main),
-            element("footer", element("p", f"TaskExpert-JAX; {versions}."), details),
+            element("footer", element("p", f"TaskExpert-JAX {facts['version']}; {versions}."), details),
         ),
         lang="en",
     )

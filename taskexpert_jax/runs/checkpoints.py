@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run: saved in the background, verified, restored strictly; keeps the latest two and the best.
 
 A checkpoint has the items `params` (parameters, their moving average if any, and batch statistics: all that evaluation
-needs), `train` (optimiser state, step, random key), `data` (position in the data) and `config`.
+needs), `train` (optimiser state, step, random key), `data` (position in the data; version of the code) and `config`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from taskexpert_jax import installation
 from taskexpert_jax.errors import UserError, refused_by_disk
 from taskexpert_jax.parallel import processes
 from taskexpert_jax.runs import manager, sealing, tree
@@ -119,7 +120,13 @@ class Checkpoints:
                     step,
                     args=ocp.args.Composite(
                         **{item: ocp.args.StandardSave(items[item]) for item in manager.TREES},
-                        data=ocp.args.JsonSave({"next_batch": step, "evaluated": metrics is not None}),
+                        data=ocp.args.JsonSave(
+                            {
+                                "next_batch": step,
+                                "evaluated": metrics is not None,
+                                "version": installation.version_text(),
+                            }
+                        ),
                         config=ocp.args.JsonSave(dict(config)),
                     ),
                     metrics=numbers or None,

@@ -15,7 +15,7 @@ from taskexpert_jax.errors import shown
 
 MANIFEST = "manifest.json"
 METRICS = "metrics/metrics"  # Orbax's file name for a checkpoint's metrics
-_RECORD = "data/metadata"  # Orbax's file name for the position in the data
+RECORD = "data/metadata"  # Orbax's file name for the position in the data and the version of the code
 _LONGEST_NAME = 500  # of a file of a checkpoint
 _BLOCK = 1 << 22  # bytes read at a time
 
@@ -87,7 +87,7 @@ def problem(folder: pathlib.Path, *parts: str) -> str | None:
 def renamed(folder: pathlib.Path) -> str | None:
     """Describes a checkpoint that is of another step than its folder says; None if it has no readable record."""
     try:
-        step = json_file.read(folder / _RECORD, {"next_batch": int})["next_batch"]
+        step = json_file.read(folder / RECORD, {"next_batch": int})["next_batch"]
     except (OSError, json_file.MalformedError):
         return None
     return None if folder.name == str(step) else f"it is of step {step}, copied or renamed"

@@ -74,6 +74,7 @@ def evaluation():
         ClassScore(2, "door", 0.0, 0, 5, 0),
     )
     facts = {
+        "version": "0.1.0 (abc1234)",
         "workdir": "runs/<one>",
         "checkpoint": "best",
         "step": 700,
@@ -108,6 +109,10 @@ def test_the_page_needs_nothing_but_itself():
     assert all(attrs["src"].startswith("data:image/") for attrs in PAGE.all("img"))
     targets = {attrs["href"] for attrs in PAGE.all("a")}
     assert targets == {f"#{attrs['id']}" for attrs in PAGE.all("section")}
+
+
+def test_the_footer_has_version_and_commit():
+    assert "TaskExpert-JAX 0.1.0 (abc1234); jax 0." in PAGE.text
 
 
 @pytest.mark.parametrize("task", TASKS, ids=NAMES)

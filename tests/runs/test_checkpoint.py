@@ -19,6 +19,7 @@ import pytest
 
 from configs import demo
 from taskexpert_jax import checkpoint as checkpoint_listing
+from taskexpert_jax import installation
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs import sealing
@@ -108,6 +109,8 @@ def test_a_run_of_the_first_version_of_the_format_is_resumed(tmp_path):
         jax.tree.map(close, checkpoints.restore_variables(2, wanted.variables()), saved(2).variables())
         checkpoints.save(4, saved(4).to_items(), {}, {"semseg/mIoU": 0.75})
         assert checkpoints.select("best") == 4
+    rows = checkpoint_listing.listing(tmp_path).splitlines()[1:]
+    assert len(rows) == 2 and all(re.search(r"  -\s+sealed", row) for row in rows)  # by an unknown version
 
 
 def test_the_best_task_may_change_when_a_run_goes_on(tmp_path):
@@ -238,6 +241,7 @@ def test_the_listing_shows_what_is_there(tmp_path, capsys):
     assert head.split()[:3] == ["step", "saved", "semseg/mIoU"]
     assert [row.split()[0] for row in rows] == ["2", "4", "6"]
     assert [row.split()[3] for row in rows] == ["0.75", "0.5", "-"]
+    assert all(f"  {installation.version_text()}  " in row for row in rows)
     assert rows[0].endswith("good  best") or rows[0].split()[-2:] == ["good", "best"]
     assert "damaged: params" in rows[1] and "of " in rows[1]
     assert rows[2].split()[-2:] == ["good", "latest"]
