@@ -46,7 +46,7 @@ FLOORS = (
     ("report", "training"),
     ("compile",),
     ("train", "evaluate", "predict", "compare", "gates", "inspect", "checkpoint"),
-    ("score",),  # a program with data of its own, as main.py: it may import input_pipeline, and nothing imports it
+    ("score", "modes"),  # programs with data of their own: they may import input_pipeline; only main.py imports one
 )
 PROGRAMS = FLOORS[-2] + FLOORS[-1]
 
@@ -125,7 +125,7 @@ def test_configs_import_only_the_config_and_class_names():
 
 
 def test_main_is_short():
-    assert len((ROOT / "main.py").read_text().splitlines()) < 110
+    assert len((ROOT / "main.py").read_text().splitlines()) < 20
 
 
 WITHOUT_TENSORFLOW = """
