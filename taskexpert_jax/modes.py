@@ -1,19 +1,22 @@
-"""The modes of main.py: their flags, and what each one runs."""
+"""The modes of main.py: their flags, and what each one runs.
 
+A mode is a row of `MODES`. What it needs is imported when it runs, so that --help and wrong flags need no JAX.
+"""
+
+from collections.abc import Callable, Iterator
 import functools
+from typing import Any, NamedTuple
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
+import numpy as np
 
 from taskexpert_jax import command_line, paths
 from taskexpert_jax.config import check, read_run
-from taskexpert_jax.parallel import agreement, distributed, processes, sharding
-from taskexpert_jax.runs import config as run_config
-from taskexpert_jax.runs import workdir as workdirs
+from taskexpert_jax.tasks import Task
 
 _CONFIG = command_line.define_config("Config file: configs/nyud.py:vit_b16; default: the run's.")
 _WORKDIR = paths.define("workdir", "The run's directory.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "compile"], "What to do.")
 _EXTEND = flags.DEFINE_bool("extend", False, "For train: accept a larger num_steps than the run's.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "For evaluate and predict: best, latest or a step.")
 _IMAGES = paths.define("images", "For predict: an image or a folder of images.")
@@ -21,82 +24,148 @@ _OUTPUT = paths.define("output", "For evaluate and predict: results; default in 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "For compile: v5e:4x4, h200:8, ...; default: this machine's devices.")
 _REPORT = paths.define("report", "For compile: a JSON file to write the report to.")
 _QUICK = flags.DEFINE_bool("quick", False, "For compile: memory and traffic only, in seconds; for TPUs.")
-_LOADING, _COMPILING = ("checkpoint", "output"), ("topology", "report", "quick")
-_OF_MODES = {"train": ("extend",), "evaluate": _LOADING, "predict": (*_LOADING, "images"), "compile": _COMPILING}
-_INTERRUPTED = {
-    "train": "interrupted; checkpoints are kept: the same command resumes",
-    "predict": "interrupted; what was written is kept: the same command predicts all images anew",
-}
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT where process 0 listens.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: their number.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: index of this one, from 0.")
+_CONNECT_TIMEOUT = flags.DEFINE_integer(
+    "connect_timeout", 300, "Several processes: seconds that they wait for each other at the start.", lower_bound=1
+)
 
 
-def _program() -> None:
-    command_line.refuse_flags_of_others(_MODE.value, _OF_MODES)
-    with distributed.joined(_MODE.value):
-        _run()
-
-
-def _run() -> None:
-    check(config := _CONFIG.value)
-    if _MODE.value == "compile":
-        from taskexpert_jax.compile import fit
-
-        return fit.run(config, _TOPOLOGY.value, _REPORT.value, quick=_QUICK.value)
-    workdir = paths.needed(_WORKDIR)
-    changed = config_flags.get_override_values(flags.FLAGS["config"])
-    if _MODE.value == "predict":
-        from taskexpert_jax.predict import predict
-
-        images, output = paths.needed(_IMAGES), _OUTPUT.value or workdir / "predictions"
-        config = run_config.of_run(workdir, config, changed)
-        return predict(config, workdir, _CHECKPOINT.value, images, output)
-
+def _train(config: ConfigDict) -> None:
     from input_pipeline import pipeline  # hides accelerators from TensorFlow
-    from taskexpert_jax.tasks import from_config
+    from taskexpert_jax.parallel import agreement
+    from taskexpert_jax.train import train
 
-    agreement.refuse_other_programs(config, mode=_MODE.value, checkpoint=_CHECKPOINT.value, extend=_EXTEND.value)
-    data = config
-    if _MODE.value == "evaluate":
-        config, data = run_config.for_evaluation(workdir, config, changed)
-    else:
-        agreement.refuse_unshared(workdir)  # by writing to it: a run that is evaluated may be read-only
-    pipeline.record_fingerprint(data)
-    agreement.refuse_other_data(data.dataset)
-    tasks = from_config(data)
+    workdir = paths.needed(_WORKDIR)
+    _refuse_other_programs(config)
+    agreement.refuse_unshared(workdir)  # by writing to it: a run that is evaluated may be read-only
+    tasks = _tasks_on_same_data(config)
+    for split in (config.dataset.train_split, config.dataset.eval_split):
+        pipeline.open_source(config.dataset, tasks, split)  # missing data is said before a workdir is made
 
-    def own(batch_size: int):  # rows of the global batch that this process reads
-        return processes.batch_rows(sharding.make_mesh(config.mesh, {}), batch_size).own
+    def train_batches(start_step: int) -> Iterator[Any]:
+        return pipeline.train_batches(config, tasks, start_step=start_step, rows=_rows(config, config.batch_size))
 
-    def eval_batches():
-        return pipeline.eval_batches(data, tasks, batch_size=data.eval.batch_size, rows=own(data.eval.batch_size))
-
-    if _MODE.value == "evaluate":
-        from taskexpert_jax.evaluate import evaluate
-
-        if data is config and (note := workdirs.note_other_data(workdir, data.dataset.fingerprint)):
-            logging.warning(note)
-        evaluate(config, workdir, _CHECKPOINT.value, eval_batches, _OUTPUT.value, data=data)
-    else:
-        from taskexpert_jax.train import train
-
-        for split in (config.dataset.train_split, config.dataset.eval_split):
-            pipeline.open_source(config.dataset, tasks, split)  # missing data is said before a workdir is made
-
-        def train_batches(start_step: int):
-            return pipeline.train_batches(config, tasks, start_step=start_step, rows=own(config.batch_size))
-
-        train(config, workdir, train_batches, eval_batches, extend=_EXTEND.value)
+    train(config, workdir, train_batches, _eval_batches(config, tasks), extend=_EXTEND.value)
 
 
-def _own_config() -> ConfigDict | None:
-    """The config of the run in --workdir, for modes that read a run; None for the others."""
-    return read_run(paths.needed(_WORKDIR)) if _MODE.value in ("evaluate", "predict") else None
+def _evaluate(config: ConfigDict) -> None:
+    from taskexpert_jax.evaluate import evaluate
+    from taskexpert_jax.runs import config as run_config
+    from taskexpert_jax.runs import workdir as workdirs
+
+    workdir = paths.needed(_WORKDIR)
+    _refuse_other_programs(config)
+    config, data = run_config.for_evaluation(workdir, config, _changed())
+    batches = _eval_batches(data, _tasks_on_same_data(data))
+    if data is config and (note := workdirs.note_other_data(workdir, data.dataset.fingerprint)):
+        logging.warning(note)
+    evaluate(config, workdir, _CHECKPOINT.value, batches, _OUTPUT.value, data=data)
+
+
+def _predict(config: ConfigDict) -> None:
+    from taskexpert_jax.predict import predict
+    from taskexpert_jax.runs import config as run_config
+
+    workdir = paths.needed(_WORKDIR)
+    images, output = paths.needed(_IMAGES), _OUTPUT.value or workdir / "predictions"
+    predict(run_config.of_run(workdir, config, _changed()), workdir, _CHECKPOINT.value, images, output)
+
+
+def _compile(config: ConfigDict) -> None:
+    from taskexpert_jax.compile import fit
+
+    fit.run(config, _TOPOLOGY.value, _REPORT.value, quick=_QUICK.value)
+
+
+class Mode(NamedTuple):
+    """A mode of main.py.
+
+    Attributes:
+      run: the program, called with the config.
+      flags: those of its flags that not all modes have.
+      interrupted: the line for Ctrl-C.
+      reads_run: the config is that of the run in --workdir, unless --config is given.
+    """
+
+    run: Callable[[ConfigDict], None]
+    flags: tuple[str, ...]
+    interrupted: str = "interrupted; nothing was written: the same command starts anew"
+    reads_run: bool = False
+
+
+MODES = {
+    "train": Mode(_train, ("extend",), "interrupted; checkpoints are kept: the same command resumes"),
+    "evaluate": Mode(_evaluate, ("checkpoint", "output"), reads_run=True),
+    "predict": Mode(
+        _predict,
+        ("checkpoint", "output", "images"),
+        "interrupted; what was written is kept: the same command predicts all images anew",
+        reads_run=True,
+    ),
+    "compile": Mode(_compile, ("topology", "report", "quick")),
+}
+_MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 
 
 def main() -> None:
     """The program, dispatched on the mode."""
-    nothing = "interrupted; nothing was written: the same command starts anew"
     command_line.run(
         _program,
         parse=functools.partial(command_line.parse_flags, own_config=_own_config),
-        interrupted=lambda: _INTERRUPTED.get(_MODE.value, nothing),
+        interrupted=lambda: MODES[_MODE.value].interrupted,
     )
+
+
+def _program() -> None:
+    command_line.refuse_flags_of_others(_MODE.value, {name: mode.flags for name, mode in MODES.items()})
+    from taskexpert_jax.parallel import distributed
+
+    group = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    with distributed.joined(_MODE.value, distributed.Wanted(*group, timeout=_CONNECT_TIMEOUT.value)):
+        check(config := _CONFIG.value)
+        MODES[_MODE.value].run(config)
+
+
+def _own_config() -> ConfigDict | None:
+    """The config of the run in --workdir, for modes that read a run; None for the others."""
+    return read_run(paths.needed(_WORKDIR)) if MODES[_MODE.value].reads_run else None
+
+
+def _changed() -> dict[str, Any]:
+    """Values of --config.FIELD=VALUE by field."""
+    return config_flags.get_override_values(flags.FLAGS["config"])
+
+
+def _refuse_other_programs(config: ConfigDict) -> None:
+    from taskexpert_jax.parallel import agreement
+
+    given = {"mode": _MODE.value, "checkpoint": _CHECKPOINT.value, "extend": _EXTEND.value}
+    agreement.refuse_other_programs(config, _CONNECT_TIMEOUT.value, **given)
+
+
+def _tasks_on_same_data(config: ConfigDict) -> tuple[Task, ...]:
+    """Tasks of a config whose data are the same in all processes; records the data's fingerprint in it."""
+    from input_pipeline import pipeline
+    from taskexpert_jax.parallel import agreement
+    from taskexpert_jax.tasks import from_config
+
+    pipeline.record_fingerprint(config)
+    agreement.refuse_other_data(config.dataset, _CONNECT_TIMEOUT.value)
+    return from_config(config)
+
+
+def _eval_batches(config: ConfigDict, tasks: tuple[Task, ...]) -> Callable[[], Iterator[Any]]:
+    """Function that opens the evaluation split anew."""
+    from input_pipeline import pipeline
+
+    size = config.eval.batch_size
+    return lambda: pipeline.eval_batches(config, tasks, batch_size=size, rows=_rows(config, size))
+
+
+def _rows(config: ConfigDict, batch_size: int) -> np.ndarray:
+    """Rows of the global batch that this process reads."""
+    from taskexpert_jax.parallel import processes, sharding
+
+    return processes.batch_rows(sharding.make_mesh(config.mesh, {}), batch_size).own

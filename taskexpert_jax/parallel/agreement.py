@@ -18,7 +18,6 @@ from taskexpert_jax import installation
 from taskexpert_jax.config import flat
 from taskexpert_jax.errors import UserError, shown
 from taskexpert_jax.parallel import processes
-from taskexpert_jax.parallel.distributed import CONNECT_TIMEOUT
 
 _SECONDS_TO_SEE_A_FILE = 10  # written by another host: network file systems are slow
 _SHOWN = 5  # differences in the line
@@ -26,17 +25,21 @@ _OWN = ("dataset.data_dir", "dataset.cache", "dataset.threads")  # may differ: h
 _PACKAGES = ("jax", "jaxlib", "numpy")
 
 
-def refuse_other_programs(config: ConfigDict, **given: Any) -> None:
-    """Raises UserError, in every process, if config, code, versions or the `given` flags are not the same in all."""
+def refuse_other_programs(config: ConfigDict, seconds: int, **given: Any) -> None:
+    """Raises UserError, in every process, if config, code, versions or the `given` flags are not the same in all.
+
+    seconds: that the processes wait for a late one.
+    """
     fields = {f"config.{name}": value for name, value in flat(config) if name not in _OWN}
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     own = {**{f"--{name}": value for name, value in given.items()}, **fields}
-    _refuse_different("command", {**own, "the code": code(), "Python": platform.python_version(), **versions})
+    own |= {"the code": code(), "Python": platform.python_version(), **versions}
+    _refuse_different("command", own, seconds)
 
 
-def refuse_other_data(dataset: ConfigDict) -> None:
+def refuse_other_data(dataset: ConfigDict, seconds: int) -> None:
     """Raises UserError, in every process, if their data differ; see `pipeline.record_fingerprint`."""
-    _refuse_different("data", {"dataset.fingerprint": dataset.get("fingerprint", "")})
+    _refuse_different("data", {"dataset.fingerprint": dataset.get("fingerprint", "")}, seconds)
 
 
 def code() -> str:
@@ -48,7 +51,7 @@ def code() -> str:
     return f"{value:08x}"
 
 
-def _refuse_different(what: str, own: Mapping[str, Any]) -> None:
+def _refuse_different(what: str, own: Mapping[str, Any], seconds: int) -> None:
     """Raises UserError, in every process, if they do not all call it with equal facts.
 
     The facts go through JAX's key-value store, which waits longer for a late process than an exchange of arrays does.
@@ -56,6 +59,7 @@ def _refuse_different(what: str, own: Mapping[str, Any]) -> None:
     Args:
       what: names the exchange; each once in a run.
       own: facts of this process, by name.
+      seconds: that it waits for the others.
     """
     if jax.process_count() == 1:
         return
@@ -65,7 +69,7 @@ def _refuse_different(what: str, own: Mapping[str, Any]) -> None:
     key = f"taskexpert/{what}/"
     host = socket.gethostname()
     client.key_value_set(f"{key}{jax.process_index()}", json.dumps([host, dict(own)], default=str))
-    seconds, found = CONNECT_TIMEOUT.value, []
+    found = []
     deadline = time.monotonic() + seconds
     for index in range(jax.process_count()):
         left = max(int(1000 * (deadline - time.monotonic())), 1)

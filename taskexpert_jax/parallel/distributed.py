@@ -12,7 +12,6 @@ import time
 import traceback
 from typing import Any, NamedTuple
 
-from absl import flags
 import jax
 
 from taskexpert_jax import command_line, interruption
@@ -20,13 +19,21 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import connection
 from taskexpert_jax.parallel.messages import SECONDS_BETWEEN_LOOKS, Messages
 
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT where process 0 listens.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: their number.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: index of this one, from 0.")
 
-CONNECT_TIMEOUT = flags.DEFINE_integer(
-    "connect_timeout", 300, "Several processes: seconds that they wait for each other at the start.", lower_bound=1
-)
+class Wanted(NamedTuple):
+    """Process group that flags ask for; None: not given.
+
+    Attributes:
+      coordinator: HOST:PORT where process 0 listens.
+      count: number of processes.
+      index: of this process, from 0.
+      timeout: seconds that the processes wait for each other at the start.
+    """
+
+    coordinator: str | None = None
+    count: int | None = None
+    index: int | None = None
+    timeout: int = 300
 
 
 class Group(NamedTuple):
@@ -37,13 +44,14 @@ class Group(NamedTuple):
     index: int
 
 
-def named_group(env: Mapping[str, str], coordinator: str | None, count: int | None, index: int | None) -> Group | None:
+def named_group(env: Mapping[str, str], wanted: Wanted) -> Group | None:
     """Process group given by flags or else by JAX's environment variables; None without either.
 
     Raises:
       UserError: an incomplete group, or an index that is not below the count.
     """
-    given: dict[str, Any] = {"--coordinator": coordinator, "--num_processes": count, "--process_id": index}
+    names = ("--coordinator", "--num_processes", "--process_id")
+    given: dict[str, Any] = dict(zip(names, wanted[:3], strict=True))
     if all(value is None for value in given.values()):
         names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
         given = {name: env.get(name) or None for name in names}
@@ -82,7 +90,7 @@ def is_tpu_pod(env: Mapping[str, str]) -> bool:
 _SEVERAL = ("train", "evaluate")  # the modes that several processes share
 
 
-def start() -> bool:
+def start(wanted: Wanted) -> bool:
     """Initialises JAX's distributed runtime where flags or the environment ask for it; returns whether it did.
 
     Must be called before JAX is asked for its devices. In order of precedence: --coordinator, --num_processes and
@@ -93,7 +101,7 @@ def start() -> bool:
     Raises:
       UserError: as `named_group`; the host of process 0 is unknown.
     """
-    group = named_group(os.environ, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    group = named_group(os.environ, wanted)
     if group is None and not (is_slurm_step(os.environ) or is_tpu_pod(os.environ)):
         return False
     # All devices of the host: with Slurm's variables in the environment JAX would take only one by default.
@@ -104,11 +112,11 @@ def start() -> bool:
     _refuse_unknown_host(group)
     try:
         with connection.watched():
-            jax.distributed.initialize(**given, initialization_timeout=CONNECT_TIMEOUT.value)
+            jax.distributed.initialize(**given, initialization_timeout=wanted.timeout)
     except ValueError as error:
-        raise UserError(_unconnected(group, str(error))) from error
+        raise UserError(_unconnected(group, wanted.timeout, str(error))) from error
     except RuntimeError as error:
-        command_line.print_error(_unconnected(group, str(error)))
+        command_line.print_error(_unconnected(group, wanted.timeout, str(error)))
         os._exit(2)  # at a normal exit JAX prints the same in twenty lines
     return jax.process_count() > 1
 
@@ -122,9 +130,9 @@ def _refuse_unknown_host(group: Group | None) -> None:
         raise UserError(f"the host of process 0, {host!r}, is not known here: {reason}") from error
 
 
-def _unconnected(group: Group | None, reason: str) -> str:
+def _unconnected(group: Group | None, timeout: int, reason: str) -> str:
     """The line for a group that did not come together: what to check."""
-    limit = f"--connect_timeout={CONNECT_TIMEOUT.value} s"
+    limit = f"--connect_timeout={timeout} s"
     if group is None:
         return f"the processes did not find each other within {limit}: {' '.join(reason.split())}"
     same = f"the same --coordinator={group.coordinator} and --num_processes={group.count}"
@@ -141,14 +149,14 @@ def _unconnected(group: Group | None, reason: str) -> str:
     )
 
 
-def _refuse_several(mode: str) -> None:
-    group = named_group(os.environ, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+def _refuse_several(mode: str, wanted: Wanted) -> None:
+    group = named_group(os.environ, wanted)
     if (group and group.count > 1) or is_slurm_step(os.environ):
         raise UserError(f"--mode={mode} runs in one process: start it once, without srun and without --coordinator")
 
 
 @contextlib.contextmanager
-def joined(mode: str) -> Iterator[None]:
+def joined(mode: str, wanted: Wanted) -> Iterator[None]:
     """Runs its body, a mode of the program, as one of several processes where there are several; see `start`.
 
     Only process 0 prints and logs. If one process fails, all of them exit with its status and its error message.
@@ -157,8 +165,8 @@ def joined(mode: str) -> Iterator[None]:
       UserError: as `start`; several processes for a mode that runs in one.
     """
     if mode not in _SEVERAL:
-        _refuse_several(mode)
-    if mode not in _SEVERAL or not start():
+        _refuse_several(mode, wanted)
+    if mode not in _SEVERAL or not start(wanted):
         yield
         return
     messages = Messages()

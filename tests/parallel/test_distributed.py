@@ -230,7 +230,7 @@ def test_all_evaluate_and_each_example_counts_once_where_both_hold_all(one_proce
     ],
 )
 def test_flags_come_before_the_environment(env, flags, expected):
-    assert distributed.named_group(env, *flags) == expected
+    assert distributed.named_group(env, distributed.Wanted(*flags)) == expected
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_flags_come_before_the_environment(env, flags, expected):
 )
 def test_what_is_incomplete_is_named(env, flags, message):
     with pytest.raises(UserError, match=message):
-        distributed.named_group(env, *flags)
+        distributed.named_group(env, distributed.Wanted(*flags))
 
 
 def test_srun_is_told_from_the_batch_script_around_it():
@@ -259,10 +259,7 @@ def start_with(monkeypatch):
     def start(initialize, coordinator=None, count=None, index=None, seconds=7):
         monkeypatch.setattr(jax.distributed, "initialize", initialize)
         monkeypatch.setattr(distributed.connection, "watched", contextlib.nullcontext)
-        flags = {"_COORDINATOR": coordinator, "_NUM_PROCESSES": count, "_PROCESS_ID": index, "CONNECT_TIMEOUT": seconds}
-        for name, value in flags.items():
-            monkeypatch.setattr(distributed, name, type("Flag", (), {"value": value}))
-        return distributed.start()
+        return distributed.start(distributed.Wanted(coordinator, count, index, seconds))
 
     return start
 
@@ -307,10 +304,9 @@ def test_under_srun_jax_finds_the_group(start_with, monkeypatch):
     calls = []
     for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed.flags, "FLAGS", None)
     start_with(lambda *args, **named: calls.append((args, named)))
     assert calls == [((), {"initialization_timeout": 7})]
-    with pytest.raises(UserError, match=r"^--mode=predict"), distributed.joined("predict"):
+    with pytest.raises(UserError, match=r"^--mode=predict"), distributed.joined("predict", distributed.Wanted()):
         pass
 
 
@@ -325,16 +321,21 @@ from taskexpert_jax import command_line
 from taskexpert_jax.parallel import agreement, distributed, processes
 from taskexpert_jax.errors import UserError
 
+flags.DEFINE_string("coordinator", None, "")
+flags.DEFINE_integer("num_processes", None, "")
+flags.DEFINE_integer("process_id", None, "")
+
 def main(argv):
     how, workdir = argv[1:]
     command_line.configure_logging()
-    with distributed.joined("train"):
+    given = flags.FLAGS
+    with distributed.joined("train", distributed.Wanted(given.coordinator, given.num_processes, given.process_id)):
         print("started")
         if how == "different":
             config = demo.get_config("tiny")
             config.batch_size += jax.process_index()
             config.dataset.data_dir = workdir + str(jax.process_index())  # hosts have disks of their own
-            agreement.refuse_other_programs(config, mode="train", checkpoint=f"{jax.process_index()}")
+            agreement.refuse_other_programs(config, 100, mode="train", checkpoint=f"{jax.process_index()}")
         agreement.refuse_unshared(pathlib.Path(workdir))
         if jax.process_index() == 1 and how == "user":
             raise UserError("frame 7 is broken")
