@@ -50,6 +50,7 @@ $(INSTALLED):
 	fi
 	@echo "Installing requirements.lock into .venv (a few minutes, about 2 GB on disk)"
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@cp requirements.lock $(INSTALLED)
 
 demo: venv  ## train, evaluate and predict on built-in scenes, on the CPU (DEMO_ARGS=... adds flags)
@@ -94,13 +95,14 @@ docs: venv  ## build the documentation site: .cache/site/index.html
 lock:  ## resolve requirements-dev.txt into requirements.lock (use the oldest supported Python)
 	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
 	@.cache/lock/bin/python -m pip install --quiet --upgrade setuptools --requirement requirements-dev.txt
-	@{ head -n 1 requirements.lock; .cache/lock/bin/python -m pip freeze --all --exclude pip; } > .cache/new.lock
+	@{ head -n 1 requirements.lock; .cache/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable; } \
+		> .cache/new.lock
 	@mv .cache/new.lock requirements.lock && rm -rf .cache/lock
 
 format: venv  ## rewrite the code in the project's style
 	@.venv/bin/ruff check --fix .
 	@.venv/bin/ruff format .
 
-clean:  ## remove .venv, caches and runs/demo*, nothing else
-	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis runs/demo runs/demo-smoke
+clean:  ## remove .venv, caches, build and runs/demo*, nothing else
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build taskexpert_jax.egg-info runs/demo runs/demo-smoke
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,7 +4,7 @@
       --config.batch_size=1
   python benchmarks/compiled_program.py --config=configs/pascal_context.py:vit_l16 --topology=h200:1
 
-Needs libtpu (requirements-tpu.txt) or JAX's CUDA plugin (requirements-cuda.txt). In addition to the memory and
+Needs libtpu (the extra `tpu`) or JAX's CUDA plugin (the extra `cuda`). In addition to the memory and
 collectives of `--mode=compile` it reports, with every iteration of a loop counted:
 
 - copies and transpositions of more than 1 MiB, and the residuals that loops keep for the backward pass;

@@ -5,7 +5,7 @@
 #     --config.dataset.data_dir=/mnt/data --config.mesh.fsdp=8 --config.batch_size=32
 #   DRY_RUN=1 TPU=... ZONE=... scripts/tpu_pod.sh ...      # or --dry-run as the first argument: prints the command, runs nothing
 #
-# Required on every worker: the checkout with `make venv` and requirements-tpu.txt in the same folder, and a shared file
+# Required on every worker: the checkout in the same folder, with `make venv` and the extra `tpu`, and a shared file
 # system for the workdir (Filestore, or a bucket mounted with gcsfuse) at the same path.
 set -euo pipefail
 

@@ -1,6 +1,6 @@
 """Accelerator topologies by name, to compile for without the hardware.
 
-A TPU topology needs the package `libtpu` (requirements-tpu.txt), a GPU one JAX's CUDA plugin (requirements-cuda.txt).
+A TPU topology needs the package `libtpu` (the extra `tpu`), a GPU one JAX's CUDA plugin (the extra `cuda`).
 """
 
 from collections.abc import Sequence
@@ -85,14 +85,11 @@ def devices(name: str) -> Sequence[Any]:
         raise UserError(f"--topology={name}: {hint}known are {known}")
     kind, shape = name.split(":")
     accelerator = ACCELERATORS[kind]
-    package, needs = {
-        "tpu": ("libtpu", "requirements-tpu.txt"),
-        "cuda": ("jax_cuda13_plugin", "requirements-cuda.txt"),
-    }[accelerator.platform]
+    package = {"tpu": "libtpu", "cuda": "jax_cuda13_plugin"}[accelerator.platform]
     if importlib.util.find_spec(package) is None:
         raise UserError(
             f"--topology={name} needs the package {package}, not the hardware: "
-            f"pip install -r {needs} -c requirements.lock"
+            f'pip install "taskexpert-jax[{accelerator.platform}]"'
         )
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies

@@ -131,9 +131,9 @@ def test_an_unknown_topology_is_refused_with_the_known_ones(name, near):
 
 def test_a_topology_whose_compiler_is_not_installed_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"libtpu, not the hardware: pip install -r requirements-tpu\.txt"):
+    with pytest.raises(UserError, match=r'libtpu, not the hardware: pip install "taskexpert-jax\[tpu\]"$'):
         topologies.devices("v5e:2x4")
-    with pytest.raises(UserError, match=r"jax_cuda13_plugin, .*requirements-cuda\.txt"):
+    with pytest.raises(UserError, match=r'jax_cuda13_plugin, .* "taskexpert-jax\[cuda\]"$'):
         topologies.devices("h200:8")
 
 
@@ -310,7 +310,7 @@ def test_the_mode_prints_its_report_and_writes_it(report, monkeypatch, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.multidevice
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: requirements-tpu.txt")
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: extra tpu")
 def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
     config = small_config(data=1, fsdp=8)
     report = fit.compile_steps(config, "v5e:2x4", steps=("train",))

@@ -1,0 +1,97 @@
+"""The wheel: what is in it, and that it works from any folder without names such as `configs` in site-packages."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+
+import pytest
+
+from taskexpert_jax import __version__
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDERS = ("taskexpert_jax", "configs", "input_pipeline")
+FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "requirements.txt", "README.md", "LICENSE", "main.py")
+
+
+def files_of(folder: pathlib.Path) -> set[str]:
+    """Files below a folder, relative to it, except those that Python makes."""
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".pyc", ".pyo")
+    }
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of the checkout with a commit, tests, and the remains of an earlier build."""
+    copy = tmp_path_factory.mktemp("source") / "checkout"
+    for name in (*FOLDERS, "tests"):
+        content = ROOT / name if name in FOLDERS else ROOT / name / "report"
+        shutil.copytree(content, copy / name)
+    for name in FILES:
+        shutil.copy(ROOT / name, copy / name)
+    (copy / ".gitignore").write_text("/build/\n*.egg-info/\n__pycache__/\n")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@example.org", *command], cwd=copy, check=True)
+    stale = copy / "build" / "lib" / "taskexpert_jax"
+    stale.mkdir(parents=True)
+    (stale / "removed_since.py").touch()
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source):
+    """The wheel that pip builds."""
+    command = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir=dist", "."]
+    subprocess.run([sys.executable, "-m", "pip", *command], cwd=source, check=True)
+    (path,) = (source / "dist").iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """Folder of a virtual environment with the wheel, and with this one's packages but no checkout."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    pip = [sys.executable, "-m", "pip", "--quiet", f"--python={folder}/bin/python"]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", wheel], check=True)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    (site_packages / "needs.pth").write_text(sysconfig.get_path("purelib"))
+    return folder
+
+
+def test_the_wheel_has_one_package_with_all_of_its_files_and_no_tests(source, wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        commit = archive.read("taskexpert_jax/bundled/COMMIT").decode()
+        metadata = archive.read(f"taskexpert_jax-{__version__}.dist-info/METADATA").decode()
+    wanted = {f"taskexpert_jax/{name}" for name in files_of(source / "taskexpert_jax")} | {
+        f"taskexpert_jax/bundled/{folder}/{name}" for folder in FOLDERS[1:] for name in files_of(source / folder)
+    }
+    assert {name for name in names if ".dist-info/" not in name} == {*wanted, "taskexpert_jax/bundled/COMMIT"}
+    assert {"taskexpert_jax/py.typed", "taskexpert_jax/report/base.css"} <= wanted
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=source, capture_output=True, text=True, check=True).stdout
+    assert head.startswith(commit.strip()) and len(commit.strip()) >= 7
+    needs = [line for line in (source / "requirements.txt").read_text().splitlines() if line[:1] not in ("", "#")]
+    assert len(re.findall("^Requires-Dist: [^;\n]*$", metadata, re.MULTILINE)) == len(needs)
+
+
+def test_only_the_programs_see_the_bundled_folders(environment, tmp_path):
+    program = (
+        "import importlib.util as util, taskexpert_jax\n"
+        "from taskexpert_jax import installation\n"
+        "names = ('configs', 'input_pipeline', 'tests', 'main', 'setup')\n"
+        "print(taskexpert_jax.__file__, [name for name in names if util.find_spec(name)])\n"
+        "installation.enable()\n"
+        "print(installation.version_text(), [name for name in names if util.find_spec(name)])\n"
+    )
+    python = environment / "bin" / "python"
+    done = subprocess.run([python, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    before, after = done.stdout.splitlines()
+    assert before.startswith(str(environment)) and before.endswith("taskexpert_jax/__init__.py []")
+    assert after.startswith(f"{__version__} (") and after.endswith(") ['configs', 'input_pipeline']")
