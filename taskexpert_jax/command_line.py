@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from typing import Any, NoReturn
+import warnings
 
 from absl import app, flags, logging
 from absl.logging import converter
@@ -64,6 +65,14 @@ def configure_logging() -> None:
     logger.setLevel(converter.absl_to_standard(verbosity.value if verbosity.present else logging.INFO))
 
 
+def _ignore_warnings() -> None:
+    """Hides Python's warnings that name no file and that nobody can act on; what cannot be decoded raises."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata that is not used here
+    warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file required additional header parsing")
+    # Of a checkpoint's writes that have not started when an earlier one fails.
+    warnings.filterwarnings("ignore", message="coroutine '.*' was never awaited", category=RuntimeWarning)
+
+
 @contextlib.contextmanager
 def errors_only() -> Iterator[None]:
     """Logs errors only within its body."""
@@ -86,6 +95,7 @@ def ended(program: Callable[[], object], interrupted: str | Callable[[], str] = 
       interrupted: the line for Ctrl-C, which ends the program with status 130; or a function that returns it.
     """
     terminal.guard()
+    _ignore_warnings()
     with interruption.handled(interrupted if callable(interrupted) else lambda: interrupted):
         try:
             program()

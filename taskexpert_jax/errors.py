@@ -6,7 +6,7 @@ import errno
 import os
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Wrong input. The message is one line: what is wrong, where, and what to do.
 
     The programs print it as `error: <line>` on stderr and exit with status 2, without a traceback.

@@ -8,7 +8,6 @@ import math
 import os
 import pathlib
 from typing import BinaryIO, NamedTuple
-import warnings
 
 from absl import logging
 import numpy as np
@@ -31,10 +30,6 @@ _UPRIGHT = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a),
 }
-
-# Both warn, without the file's name, of metadata that is not used here; what cannot be decoded raises.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file required additional header parsing")
 
 
 def entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
@@ -142,6 +137,32 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
       UserError: the file is missing, not an image, truncated, too large, or without a fixed range (grey of 32 bits).
     """
     return read_oriented(pathlib.Path(path))[0]
+
+
+def as_rgb(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
+    """An image of any form as (H, W, 3) uint8: a file, an image of Pillow, or RGB, RGBA or grey (H, W) uint8.
+
+    Files and images of Pillow are converted as in `read_image`.
+
+    Raises:
+      UserError: the file is unreadable, see `read_image`, or the array is none of an image.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(os.fspath(image))
+    if isinstance(image, Image.Image):
+        try:
+            with decoder_errors():
+                return np.ascontiguousarray(_UPRIGHT[_orientation(image) or 1](_rgb(image)))
+        except ValueError as error:
+            raise UserError(f"not a readable image ({error})") from error
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"an image must be a path, an image of Pillow or an array, not {type(image).__name__}")
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:
+        raise UserError(
+            f"an array of an image must be (H, W, 3) uint8, with values from 0 to 255, not {image.shape} {image.dtype}"
+        )
+    return _rgb(Image.fromarray(image[:, :, 0] if image.ndim == 3 and channels == 1 else image))
 
 
 def read_oriented(path: pathlib.Path) -> tuple[np.ndarray, int | None]:

@@ -9,8 +9,8 @@ import pathlib
 import subprocess
 import sys
 
-from taskexpert_jax import __version__
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.version import __version__
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
 _BUNDLED = PACKAGE / "bundled"  # of a wheel: made by setup.py

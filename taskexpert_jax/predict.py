@@ -1,20 +1,16 @@
 """Prediction on a user's own images: colour images, raw arrays and a montage for each image."""
 
-from collections.abc import Mapping
 import pathlib
 
 from absl import logging
-import jax
 from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax import files, images, terminal
-from taskexpert_jax.config import check, frame_size
+from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.evaluation import inference, steps
-from taskexpert_jax.parallel import sharding
-from taskexpert_jax.runs.load import load
-from taskexpert_jax.tasks import Task, canvas, panels
+from taskexpert_jax.evaluation import steps
+from taskexpert_jax.run import Prediction, Run, opened
 
 
 def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathlib.Path, output: pathlib.Path) -> None:
@@ -40,30 +36,17 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
     """
     check(config)
     paths = images.list_images(source)
-    size, largest = tuple(config.dataset.image_size), frame_size(config)
-    mesh = sharding.one_device_mesh()
     failures: list[UserError] = []
     diverged = 0  # images with a NaN or Inf in a prediction
-    with sharding.use(mesh):
-        model, variables, checkpoint = load(config, workdir, which, mesh)
-        predict_step = steps.make_predict_step(model.tasks, inference.make_inference(model, config), mesh)
-        files.folder_for_results(output)
-        logging.info(f"predicting {len(paths)} image(s) with {workdir} at {checkpoint}")
-        for name, image in images.read_each(paths, failures):
-            frame, window = images.fit(image, size, largest)
-            batch = {"image": frame[None], "window": window[None]}
-            found = jax.device_get(predict_step(variables, jax.device_put(batch, sharding.replicated(mesh))))
-            steps.warn_of_nonfinite(name, found)
-            nonfinite = {task for task, (wrong,) in found.nonfinite.items() if wrong}
-            diverged += bool(nonfinite)
-            top, left, rows, columns = window
-            inside = {
-                task: v[0, top : top + rows, left : left + columns]
-                for task, v in found.values.items()
-                if task not in nonfinite
-            }
-            write(output / name, image, model.tasks, inside)
-            terminal.print_written(output / name / "montage.png")
+    run = opened(config, workdir, which)
+    files.folder_for_results(output)
+    logging.info(f"predicting {len(paths)} image(s) with {workdir} at {run.checkpoint}")
+    for name, image in images.read_each(paths, failures):
+        prediction = run.predict(image)
+        steps.warn_of_nonfinite(name, prediction.diverged)
+        diverged += bool(prediction.diverged)
+        write(output / name, run, image, prediction)
+        terminal.print_written(output / name / "montage.png")
     if failures:
         raise UserError(f"{len(failures)} of {len(paths)} images not predicted; the lines above name them")
     if diverged:
@@ -73,8 +56,8 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
         )
 
 
-def write(folder: pathlib.Path, image: np.ndarray, tasks: tuple[Task, ...], values: Mapping[str, np.ndarray]) -> None:
-    """Writes the images and arrays of one input image; `values` cover it, at any resolution.
+def write(folder: pathlib.Path, run: Run, image: np.ndarray, prediction: Prediction) -> None:
+    """Writes the images and arrays of one input image, (H, W, 3) uint8.
 
     Files of an earlier prediction are removed where a task has no values.
 
@@ -83,18 +66,13 @@ def write(folder: pathlib.Path, image: np.ndarray, tasks: tuple[Task, ...], valu
     """
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    titled = []
-    for task in tasks:
-        if task.name not in values:
-            for suffix in ("npy", "png"):
-                (folder / f"{task.name}.{suffix}").unlink(missing_ok=True)
-            continue
-        sized = task.kind.resize(np.asarray(values[task.name]), *image.shape[:2])
-        picture = panels.picture(task, sized)
-        with files.replacing(folder / f"{task.name}.npy") as file:
-            np.save(file, sized)
-        with files.replacing(folder / f"{task.name}.png") as file:
+    for task in prediction.diverged:
+        for suffix in ("npy", "png"):
+            (folder / f"{task}.{suffix}").unlink(missing_ok=True)
+    drawn = run.draw(prediction, image)
+    for task, values in prediction.items():
+        with files.replacing(folder / f"{task}.npy") as file:
+            np.save(file, values)
+    for name, picture in drawn.items():
+        with files.replacing(folder / f"{name}.png") as file:
             picture.save(file, "PNG")
-        titled.append((task.title, picture))
-    with files.replacing(folder / "montage.png") as file:
-        canvas.montage(image, titled).save(file, "PNG")

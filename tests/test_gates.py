@@ -21,7 +21,7 @@ from configs import demo
 from taskexpert_jax import gates as inspect
 from taskexpert_jax.config import IMAGENET, read_run
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.evaluation import gate_findings
+from taskexpert_jax.evaluation import gate_findings, gate_statistics
 from taskexpert_jax.evaluation.gate_findings import Inspection
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
 from taskexpert_jax.models import inputs
@@ -107,7 +107,7 @@ def test_the_arrays_are_the_models_gates(run):
 def test_padding_is_cut_off_to_the_pixel(run):
     for index, (name, size) in enumerate(SIZES.items()):
         grid = np.moveaxis(run.gates[:, :, index].reshape(4, 2, 4, 6, 3), (2, 3), (0, 1))
-        found = gate_maps.over_image(grid, run.windows[index], 8)
+        found = gate_statistics.at_pixels(grid, run.windows[index], 8)
         np.testing.assert_array_equal(np.moveaxis(found, (0, 1), (2, 3)), over_pixels(run, index))
         with Image.open(run.output / "images" / name / "picture.png") as picture:
             top, left, rows, columns = run.windows[index]
@@ -312,7 +312,7 @@ def test_one_expert_at_one_tap_without_memory(tmp_path, capsys):
 @pytest.mark.parametrize("granularity", ["static", "uniform"])
 def test_static_gates_have_maps_of_one_colour(granularity):
     gates = jnp.broadcast_to(jnp.array([0.25, 0.75]), (1, 1, 4, 6, 2))
-    weights = gate_maps.over_image(np.asarray(gates[0, 0]), np.array([3, 2, 20, 31]), 8)
+    weights = gate_statistics.at_pixels(np.asarray(gates[0, 0]), np.array([3, 2, 20, 31]), 8)
     assert weights.shape == (20, 31, 2) and np.ptp(weights, axis=(0, 1)).max() == 0
 
 

@@ -244,7 +244,8 @@ def test_warnings_of_pillow_about_metadata_are_not_shown(tmp_path):
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.save(tmp_path / "a.png", transparency=b"\x80\xff")
     code = f"from PIL import Image; Image.open({str(tmp_path / 'a.png')!r}).convert('RGB')"
-    ours = f"from taskexpert_jax import images; images.read_image({str(tmp_path / 'a.png')!r}); {code}"
+    reading = f"images.read_image({str(tmp_path / 'a.png')!r})"
+    ours = f"from taskexpert_jax import command_line, images; command_line.ended(lambda: {reading}); {code}"
     shown = [
         subprocess.run([sys.executable, "-W", "always", "-c", way], capture_output=True, text=True, cwd=ROOT).stderr
         for way in (code, ours)

@@ -25,11 +25,18 @@ MODULES = {module_name(path): path for path in SOURCES}
 # Parts of taskexpert_jax, low to high: none imports from a higher floor.
 FLOORS = (
     (
+<<<<<<< HEAD
+=======
+        "version",
+>>>>>>> 3c359e8 (Runs in Python: load_run, predict, draw, gates, evaluate; predict and gates loop over them; importing sets no filters; loaded models keep their scans, which compile in half the time)
         "errors",
         "files",
         "images",
         "command_line",
+<<<<<<< HEAD
         "installation",
+=======
+>>>>>>> 3c359e8 (Runs in Python: load_run, predict, draw, gates, evaluate; predict and gates loop over them; importing sets no filters; loaded models keep their scans, which compile in half the time)
         "interruption",
         "json_file",
         "paths",
@@ -44,7 +51,7 @@ FLOORS = (
     ("pretrained",),
     ("evaluation",),
     ("report", "training"),
-    ("compile",),
+    ("compile", "run"),
     ("train", "evaluate", "predict", "compare", "gates", "inspect", "checkpoint"),
     ("score", "modes"),  # programs with data of their own: they may import input_pipeline; only main.py imports one
 )

@@ -91,7 +91,7 @@ FIELDS: Mapping[str, Field] = {
         False, flag(), "recompute blocks in the backward pass: less memory, about a third more compute"
     ),
     "model.unroll": Field(
-        "auto", choice("auto", "yes", "no"), "unroll the scans over blocks and taps; auto: on CPUs only"
+        "auto", choice("auto", "yes", "no"), "unroll the scans over blocks and taps; auto: in training on CPUs"
     ),
     # --- model: decoder ---
     "model.taps": Field(4, whole(1, SIZE), "S: the experts see the tokens after each depth / S blocks; divides depth"),

@@ -90,3 +90,14 @@ class GateStatistics:
             return np.swapaxes(total, 0, 1) / pixels
 
         return GateSummary(slots, mean(self.weights), mean(self.entropies) / (math.log(len(slots)) or math.nan))
+
+
+def at_pixels(of_tokens: np.ndarray, window: np.ndarray, patch: int) -> np.ndarray:
+    """Upsamples token values (h, w, ...) by nearest neighbour to the image's pixels (rows, columns, ...), no padding.
+
+    window: (4,), top, left, rows and columns of the image inside its padding. patch: side of a token in pixels.
+    """
+    top, left, rows, columns = window.tolist()
+    row = np.arange(top, top + rows) // patch
+    column = np.arange(left, left + columns) // patch
+    return of_tokens[row[:, None], column]

@@ -1,6 +1,6 @@
 """Jitted steps of evaluation and prediction, and a pass over a set that computes only the metrics."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -63,11 +63,10 @@ def merge_batch(tasks: tuple[Task, ...], states: MetricStates, predictions: Batc
     }
 
 
-def warn_of_nonfinite(name: str, found: Predicted) -> None:
-    """Logs one line per task whose prediction for the image `name` has a NaN or Inf; `found`, on the host, is of it."""
-    for task, (nonfinite,) in found.nonfinite.items():
-        if nonfinite:
-            logging.warning(f"{name}: NaN or Inf in the prediction of {task}: the model has diverged")
+def warn_of_nonfinite(name: str, diverged: Sequence[str]) -> None:
+    """Logs one line per task whose prediction for the image `name` has a NaN or Inf."""
+    for task in diverged:
+        logging.warning(f"{name}: NaN or Inf in the prediction of {task}: the model has diverged")
 
 
 def make_eval_step(

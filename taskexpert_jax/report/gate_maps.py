@@ -30,17 +30,6 @@ class Cell(NamedTuple):
     title: str
 
 
-def over_image(of_tokens: np.ndarray, window: np.ndarray, patch: int) -> np.ndarray:
-    """Upsamples token values (h, w, ...) by nearest neighbour to the image's pixels (rows, columns, ...), no padding.
-
-    window: (4,), top, left, rows and columns of the image inside its padding. patch: side of a token in pixels.
-    """
-    top, left, rows, columns = window.tolist()
-    row = np.arange(top, top + rows) // patch
-    column = np.arange(left, left + columns) // patch
-    return of_tokens[row[:, None], column]
-
-
 @functools.cache
 def weight_colours() -> np.ndarray:
     """Colour map of the weights 0, 1/255, ..., 1: (256, 3) uint8."""

@@ -15,7 +15,6 @@ from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.models.variables import abstract_variables
 from taskexpert_jax.parallel import processes
 from taskexpert_jax.runs import released
-from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.runs.config import FREE_TO_LOAD, check_checkpoint
 from taskexpert_jax.tasks import Task, best_task, from_config
 
@@ -36,6 +35,9 @@ class Selected(NamedTuple):
 def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[TaskExpert, Any, Selected]:
     """Loads (model, variables on the mesh, selected checkpoint) of a run, without the optimiser state.
 
+    Its scans are unrolled only with `config.model.unroll=yes`: in inference that saves no time, and it takes twice as
+    long to compile.
+
     Args:
       config: the run's config.
       workdir: the run's directory, or a released folder.
@@ -47,7 +49,7 @@ def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> t
     """
     check(config)
     tasks = from_config(config)
-    model = taskexpert.from_config(config, tasks)
+    model = taskexpert.from_config(config, tasks).clone(unroll=config.model.unroll == "yes")
     abstract = abstract_variables(model, mesh)
     abstract["params"] = jax.tree.map(lambda leaf: leaf.update(dtype=config.eval.params_dtype), abstract["params"])
     if released.is_released(workdir):
@@ -65,6 +67,8 @@ def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> t
 def _from_checkpoint(
     config: ConfigDict, workdir: pathlib.Path, which: str, abstract: dict[str, Any], tasks: tuple[Task, ...]
 ) -> tuple[dict[str, Any], Selected]:
+    from taskexpert_jax.runs.checkpoints import Checkpoints  # imports Orbax, which a released folder does not need
+
     best = best_task(tasks, config.checkpoint.best_task)
     with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:
         step = processes.gather(checkpoints.select(which))[0]  # a run in training may save one between two listings

@@ -7,7 +7,6 @@ import math
 import pathlib
 import sys
 from typing import Any
-import warnings
 
 from absl import logging
 import orbax.checkpoint as ocp
@@ -34,12 +33,6 @@ def _worth_logging(record: logging_module.LogRecord) -> bool:
     return not refused and not any(text in record.getMessage() for text in _REPORTED_ELSEWHERE)
 
 
-for _logger in (logging.get_absl_logger(), logging_module.getLogger("asyncio")):
-    _logger.addFilter(_worth_logging)
-# Python's warning about writes that have not started when an earlier one fails.
-warnings.filterwarnings("ignore", message="coroutine '.*' was never awaited", category=RuntimeWarning)
-
-
 @contextlib.contextmanager
 def quiet_late_writes() -> Iterator[None]:
     """Hides tracebacks of writes that finish after an earlier one failed; `Checkpoints` reports the first failure.
@@ -61,7 +54,12 @@ def quiet_late_writes() -> Iterator[None]:
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's manager, except that damaged metrics are None and do not prevent opening."""
+    """Orbax's manager, except that damaged metrics are None and do not prevent opening, and that it logs less."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        for logger in (logging.get_absl_logger(), logging_module.getLogger("asyncio")):
+            logger.addFilter(_worth_logging)
+        super().__init__(*args, **kwargs)
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """The metrics of the evaluation at `step`; None if there was none."""
