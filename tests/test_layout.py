@@ -25,18 +25,12 @@ MODULES = {module_name(path): path for path in SOURCES}
 # Parts of taskexpert_jax, low to high: none imports from a higher floor.
 FLOORS = (
     (
-<<<<<<< HEAD
-=======
         "version",
->>>>>>> 3c359e8 (Runs in Python: load_run, predict, draw, gates, evaluate; predict and gates loop over them; importing sets no filters; loaded models keep their scans, which compile in half the time)
         "errors",
         "files",
         "images",
         "command_line",
-<<<<<<< HEAD
         "installation",
-=======
->>>>>>> 3c359e8 (Runs in Python: load_run, predict, draw, gates, evaluate; predict and gates loop over them; importing sets no filters; loaded models keep their scans, which compile in half the time)
         "interruption",
         "json_file",
         "paths",
@@ -67,7 +61,7 @@ def imports_of(name):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            inner = {f"{source}.{alias.name}" for alias in node.names if alias.name != "__version__"}  # a literal
+            inner = {f"{source}.{alias.name}" for alias in node.names}
             found |= {module if module in MODULES else source for module in inner}
     return found & MODULES.keys() - {name}
 
