@@ -3,7 +3,7 @@
 
 # The first interpreter on the PATH that is new enough. To use another: make venv PYTHON=/path/to/python3.12
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$python; break; }; done)
 
 VENV_PYTHON = .venv/bin/python
@@ -23,7 +23,7 @@ TEST_ARGS ?=
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-smoke test parity-needs parity lint docs lock format clean
+.PHONY: help venv demo demo-smoke test ci-needs parity lint docs lock format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -37,7 +37,7 @@ $(INSTALLED):
 	@if ! $(VENV_PYTHON) -m pip --version >/dev/null 2>&1; then \
 		python="$(PYTHON)"; \
 		if [ -z "$$python" ]; then \
-			echo "error: no python3.11, python3.12 or python3 on the PATH is Python 3.11 or newer: apt install python3, or make venv PYTHON=/path/to/python3.11" >&2; exit 2; \
+			echo "error: no python3.11, python3.12, python3.13 or python3 on the PATH is Python 3.11 or newer: apt install python3, or make venv PYTHON=/path/to/python3.11" >&2; exit 2; \
 		fi; \
 		if ! "$$python" -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then \
 			echo "error: PYTHON=$$python is not Python 3.11 or newer" >&2; exit 2; \
@@ -73,11 +73,11 @@ test: venv  ## run the tests (TEST_ARGS=... goes to pytest)
 	@$(VENV_PYTHON) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile $(TEST_ARGS)
 
 # timm without its dependencies for torchvision and downloads, which the tests do not use.
-parity-needs: venv
-	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt -c requirements.lock
+ci-needs: venv
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-ci.txt -c requirements.lock
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31
 
-parity: parity-needs  ## install PyTorch and timm, and compare the backbone with timm's
+parity: ci-needs  ## install PyTorch and timm, and compare the backbone with timm's
 	@$(VENV_PYTHON) -m pytest tests/models/test_timm_parity.py
 
 lint: venv  ## style and types: ruff, pyright

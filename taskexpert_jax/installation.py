@@ -5,6 +5,8 @@ names are so common that in site-packages they would overwrite, or be overwritte
 """
 
 import functools
+import importlib
+import os
 import pathlib
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.version import __version__
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
+_FOLDERS = ("configs", "input_pipeline")
 _BUNDLED = PACKAGE / "bundled"  # of a wheel: made by setup.py
 _COMMIT_FILE = "COMMIT"  # in it: the commit that the wheel was built from, if known
 
@@ -23,9 +26,17 @@ def root() -> pathlib.Path:
 
 
 def enable() -> None:
-    """Makes `configs` and `input_pipeline` importable, before other packages of the same names; for programs only."""
+    """Makes `configs` and `input_pipeline` importable, before other packages of the same names; for programs only.
+
+    Modules in folders of these names in the working directory are added: `configs/rooms.py` there is `configs.rooms`.
+    """
     if sys.path[:1] != [folder := str(root())]:
         sys.path.insert(0, folder)
+    for name in _FOLDERS:
+        if os.path.isdir(name) and not os.path.samefile(name, root() / name):
+            path = importlib.import_module(name).__path__
+            if (own := os.path.abspath(name)) not in path:
+                path.append(own)
 
 
 def config_file(text: str) -> str:

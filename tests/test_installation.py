@@ -82,6 +82,25 @@ def test_programs_import_our_folders_before_others_of_the_same_name(tmp_path):
     assert done.stdout.split() == [str(CONFIGS / "__init__.py"), str(ROOT), str(tmp_path)]
 
 
+def test_programs_import_modules_of_the_working_directory_after_ours(elsewhere):
+    for name, text in {
+        "configs/rooms.py": "from configs import demo, folder",
+        "configs/demo.py": "raise AssertionError('ours is imported')",
+        "input_pipeline/frames.py": "from input_pipeline import class_names",
+    }.items():
+        (elsewhere / name).parent.mkdir(exist_ok=True)
+        (elsewhere / name).write_text(text)
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from taskexpert_jax import installation\n"
+        "installation.enable(); installation.enable()\n"
+        "from configs import rooms\nfrom input_pipeline import frames\n"
+        "print(rooms.__file__, frames.__file__, len(sys.modules['configs'].__path__))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [f"{elsewhere}/configs/rooms.py", f"{elsewhere}/input_pipeline/frames.py", "2"], done
+
+
 def test_a_wheel_uses_its_bundled_folders_and_recorded_commit(wheel, elsewhere):
     assert installation.config_file("demo:tiny") == f"{wheel}/configs/demo.py:tiny"
     assert installation.version_text() == taskexpert_jax.__version__
