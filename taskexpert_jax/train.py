@@ -18,6 +18,7 @@ from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.parallel.preemption import Stopped, on_sigterm
 from taskexpert_jax.pretrained import load as pretrained
+from taskexpert_jax.runs import wandb_writer
 from taskexpert_jax.runs import workdir as workdirs
 from taskexpert_jax.runs.checkpoints import Checkpoints, saved_steps
 from taskexpert_jax.runs.config import check_checkpoint
@@ -65,6 +66,8 @@ def train(
     """
     # Refuse invalid input before anything is written.
     check(config)
+    if config.log.wandb:
+        wandb_writer.installed()
     mesh = sharding.make_mesh(config.mesh, batch_sizes(config))
     tasks = from_config(config)
     best = best_task(tasks, config.checkpoint.best_task)
@@ -112,7 +115,7 @@ def train(
             if finished_at is not None:
                 logging.warning(optimizer.extension(config, finished_at, restored.step))
         first = int(state.step)
-        writer = stack.enter_context(contextlib.closing(RunWriter(workdir, first, active=first_process)))
+        writer = stack.enter_context(contextlib.closing(RunWriter(config, workdir, first, active=first_process)))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(config.guard.stall_seconds, first)))
         progress = Progress(first, config.num_steps, config.batch_size)
         reports = Reports(config, workdir, writer, progress, train_batches, mesh)

@@ -129,6 +129,7 @@ REFUSED = {
     "guard.stall_seconds": NEGATIVE,
     "log.every_steps": COUNT_OR_0,
     "log.images": COUNT_OR_0,
+    "log.wandb": ("a/b/c", "a project", "50%", 1),
 }
 # What every field refuses: other types, and what no device holds.
 OF_NO_FIELD = (

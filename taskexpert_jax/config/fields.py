@@ -8,7 +8,21 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from taskexpert_jax.config.rules import SIZE, Rule, choice, flag, names, number, numbers, odd, path, size, text, whole
+from taskexpert_jax.config.rules import (
+    SIZE,
+    Rule,
+    choice,
+    flag,
+    matching,
+    names,
+    number,
+    numbers,
+    odd,
+    path,
+    size,
+    text,
+    whole,
+)
 
 REQUIRED: Any = None  # no default: the variant or the config file sets the value
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -212,7 +226,12 @@ FIELDS: Mapping[str, Field] = {
     "log.every_steps": Field(
         50, whole(0), "steps between scalars and progress lines; 0: with evaluations and checkpoints alone"
     ),
-    "log.images": Field(4, whole(0), "evaluation examples drawn to TensorBoard at each evaluation; 0: none"),
+    "log.images": Field(4, whole(0), "evaluation examples drawn to TensorBoard (and W&B) at each evaluation; 0: none"),
+    "log.wandb": Field(
+        "",
+        matching(r"|([\w.-]+/)?[^/\\#?%:\s]{1,128}", "must be PROJECT or ENTITY/PROJECT, or empty: no W&B"),
+        "project on Weights & Biases: PROJECT or ENTITY/PROJECT; empty: none (docs/logging.md)",
+    ),
 }
 
 LOSS_WEIGHT = Field(REQUIRED, number(0), "loss_weights.TASK: weight of a task's loss in the total")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import math
+import re
 from typing import Any, NamedTuple
 
 from taskexpert_jax import paths
@@ -69,6 +70,11 @@ def text(*, empty: bool = False) -> Rule:
     """A string."""
     words = "must be text" if empty else "must be text, and not empty"
     return Rule(words, lambda value: isinstance(value, str) and (empty or value != ""))
+
+
+def matching(pattern: str, words: str) -> Rule:
+    """A string that a regular expression matches as a whole."""
+    return Rule(words, lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None)
 
 
 def path(*, empty: bool = False) -> Rule:

@@ -1,18 +1,20 @@
-"""Writes a run's scalars and images: metrics.jsonl, and TensorBoard events if TensorFlow is installed."""
+"""Writes a run's scalars and images to metrics.jsonl, TensorBoard and Weights & Biases."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import json
 import os
 import pathlib
 import time
-from typing import Any, TextIO
+from typing import Protocol, TextIO
 
 from absl import logging
+from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax import files, json_file
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.runs import wandb_writer
 
 _START = b'{"step": '  # of a line of scalars
 
@@ -24,51 +26,103 @@ def writing(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
     )
 
 
+class MetricWriter(Protocol):
+    """What a run needs of `clu.metric_writers.MetricWriter`, whose import needs TensorFlow."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes scalars of a step."""
+        ...
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes (H, W, 3) uint8 images of a step."""
+        ...
+
+    def flush(self) -> None:
+        """Writes what is buffered."""
+        ...
+
+    def close(self) -> None:
+        """Flushes and closes the writer."""
+        ...
+
+
 class RunWriter:
-    """Writes scalars to `metrics.jsonl` (one JSON object per line, appended) and to TensorBoard (through clu).
+    """Writes scalars and images to all of a run's writers.
+
+    These are `metrics.jsonl`, TensorBoard if TensorFlow is installed, and Weights & Biases if `config.log.wandb` names
+    a project.
 
     Args:
+      config: the run's config.
       workdir: the run's directory.
       first: the step that the run resumes from; existing lines of later steps are removed.
       active: False in all but one process of a run; nothing is written then.
     """
 
-    def __init__(self, workdir: pathlib.Path, first: int, *, active: bool = True):
-        self._path = workdir / "metrics.jsonl"
-        with writing(self._path):
-            self._lines = _open_lines(self._path, first) if active else None
-        self._summary = _summary_writer(workdir) if active else None
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path, first: int, *, active: bool = True):
+        self._writers: dict[pathlib.Path, MetricWriter] = {}  # by the path to name if the disk refuses a write
+        if not active:
+            return
+        lines = workdir / "metrics.jsonl"
+        with writing(lines):
+            self._writers[lines] = LinesWriter(lines, first)
+        if (summary := _summary_writer(workdir)) is not None:
+            self._writers[workdir / "events.*"] = summary
+        if project := config.log.wandb:
+            writer = wandb_writer.WandbWriter(project, workdir, config.to_dict(), resumed=first > 0)
+            self._writers[workdir / "wandb"] = writer
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line: step, Unix time in seconds, and the values; null for NaN and Inf."""
-        if self._lines is None:
-            return
-        with writing(self._path):
-            if not (self._path.exists() and os.path.samestat(self._path.stat(), os.fstat(self._lines.fileno()))):
-                raise UserError(f"{self._path} has been deleted or replaced during the run, which ends here")
-            line = json_file.finite({"step": step, "time": round(time.time(), 3), **values})
-            self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-            self._lines.flush()
-        if self._summary is not None:
-            with writing(self._path.with_name("events.*")):
-                self._summary.write_scalars(step, dict(values))
-                self._summary.flush()
+        """Writes scalars of a step."""
+        self._each(lambda writer: writer.write_scalars(step, values))
 
     def images(self, step: int, examples: Mapping[str, np.ndarray]) -> None:
-        """Adds (H, W, 3) uint8 images to TensorBoard."""
-        if self._summary is not None and examples:
-            with writing(self._path.with_name("events.*")):
-                self._summary.write_images(step, {name: image[None] for name, image in examples.items()})
-                self._summary.flush()
+        """Writes (H, W, 3) uint8 images of a step, except to metrics.jsonl."""
+        if examples:
+            self._each(lambda writer: writer.write_images(step, examples))
+
+    def _each(self, write: Callable[[MetricWriter], None]) -> None:
+        for path, writer in self._writers.items():
+            with writing(path):
+                write(writer)
+                writer.flush()
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        with contextlib.suppress(UserError), writing(self._path):  # a failed write has been reported
-            if self._lines is not None:
-                self._lines.close()
-        with contextlib.suppress(UserError), writing(self._path):
-            if self._summary is not None:
-                self._summary.close()
+        """Flushes and closes the writers."""
+        for path, writer in self._writers.items():
+            with contextlib.suppress(UserError), writing(path):  # a failed write has been reported
+                writer.close()
+
+
+class LinesWriter:
+    """Appends one JSON object per call to a file: step, Unix time in seconds, and the scalars.
+
+    Args:
+      path: the file.
+      first: existing lines of later steps are removed.
+    """
+
+    def __init__(self, path: pathlib.Path, first: int):
+        self._path = path
+        self._lines = _open_lines(path, first)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends a line; null for NaN and Inf."""
+        if not (self._path.exists() and os.path.samestat(self._path.stat(), os.fstat(self._lines.fileno()))):
+            raise UserError(f"{self._path} has been deleted or replaced during the run, which ends here")
+        line = json_file.finite({"step": step, "time": round(time.time(), 3), **scalars})
+        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
+        """Flushes the file."""
+        self._lines.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._lines.close()
 
 
 def _open_lines(path: pathlib.Path, first: int) -> TextIO:
@@ -98,8 +152,8 @@ def _open_lines(path: pathlib.Path, first: int) -> TextIO:
     return path.open("a")
 
 
-def _summary_writer(workdir: pathlib.Path) -> Any:
-    """clu's writer (its type would need TensorFlow's import); None if TensorFlow or tensorboard is not installed."""
+def _summary_writer(workdir: pathlib.Path) -> MetricWriter | None:
+    """clu's writer of TensorBoard events; None if TensorFlow or tensorboard is not installed."""
     try:
         from clu import metric_writers
     except ImportError:

@@ -1,7 +1,5 @@
 """Normalisation and padding of a batch inside the jitted step."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +11,8 @@ from taskexpert_jax.evaluation import full_pass, inference
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
-from taskexpert_jax.runs import writer as writers
 from taskexpert_jax.tasks import from_config
-from taskexpert_jax.training import optimizer, progress, tally
+from taskexpert_jax.training import optimizer, tally
 from taskexpert_jax.training import state as train_state
 from taskexpert_jax.training.step import make_train_step
 
@@ -75,31 +72,3 @@ def test_training_and_inference_normalise_as_the_config_says(where, monkeypatch)
     with pytest.raises(Asked) as asked:
         program()
     assert asked.value.args == (Normalisation((0.5, 0.4, 0.3), (0.5, 0.6, 0.7)),)
-
-
-def test_a_resumed_run_writes_no_line_twice(tmp_path):
-    writer = writers.RunWriter(tmp_path, 0)
-    for step in (1, 2, 3):
-        writer.scalars(step, {"loss": float(step)})
-    writer.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "lo')  # killed while it wrote
-    writer = writers.RunWriter(tmp_path, 2)
-    writer.scalars(3, {"loss": 30.0})
-    writer.close()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 30.0)]
-
-
-def test_progress_counts_images_and_the_time_left(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    meter = progress.Progress(10, 1010, 8)
-    now[0] += 4.0
-    assert meter.images_per_second(30) == pytest.approx(40.0)
-    line = meter.line(30, {"loss": 2.5, "loss/depth": 1.25, "grad_norm": 3.0})
-    assert line == "step 30/1010  loss 2.5 (depth 1.25)  40 images/s  ETA 3m16s"
-    now[0] += 100.0  # an evaluation
-    meter.restart(30)
-    now[0] += 2.0
-    assert meter.images_per_second(40) == pytest.approx(40.0)

@@ -7,17 +7,20 @@ import math
 import os
 import pathlib
 
+from ml_collections import ConfigDict
 import pytest
 
 from taskexpert_jax.errors import UserError, disk_refusal
 from taskexpert_jax.runs import manager
 from taskexpert_jax.runs import writer as writers
 
+CONFIG = ConfigDict({"log": {"wandb": ""}})
+
 
 def test_a_resumed_run_drops_the_lines_of_steps_that_it_repeats(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "cut in t')
-    writer = writers.RunWriter(tmp_path, 2)
+    writer = writers.RunWriter(CONFIG, tmp_path, 2)
     writer.scalars(3, {"loss": 0.5, "eval/semseg/mIoU": math.nan})
     writer.close()
     lines = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
@@ -25,19 +28,33 @@ def test_a_resumed_run_drops_the_lines_of_steps_that_it_repeats(tmp_path):
     assert (lines[-1]["loss"], lines[-1]["eval/semseg/mIoU"]) == (0.5, None)
 
 
+def test_a_resumed_run_writes_no_line_twice(tmp_path):
+    writer = writers.RunWriter(CONFIG, tmp_path, 0)
+    for step in (1, 2, 3):
+        writer.scalars(step, {"loss": float(step)})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed while it wrote
+    writer = writers.RunWriter(CONFIG, tmp_path, 2)
+    writer.scalars(3, {"loss": 30.0})
+    writer.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
 def test_lines_that_are_no_scalars_are_kept_elsewhere_and_stop_no_resume(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     good = [b'{"step": 1, "loss": NaN}', b'{"step": 2}\r', b'{"step": 2, "x": 1e999}']
     bad = [b"text", b"\xff\xfe", b"\0\0\0", b'{"loss": 1}', b'{"step": "2"}', b'{"step": true}', b"[1]", b"[" * 100_000]
     path.write_bytes(b"\n".join([good[0], b"", *bad, *good[1:], b'{"step": 3}', b"no line of ours"]))
-    writers.RunWriter(tmp_path, 2).close()
+    writers.RunWriter(CONFIG, tmp_path, 2).close()
     assert path.read_bytes() == b"".join(line + b"\n" for line in good)
     aside = tmp_path / "damaged" / "metrics.jsonl"
     assert aside.read_bytes() == b"".join(line + b"\n" for line in [*bad, b"no line of ours"])
     start = f"warning: {path}: 9 damaged lines moved to {aside}, such as line 3: "
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(start)
-    writers.RunWriter(tmp_path, 2).close()
+    writers.RunWriter(CONFIG, tmp_path, 2).close()
     assert capsys.readouterr().err == ""
 
 
@@ -46,7 +63,7 @@ def test_a_full_disk_is_one_line_and_closing_says_no_more(tmp_path, monkeypatch)
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     full = pathlib.Path("/dev/full").open("w")  # noqa: SIM115 (the writer closes it)
     monkeypatch.setattr(writers, "_open_lines", lambda *_: full)
-    writer = writers.RunWriter(tmp_path, 0)
+    writer = writers.RunWriter(CONFIG, tmp_path, 0)
     with pytest.raises(UserError, match=r"metrics.jsonl .*No space left on device"):
         writer.scalars(1, {"loss": 0.5})
     writer.close()
@@ -81,7 +98,7 @@ def test_what_libraries_log_of_a_refused_write_is_hidden_and_their_other_errors_
 
 
 def test_lines_are_not_written_to_a_file_that_is_gone(tmp_path):
-    writer = writers.RunWriter(tmp_path, 0)
+    writer = writers.RunWriter(CONFIG, tmp_path, 0)
     writer.scalars(1, {"loss": 0.5})
     (tmp_path / "metrics.jsonl").rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"metrics.jsonl has been deleted or replaced during the run, which ends here"):
