@@ -18,7 +18,7 @@ import pytest
 
 from configs import demo
 from input_pipeline import pipeline
-from taskexpert_jax import evaluate, installation, json_file
+from taskexpert_jax import evaluate, installation, json_file, load_run
 from taskexpert_jax.config import IMAGENET
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import full_pass, inference, steps
@@ -116,6 +116,12 @@ def test_the_full_pass_gives_the_metrics_of_the_cheap_one_for_any_batch_size_and
     assert {name: run.results[name] for name in cheap} == pytest.approx(cheap, rel=1e-4, nan_ok=True)
     of_boundaries = {"odsF", "oisF", "AP", "odsF_precision", "odsF_recall", "odsF_threshold"}
     assert run.results.keys() - cheap.keys() == {f"edge/{name}" for name in of_boundaries}
+
+
+def test_a_run_in_python_finds_what_the_mode_does(run):
+    found = load_run(run.workdir).evaluate(batches_of(run.config))
+    assert found == pytest.approx(run.results, rel=1e-4, nan_ok=True)
+    assert found.keys() == run.results.keys()
 
 
 def test_metrics_json_says_what_was_evaluated(run):
