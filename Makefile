@@ -19,6 +19,7 @@ DEMO_CONFIG ?= configs/demo.py
 DEMO_DIR ?= runs/demo
 DEMO_ARGS ?=
 TEST_ARGS ?=
+LOCK_ARGS ?=
 # Compilation uses one core, so test files run in parallel. A process takes about 3 GB.
 TEST_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 
@@ -92,9 +93,10 @@ docs: venv  ## build the documentation site: .cache/site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict --quiet
 	@echo ".cache/site/index.html"
 
+# LOCK_ARGS='--constraint requirements.lock' adds new packages and leaves the others as they are.
 lock:  ## resolve requirements-dev.txt into requirements.lock (use the oldest supported Python)
 	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
-	@.cache/lock/bin/python -m pip install --quiet --upgrade setuptools --requirement requirements-dev.txt
+	@.cache/lock/bin/python -m pip install --quiet --upgrade setuptools --requirement requirements-dev.txt $(LOCK_ARGS)
 	@{ head -n 1 requirements.lock; .cache/lock/bin/python -m pip freeze --all --exclude pip --exclude-editable; } \
 		> .cache/new.lock
 	@mv .cache/new.lock requirements.lock && rm -rf .cache/lock
