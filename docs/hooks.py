@@ -5,20 +5,20 @@ address, and are plain text otherwise.
 """
 
 from collections.abc import Iterator, Mapping
+import html
+import json
 import pathlib
 import posixpath
 import re
-import sys
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # `mkdocs` is a script of .venv/bin
+from taskexpert_jax.config import DATA_SETS, FIELDS, LOSS_WEIGHT, REQUIRED, VARIANTS, Field, base, flat
 
-from taskexpert_jax.config import DATA_SETS, FIELDS, LOSS_WEIGHT, REQUIRED, VARIANTS, Field, base, flat  # noqa: E402
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # File of the repository -> page of the site.
 ELSEWHERE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -26,6 +26,17 @@ ELSEWHERE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHA
 # Page -> title, introduction, and heading -> module of taskexpert_jax whose docstrings stand there, and which of its
 # members, if not all. A single module needs no heading.
 REFERENCE: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
+    "api": (
+        "Python API",
+        "Everything here is a name of `taskexpert_jax`, as are the modules `tasks`, `losses` and `metrics`, and\n"
+        "`__version__`. [The guide](../python.md).",
+        {
+            "Runs": "run [load_run, Run, Prediction, Gates]",
+            "Models": "models.build [build_model]",
+            "Boundary benchmark": "tasks.metrics.boundary.benchmark [odsf]",
+            "Errors": "errors [UserError]",
+        },
+    ),
     "tasks": (
         "Tasks",
         "A task is one record, and all that the rest of the code knows of it: [how to add one](../add_a_task.md).",
@@ -66,6 +77,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are not in docs/."""
     pages = {page: (ROOT / name).read_text() for name, page in ELSEWHERE.items()}
     pages |= {f"reference/{name}.md": _reference(*about) for name, about in REFERENCE.items()}
+    pages["quickstart.md"] = "\n".join(_notebook(ROOT / "docs" / "quickstart.ipynb"))
     pages["reference/config.md"] = "\n".join(_config_page())
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
@@ -97,6 +109,22 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def _fence(match: re.Match[str]) -> str:
     """The first line of a code block, whose info string names a file."""
     return f"```{match[1]}" if match[2] == "run" else f'```{match[1]} title="{match[2]}"'
+
+
+def _notebook(path: pathlib.Path) -> Iterator[str]:
+    """A notebook's text, code and outputs: printed lines and images."""
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            yield f"{source}\n"
+            continue
+        yield f"```python\n{source}\n```\n"
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/png" in data:
+                yield f'<img alt="output" src="data:image/png;base64,{data["image/png"].strip()}">\n'
+            elif text := "".join(output.get("text", data.get("text/plain", ""))):
+                yield f'<pre class="output"><code>{html.escape(text)}</code></pre>\n'
 
 
 def _reference(title: str, introduction: str, modules: Mapping[str, str]) -> str:

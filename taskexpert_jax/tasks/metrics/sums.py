@@ -96,7 +96,7 @@ class PooledMetric(metrics.Metric, abc.ABC):
     nonfinite: Count
 
     @classmethod
-    def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None) -> Self:
+    def from_model_output(cls, *, prediction: Array, label: Array, mask: Array | None = None) -> Self:
         """State of a batch; prediction (B, H, W, c), label (B, H, W, c_label), mask (B,) or None."""
         broken = nonfinite_examples(prediction)
         if mask is not None:
