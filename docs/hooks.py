@@ -23,6 +23,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # File of the repository -> page of the site.
 ELSEWHERE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
+# File that a page links to -> page of the site that shows it.
+SHOWN = {
+    **ELSEWHERE,
+    "docs/quickstart.ipynb": "quickstart.md",
+    "taskexpert_jax/config/fields.py": "reference/config.md",
+    "taskexpert_jax/tasks/task.py": "reference/tasks.md",
+}
+
 # Page -> title, introduction, and heading -> module of taskexpert_jax whose docstrings stand there, and which of its
 # members, if not all. A single module needs no heading.
 REFERENCE: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
@@ -93,8 +101,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if not target or "://" in target or target.startswith("mailto:"):
             return match[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
-        inside = ELSEWHERE.get(path, path.removeprefix("docs/") if path.startswith("docs/") else "")
-        if inside and files.get_file_from_path(inside):
+        inside = SHOWN.get(path, path.removeprefix("docs/") if path.startswith("docs/") else "")
+        if inside and (file := files.get_file_from_path(inside)):
+            if text.endswith(".md"):  # a reader of the site knows pages by their titles
+                text = file.content_string.partition("\n")[0].removeprefix("# ")
             start = posixpath.dirname(page.file.src_uri)
             return f"{image}[{text}]({posixpath.relpath(inside, start or '.')}{anchor})"
         if not (ROOT / path).exists():
@@ -146,6 +156,8 @@ def _config_page() -> Iterator[str]:
         "A config is a variant and a data set with these defaults, changed by a file in `configs/` and by",
         "`--config.FIELD=VALUE` on the command line. Values out of range and fields that contradict each other are",
         "refused before anything is written. `-`: no default, the variant or the config file sets it.",
+        "",
+        '<div class="fields" markdown>',
     )
     groups: dict[str, dict[str, Field]] = {"Run": {}}
     for name, field in FIELDS.items():
@@ -156,7 +168,7 @@ def _config_page() -> Iterator[str]:
         yield from ("", f"## {group}", "", *_field_table(fields))
     for data_set, fields in DATA_SETS.items():
         yield from ("", f"## dataset.name = {data_set}", "", *_field_table(fields))
-    yield from ("", "## Variants", "", *_variant_table())
+    yield from ("", "## Variants", "", *_variant_table(), "", "</div>")
 
 
 def _field_table(fields: Mapping[str, Field]) -> Iterator[str]:

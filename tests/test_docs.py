@@ -123,6 +123,12 @@ def test_every_page_is_linked():
     assert sorted(path.name for path in pages.keys() - linked) == []
 
 
+def test_every_page_is_in_the_contents_of_the_site():
+    contents = set(re.findall(r"^      - (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    from_elsewhere = {"index.md", "quickstart.md", "contributing.md", "changelog.md"}
+    assert contents - from_elsewhere == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
 @pytest.mark.slow
 def test_the_page_on_data_sets_works(copy):
     printed = follow("add_a_dataset.md", copy)
