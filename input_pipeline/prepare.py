@@ -1,4 +1,4 @@
-"""Verifies an archive and builds a data set: python -m input_pipeline.prepare DATASET --archive=PATH --data_dir=DIR.
+"""Verifies an archive and builds a data set: taskexpert prepare DATASET --archive=PATH --data_dir=DIR.
 
 The archive is a tar file (.tar.gz or another compression) or the folder extracted from it; it is never modified. One
 pass reads and checks every file of every example and writes the data set into a hidden folder in DIR, which is moved to
@@ -199,7 +199,8 @@ def _run(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    parser = argparse.ArgumentParser("python -m input_pipeline.prepare", description="Verifies and builds a data set.")
+    signal.signal(signal.SIGTERM, _stop)
+    parser = command_line.Parser("input_pipeline.prepare", __doc__)
     parser.add_argument("dataset", help="a data set, such as nyud")
     parser.add_argument(
         "--archive", type=paths.argument, required=True, help="the tar file or the folder extracted from it"
@@ -221,5 +222,4 @@ def _stop(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main())

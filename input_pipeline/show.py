@@ -1,6 +1,6 @@
 """Contact sheet of training examples after augmentation, with every label alone and overlaid on the image.
 
-  python -m input_pipeline.show configs/demo.py --output=OUT [--count=4] [--split=train] [--stored] [--check]
+  taskexpert show demo --output=OUT [--count=4] [--split=train] [--stored] [--check]
 
 Check that labels are aligned with the image, that the keys show the right class names and metres, and which pixels are
 ignored (black, dark blue in masks, hatched over the image). Other splits are shown as evaluation sees them.
@@ -185,7 +185,8 @@ def main() -> None:
             sheet.save(file, "PNG")
         terminal.print_written(path)
 
-    command_line.run(program, parse=_flags_of, arguments="the config comes first, then flags that start with --")
+    arguments = "the config comes first, then flags that start with --"
+    command_line.run(program, doc=__doc__, parse=_flags_of, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """Lists a run's checkpoints, without its config and without an accelerator; also describes a released folder.
 
-python -m taskexpert_jax.checkpoint WORKDIR             # steps, metrics, sizes
-python -m taskexpert_jax.checkpoint WORKDIR --verify    # every file compared with its checksum; status 2 on damage
-python -m taskexpert_jax.checkpoint WORKDIR --tree      # names, shapes and dtypes of the newest one's arrays
+taskexpert checkpoint RUN             # steps, metrics, sizes
+taskexpert checkpoint RUN --verify    # every file compared with its checksum; status 2 on damage
+taskexpert checkpoint RUN --tree      # names, shapes and dtypes of the newest one's arrays
 
 A released folder is always verified.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 import datetime
 import math
@@ -157,12 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy with this very run
     logging.set_verbosity(logging.ERROR)  # hides Orbax's warning about read-only mode
-    parser = argparse.ArgumentParser(
-        "python -m taskexpert_jax.checkpoint",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("workdir", type=paths.argument, metavar="WORKDIR")
+    parser = command_line.Parser("taskexpert_jax.checkpoint", __doc__)
+    parser.add_argument("workdir", type=paths.argument, metavar="RUN")
     parser.add_argument("--verify", action="store_true", help="read every file and compare it with its checksum")
     parser.add_argument("--tree", action="store_true", help="list the arrays of the newest checkpoint")
     args = parser.parse_args(arguments)

@@ -1,5 +1,6 @@
 """Command line of the programs: flags, errors in one line, exit status, and what is logged."""
 
+import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import logging as standard_logging
@@ -8,6 +9,7 @@ import pathlib
 import re
 import signal
 import sys
+import textwrap
 from typing import Any, NoReturn
 import warnings
 
@@ -15,11 +17,14 @@ from absl import app, flags, logging
 from absl.logging import converter
 from ml_collections import ConfigDict, config_flags
 
-from taskexpert_jax import interruption, terminal
+from taskexpert_jax import installation, interruption, terminal
 from taskexpert_jax.errors import UserError
+
+PROGRAM = "taskexpert"  # the console script, which puts its command into sys.argv[0]
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FIELD = re.compile(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+_OUR_MODULES = ("taskexpert_jax", "input_pipeline", "__main__")
 _OURS = tuple(str(_ROOT / package) for package in ("taskexpert_jax", "input_pipeline", "main.py"))
 
 # Until a program runs, Ctrl-C ends it without a traceback: the imports that follow take seconds.
@@ -36,6 +41,30 @@ def fail(text: str, status: int = 2) -> NoReturn:
     """Exits with `error: <text>` on stderr and a status; default: the status of wrong input."""
     print_error(text)
     sys.exit(status)
+
+
+def by_script() -> bool:
+    """True if the console script called this program."""
+    return sys.argv[0].startswith(f"{PROGRAM} ")
+
+
+def called(mode: str, run: object = "") -> str:
+    """A mode of main.py as the user would call it, in the way that this program was called."""
+    if by_script():
+        return " ".join(filter(None, (PROGRAM, mode, str(run))))
+    return f"main.py --mode={mode} --workdir={run}" if run else f"--mode={mode}"
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser of the programs without a config; exits with one line on wrong arguments."""
+
+    def __init__(self, module: str, description: str | None):
+        name = sys.argv[0] if by_script() else f"python -m {module}"
+        super().__init__(name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with `error: ...` on stderr."""
+        fail(f"{message}; {self.prog} --help lists the arguments")
 
 
 class _Stderr(standard_logging.Handler):
@@ -111,6 +140,8 @@ def ended(program: Callable[[], object], interrupted: str | Callable[[], str] = 
 def run(
     program: Callable[[], None],
     *,
+    doc: str | None = None,
+    shown: Callable[[str], bool] = lambda name: True,
     parse: Callable[[Sequence[str]], list[str]] | None = None,
     arguments: str = "flags start with --",
     interrupted: str | Callable[[], str] = "interrupted",
@@ -119,6 +150,8 @@ def run(
 
     Args:
       program: called after the flags are parsed.
+      doc: what --help prints before the flags.
+      shown: whether --help lists a flag, by its name.
       parse: parses the command line and returns the arguments that are no flags; default: `parse_flags`.
       arguments: what to say of such an argument.
       interrupted: the line for Ctrl-C, or a function that returns it.
@@ -138,7 +171,39 @@ def run(
         return status
 
     terminal.guard()
+    if asks_for_help(sys.argv[1:]):
+        print(f"{(doc or '').strip()}\n\n{_flags_help(shown)}".strip())
+        sys.exit()
+    installation.enable()
     app.run(main, flags_parser=parse or parse_flags)
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """True for --help and its short forms; --helpfull is absl's, and lists the flags of libraries too."""
+    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return not {"--help", "-help", "-h", "-?"}.isdisjoint(before)
+
+
+def _flags_help(shown: Callable[[str], bool]) -> str:
+    """The project's flags, each with its help and default."""
+    lines = ["flags:"]
+    modules = flags.FLAGS.flags_by_module_dict()
+    ours = [flag for module, own in modules.items() if module.startswith(_OUR_MODULES) for flag in own]
+    for flag in sorted(ours, key=lambda flag: flag.name):
+        if shown(flag.name):
+            value = "" if flag.boolean else "=VALUE"
+            default = f" (default: {flag.default})" if flag.default not in (None, False, []) else ""
+            lines.append(_flag_line(f"--{flag.name}{value}", f"{flag.help}{default}"))
+            if flag.name == "config":
+                fields = "A field of the config; all are in taskexpert_jax/config/fields.py."
+                lines.append(_flag_line("--config.FIELD=VALUE", fields))
+    lines.append(_flag_line("--verbosity=VALUE", "-1: only warnings and errors; -2: only errors."))
+    return "\n".join(lines)
+
+
+def _flag_line(flag: str, text: str) -> str:
+    indent = " " * 26
+    return textwrap.fill(text, 110, initial_indent=f"  {flag:<23} ", subsequent_indent=indent)
 
 
 def define_config(help_text: str) -> flags.FlagHolder[ConfigDict]:
@@ -156,7 +221,7 @@ def parse_flags(argv: Sequence[str], own_config: Callable[[], Any] | None = None
     flags are parsed; --config.FIELD=VALUE then changes its fields. Without that too, --config is an error.
     """
     try:
-        argv = [_with_home(argument) for argument in _last_values(argv)]
+        argv = _with_config_file(_last_values(argv))
         if own_config is not None and not _gives_config(argv):
             _parse_others(argv)
             configure_logging()
@@ -195,7 +260,7 @@ def refuse_flags_of_others(mode: str, of_modes: Mapping[str, Sequence[str]]) -> 
     for name in sorted({name for names in of_modes.values() for name in names} - set(of_modes[mode])):
         if flags.FLAGS[name].present:
             modes = " or ".join(other for other, names in of_modes.items() if name in names)
-            raise UserError(f"--{name} is for --mode={modes}, and this is --mode={mode}")
+            raise UserError(f"--{name} is for {called(modes)}, and this is {called(mode)}")
 
 
 def _last_values(argv: Sequence[str]) -> list[str]:
@@ -227,10 +292,17 @@ def _last_values(argv: Sequence[str]) -> list[str]:
     return [argument for index, argument in enumerate(argv) if index not in dropped]
 
 
-def _with_home(argument: str) -> str:
-    """The argument with the home directory in place of `~` in --config=~/FILE."""
-    flag, equals, value = argument.partition("=")
-    return f"{flag}={os.path.expanduser(value)}" if equals and flag in ("-config", "--config") else argument
+def _with_config_file(argv: Sequence[str]) -> list[str]:
+    """The command line with the file in --config=~/FILE and in short names of bundled configs, as --config=nyud."""
+    found = []
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        if equals and flag in ("-config", "--config"):
+            argument = f"{flag}={installation.config_file(os.path.expanduser(value))}"
+        elif found and found[-1] in ("-config", "--config"):
+            argument = installation.config_file(os.path.expanduser(argument))
+        found.append(argument)
+    return found
 
 
 def _gives_config(argv: Sequence[str]) -> bool:

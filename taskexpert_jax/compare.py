@@ -1,10 +1,9 @@
-"""Compares runs, also with published results: python -m taskexpert_jax.compare RUN... [--paper=BENCHMARK].
+"""Compares runs, also with published results: taskexpert compare RUN... [--paper=BENCHMARK].
 
 RUN is an evaluated workdir, or the metrics.json of an evaluation. The best number of each column is bold.
 With `--single`, evaluations of single-task models, the table has delta-m, the mean relative gain over them.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 import math
 import pathlib
@@ -51,9 +50,7 @@ def read_metrics(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json_file.read(file, _FORM)
     except FileNotFoundError:
-        raise UserError(
-            f"{file} is missing; evaluate the run first: main.py --mode=evaluate --workdir={path}"
-        ) from None
+        raise UserError(f"{file} is missing; evaluate the run first: {command_line.called('evaluate', path)}") from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except json_file.MalformedError as error:
@@ -219,9 +216,7 @@ def compare(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m taskexpert_jax.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.Parser("taskexpert_jax.compare", __doc__)
     parser.add_argument("runs", nargs="+", type=paths.argument, metavar="RUN", help="a workdir or a metrics.json")
     parser.add_argument("--paper", choices=sorted(PUBLISHED), help="add the published results of a benchmark")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Inspects a run's gates: python -m taskexpert_jax.gates --workdir=RUN --images=FILE_OR_FOLDER.
+"""Inspects a run's gates: taskexpert gates RUN --images=FILE_OR_FOLDER.
 
 Writes the gate weights of every tap and task at each token of each image to RUN/inspection/, with figures and an HTML
 page. docs/evaluation.md describes the files.
@@ -159,7 +159,7 @@ def main() -> None:
 
     line = "interrupted; what was written is kept: the same command inspects all images anew"
     parse = functools.partial(command_line.parse_flags, own_config=own_config)
-    command_line.run(program, parse=parse, interrupted=line)
+    command_line.run(program, doc=__doc__, parse=parse, interrupted=line)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,18 @@ def config_file(text: str) -> str:
     return text
 
 
+def demo_model() -> pathlib.Path:
+    """The released folder of the bundled model, `--model=demo`.
+
+    Raises:
+      UserError: this installation has none.
+    """
+    folder = PACKAGE / "demo_model"
+    if not folder.is_dir():
+        raise UserError(f"the bundled model is missing: {folder}; `make demo` trains one")
+    return folder
+
+
 @functools.cache
 def commit() -> str | None:
     """The abbreviated commit of the code, with `-dirty` if tracked files differ from it; None where it is not known."""

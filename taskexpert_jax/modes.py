@@ -4,7 +4,9 @@ A mode is a row of `MODES`. What it needs is imported when it runs, so that --he
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import functools
+import sys
 from typing import Any, NamedTuple
 
 from absl import flags, logging
@@ -30,6 +32,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: index
 _CONNECT_TIMEOUT = flags.DEFINE_integer(
     "connect_timeout", 300, "Several processes: seconds that they wait for each other at the start.", lower_bound=1
 )
+_OF_SEVERAL = tuple(flag.name for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID, _CONNECT_TIMEOUT))
 
 
 def _train(config: ConfigDict) -> None:
@@ -86,18 +89,20 @@ class Mode(NamedTuple):
       run: the program, called with the config.
       flags: those of its flags that not all modes have.
       interrupted: the line for Ctrl-C.
+      several: it may run as several processes.
       reads_run: the config is that of the run in --workdir, unless --config is given.
     """
 
     run: Callable[[ConfigDict], None]
     flags: tuple[str, ...]
     interrupted: str = "interrupted; nothing was written: the same command starts anew"
+    several: bool = False
     reads_run: bool = False
 
 
 MODES = {
-    "train": Mode(_train, ("extend",), "interrupted; checkpoints are kept: the same command resumes"),
-    "evaluate": Mode(_evaluate, ("checkpoint", "output"), reads_run=True),
+    "train": Mode(_train, ("extend",), "interrupted; checkpoints are kept: the same command resumes", several=True),
+    "evaluate": Mode(_evaluate, ("checkpoint", "output"), several=True, reads_run=True),
     "predict": Mode(
         _predict,
         ("checkpoint", "output", "images"),
@@ -113,19 +118,39 @@ def main() -> None:
     """The program, dispatched on the mode."""
     command_line.run(
         _program,
+        doc=None if command_line.by_script() else sys.modules["__main__"].__doc__,
+        shown=_shown,
         parse=functools.partial(command_line.parse_flags, own_config=_own_config),
         interrupted=lambda: MODES[_MODE.value].interrupted,
     )
 
 
+def _shown(flag: str) -> bool:
+    """True if --help lists a flag: with a mode before it, those of the mode; `taskexpert MODE` takes the run as RUN."""
+    given = [argument.partition("=")[2] for argument in sys.argv if argument.startswith("--mode=")]
+    mode = MODES.get(given[-1]) if given else None
+    if mode is None:
+        return True
+    if flag in _OF_SEVERAL:
+        return mode.several
+    if flag in ("mode", "workdir"):
+        return not command_line.by_script()
+    return flag in mode.flags or not any(flag in other.flags for other in MODES.values())
+
+
 def _program() -> None:
-    command_line.refuse_flags_of_others(_MODE.value, {name: mode.flags for name, mode in MODES.items()})
+    mode = MODES[_MODE.value]
+    command_line.refuse_flags_of_others(_MODE.value, {name: other.flags for name, other in MODES.items()})
     from taskexpert_jax.parallel import distributed
 
-    group = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    with distributed.joined(_MODE.value, distributed.Wanted(*group, timeout=_CONNECT_TIMEOUT.value)):
+    group = distributed.Wanted(
+        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, timeout=_CONNECT_TIMEOUT.value
+    )
+    if not mode.several:
+        distributed.refuse_several(_MODE.value, group)
+    with distributed.joined(group) if mode.several else contextlib.nullcontext():
         check(config := _CONFIG.value)
-        MODES[_MODE.value].run(config)
+        mode.run(config)
 
 
 def _own_config() -> ConfigDict | None:

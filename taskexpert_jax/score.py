@@ -1,6 +1,6 @@
 """Scores prediction files of any model on a data set's evaluation split, with the metrics of `--mode=evaluate`.
 
-  python -m taskexpert_jax.score --config=configs/nyud.py --predictions=DIR [--tasks=semseg,depth] [--output=DIR]
+  taskexpert score --config=nyud --predictions=DIR [--tasks=semseg,depth] [--output=DIR]
     --config.dataset.data_dir=DATA
 
 DIR has one file per task and image with a label of the task: TASK/ID.png, TASK/ID.npy, or ID/TASK.npy (the layout of
@@ -64,7 +64,8 @@ def main() -> None:
         folder = paths.needed(predictions)
         _run(config.value, folder, tasks.value or (), output.value or folder)
 
-    command_line.run(program, interrupted="interrupted; nothing was written: the same command starts anew")
+    line = "interrupted; nothing was written: the same command starts anew"
+    command_line.run(program, doc=__doc__, interrupted=line)
 
 
 if __name__ == "__main__":

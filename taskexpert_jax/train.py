@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from taskexpert_jax import installation
+from taskexpert_jax import command_line, installation
 from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import inference, results, steps
@@ -193,8 +193,9 @@ def train(
     else:
         logging.info(f"trained to step {config.num_steps}: {workdir}")
         if first == config.num_steps:
+            evaluate = command_line.called("evaluate")
             logging.info(
-                f"nothing to train: {workdir} is at step {first} of {first}; --mode=evaluate evaluates it, --extend "
+                f"nothing to train: {workdir} is at step {first} of {first}; {evaluate} evaluates it, --extend "
                 "with a larger config.num_steps trains it further"
             )
     return state

@@ -4,7 +4,6 @@ Nothing is downloaded: a scene is a function of (seed, index). One ray per pixel
 consistent with each other; the image is anti-aliased by more rays at edges. Depth is planar, in metres.
 """
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -173,8 +172,8 @@ def fingerprint(config: ConfigDict) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes images of scenes, for `main.py --mode=predict`: python -m input_pipeline.scenes --output=DIR."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    """Writes images of scenes, for `taskexpert predict`: taskexpert scenes --output=DIR."""
+    parser = command_line.Parser("input_pipeline.scenes", main.__doc__)
     parser.add_argument("--output", type=paths.argument, required=True, help="folder to write SCENE.png to")
     parser.add_argument("--count", type=int, default=6)
     parser.add_argument(

@@ -87,9 +87,6 @@ def is_tpu_pod(env: Mapping[str, str]) -> bool:
     return cloud_tpu_init.running_in_cloud_tpu_vm
 
 
-_SEVERAL = ("train", "evaluate")  # the modes that several processes share
-
-
 def start(wanted: Wanted) -> bool:
     """Initialises JAX's distributed runtime where flags or the environment ask for it; returns whether it did.
 
@@ -149,24 +146,25 @@ def _unconnected(group: Group | None, timeout: int, reason: str) -> str:
     )
 
 
-def _refuse_several(mode: str, wanted: Wanted) -> None:
+def refuse_several(mode: str, wanted: Wanted) -> None:
+    """Raises UserError if flags or the environment ask for several processes."""
     group = named_group(os.environ, wanted)
     if (group and group.count > 1) or is_slurm_step(os.environ):
-        raise UserError(f"--mode={mode} runs in one process: start it once, without srun and without --coordinator")
+        raise UserError(
+            f"{command_line.called(mode)} runs in one process: start it once, without srun and without --coordinator"
+        )
 
 
 @contextlib.contextmanager
-def joined(mode: str, wanted: Wanted) -> Iterator[None]:
-    """Runs its body, a mode of the program, as one of several processes where there are several; see `start`.
+def joined(wanted: Wanted) -> Iterator[None]:
+    """Runs its body as one of several processes where there are several; see `start`.
 
     Only process 0 prints and logs. If one process fails, all of them exit with its status and its error message.
 
     Raises:
-      UserError: as `start`; several processes for a mode that runs in one.
+      UserError: as `start`.
     """
-    if mode not in _SEVERAL:
-        _refuse_several(mode, wanted)
-    if mode not in _SEVERAL or not start(wanted):
+    if not start(wanted):
         yield
         return
     messages = Messages()

@@ -306,8 +306,8 @@ def test_under_srun_jax_finds_the_group(start_with, monkeypatch):
         monkeypatch.setenv(name, value)
     start_with(lambda *args, **named: calls.append((args, named)))
     assert calls == [((), {"initialization_timeout": 7})]
-    with pytest.raises(UserError, match=r"^--mode=predict"), distributed.joined("predict", distributed.Wanted()):
-        pass
+    with pytest.raises(UserError, match=r"^--mode=predict runs in one process"):
+        distributed.refuse_several("predict", distributed.Wanted())
 
 
 # --- how it ends ---
@@ -329,7 +329,7 @@ def main(argv):
     how, workdir = argv[1:]
     command_line.configure_logging()
     given = flags.FLAGS
-    with distributed.joined("train", distributed.Wanted(given.coordinator, given.num_processes, given.process_id)):
+    with distributed.joined(distributed.Wanted(given.coordinator, given.num_processes, given.process_id)):
         print("started")
         if how == "different":
             config = demo.get_config("tiny")

@@ -1,0 +1,89 @@
+"""The console script: commands, the run as an argument, wrong calls in one line."""
+
+import importlib
+import pathlib
+import sys
+
+import pytest
+
+from taskexpert_jax import cli, installation
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Arguments of `taskexpert` -> module that is called, and its command line."""
+    seen = []
+
+    def call(*arguments):
+        module = type("Program", (), {"main": staticmethod(lambda: seen.append(list(sys.argv)))})
+        monkeypatch.setattr(importlib, "import_module", lambda name: seen.append(name) or module)
+        monkeypatch.setattr(installation, "enable", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["/usr/bin/taskexpert", *arguments])
+        assert cli.main() == 0
+        return tuple(seen)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "line"),
+    [
+        ("train RUN --config=nyud:tiny", "modes", "taskexpert train|--mode=train --workdir=RUN --config=nyud:tiny"),
+        ("train --config=x --workdir=RUN", "modes", "taskexpert train|--mode=train --workdir=RUN --config=x"),
+        ("evaluate RUN --extend", "modes", "taskexpert evaluate|--mode=evaluate --workdir=RUN --extend"),
+        ("predict -workdir RUN --images I", "modes", "taskexpert predict|--mode=predict --workdir=RUN --images I"),
+        (
+            f"predict --model={ROOT} --images=I",
+            "modes",
+            f"taskexpert predict|--mode=predict --workdir={ROOT} --images=I --output=predictions",
+        ),
+        (
+            f"gates --images=I --model {ROOT} --output=O",
+            "gates",
+            f"taskexpert gates|--workdir={ROOT} --images=I --output=O",
+        ),
+        ("compile --quick", "modes", "taskexpert compile|--mode=compile --quick"),
+        ("checkpoint RUN --verify", "checkpoint", "taskexpert checkpoint|RUN --verify"),
+        ("checkpoint --tree --workdir=RUN", "checkpoint", "taskexpert checkpoint|RUN --tree"),
+        ("compare A B --single C", "compare", "taskexpert compare|A B --single C"),
+        ("evaluate RUN -- --workdir=2", "modes", "taskexpert evaluate|--mode=evaluate --workdir=RUN -- --workdir=2"),
+    ],
+)
+def test_a_command_is_its_program_with_the_run_as_a_flag(arguments, module, line, called):
+    program, rest = line.split("|")
+    assert called(*arguments.split()) == (f"taskexpert_jax.{module}", [program, *rest.split()])
+
+
+def test_a_flags_file_may_name_the_run(tmp_path, called):
+    (tmp_path / "flags").write_text("--workdir=RUN\n--checkpoint=latest\n")
+    _, argv = called("evaluate", f"--flagfile={tmp_path / 'flags'}")
+    assert argv == ["taskexpert evaluate", "--mode=evaluate", "--workdir=RUN", "--checkpoint=latest"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("trian RUN", "unknown command 'trian'; did you mean train? taskexpert --help lists the commands"),
+        ("xyzzy", "unknown command 'xyzzy'; taskexpert --help lists the commands"),
+        ("--workdir=RUN", "the command comes first: taskexpert COMMAND --workdir=RUN ...; "),
+        ("evaluate", "which run? taskexpert evaluate RUN [--checkpoint=best|latest|STEP] [--output=DIR], or --model="),
+        ("train --config=nyud", "which run? taskexpert train RUN --config=nyud:vit_l16"),
+        ("evaluate A --workdir=B", "the run is given 2 times, as 'A', 'B': give it once"),
+        ("predict A --model=demo --workdir A", "the run is given 3 times, as 'A', 'A', 'demo': give it once"),
+        (
+            "evaluate A --mode=train",
+            "--mode is a flag of main.py; here the command is the mode, and this is taskexpert ",
+        ),
+        ("evaluate --workdir", "--workdir needs a value: --workdir=VALUE"),
+        ("predict --model=/none", "--model=/none: no such folder; give a released model's, hf://OWNER/NAME, or demo"),
+        ("evaluate A --flagfile=/none", "[Errno 2] No such file or directory: '/none'"),
+    ],
+)
+def test_a_wrong_call_is_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["taskexpert", *arguments.split()])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and line.startswith("error: ")
