@@ -1,7 +1,11 @@
 """The console script: commands, the run as an argument, wrong calls in one line."""
 
 import importlib
+import importlib.util
+import json
 import pathlib
+import re
+import subprocess
 import sys
 
 import pytest
@@ -87,3 +91,52 @@ def test_a_wrong_call_is_one_line(arguments, message, monkeypatch, capsys):
         cli.main()
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line and line.startswith("error: ")
+
+
+def test_the_page_has_an_example_of_each_command():
+    page = (ROOT / "docs" / "command_line.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| `taskexpert (\w+) ([^`]+)` \|$", page, re.MULTILINE)
+    assert [name for name, *_ in rows] == [name for _, name, _ in rows] == list(cli.COMMANDS)
+    for _, name, arguments in rows:
+        assert cli.translated(name, arguments.split())
+    listed = re.findall(r"^  (\w+) +(\w.+)$", cli.overview(), re.MULTILINE)
+    assert [name for name, _ in listed] == list(cli.COMMANDS)
+
+
+def test_each_command_has_a_program():
+    for command in cli.COMMANDS.values():
+        spec = importlib.util.find_spec(command.module)
+        assert spec is not None and spec.origin is not None
+        assert re.search(r"^def main\(|import .*\bmain\b", pathlib.Path(spec.origin).read_text(), re.MULTILINE)
+
+
+WITHOUT_JAX = """
+import sys
+from taskexpert_jax import cli
+
+for arguments in (["--help"], ["--version"], ["nothing"], ["compare", *sys.argv[1:]], *(
+    [name, "--help"] for name in ("train", "evaluate", "predict", "compare", "compile")
+)):
+    sys.argv = ["taskexpert", *arguments]
+    try:
+        status = cli.main()
+    except SystemExit as ended:
+        status = ended.code
+    assert (status or 0) == 2 * (arguments == ["nothing"]), arguments
+    heavy = {"jax", "flax", "clu", "orbax", "tensorflow", "matplotlib"} & sys.modules.keys()
+    assert not heavy, (arguments, heavy)
+"""
+
+
+def test_help_and_compare_import_neither_jax_nor_tensorflow(tmp_path):
+    metrics = {
+        "dataset": {"name": "nyud", "split": "val", "fingerprint": "f"},
+        "published": {"depth": {"metric": "rmse", "value": 0.5}, "edge": {"metric": "odsF", "value": 77.0}},
+        "examples": 3,
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    command = [sys.executable, "-c", WITHOUT_JAX, str(tmp_path / "metrics.json"), "--paper=nyud"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: taskexpert evaluate RUN [--checkpoint=" in done.stdout
+    assert re.search(r"^\| .*metrics.json +\| - +\| 0.5000 +\| - +\| 77.00 +\|$", done.stdout, re.MULTILINE)

@@ -1,26 +1,31 @@
 """Task records: everything task-specific, one record per task.
 
 The pipeline, losses, metrics, drawings and constant baselines read these records; no other file names a task. To add a
-task, add a builder to `_BUILDERS` (see docs/add_a_task.md). Code shared by all tasks with the same kind of value, such
-as reading files and drawing, is in `kinds`.
+task, add a builder and a row of `_ROWS` (see docs/add_a_task.md). Code shared by all tasks with the same kind of value,
+such as reading files and drawing, is in `kinds`.
+
+Builders import what needs JAX, so that names, titles and published metrics of tasks are there without it.
 
 Conventions: labels are (..., H, W, label_channels), predictions (..., H, W, channels); see docs/conventions.md.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Container, Mapping, Sequence
 import dataclasses
 import difflib
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.tasks import constants, kinds, losses, metrics
-from taskexpert_jax.tasks.kinds import Kind
-from taskexpert_jax.tasks.metrics import PooledMetric
+
+if TYPE_CHECKING:
+    import jax
+
+    from taskexpert_jax.tasks.kinds import Kind
+    from taskexpert_jax.tasks.metrics import PooledMetric
 
 HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
 
@@ -38,20 +43,42 @@ class Published(NamedTuple):
         return "↑" if self.higher_is_better else "↓"
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One dense prediction task.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Headline:
+    """What tables of results show of a task.
 
     Attributes:
       name: key in batches, outputs and configs.
       title: name in tables and images.
+      main_metric: name of the published metric among the metric's results.
+      main_metric_title: its title for readers, with the unit.
+      higher_is_better: direction of `main_metric`.
+      boundary_benchmark: the values are boundary probabilities, which a full evaluation scores by odsF.
+    """
+
+    name: str
+    title: str
+    main_metric: str
+    main_metric_title: str
+    higher_is_better: bool
+    boundary_benchmark: bool = False
+
+    def published(self, results: Container[str]) -> Published:
+        """Published metric among results `task/metric`: odsF if the boundary benchmark was run, else `main_metric`."""
+        if self.boundary_benchmark and f"{self.name}/odsF" in results:
+            return Published("odsF", "odsF (%)", higher_is_better=True)
+        return Published(self.main_metric, self.main_metric_title, self.higher_is_better)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(Headline):
+    """One dense prediction task.
+
+    Attributes:
       kind: kind of its values: how they are predicted, stored, drawn and counted.
       loss: (prediction, label, mask) -> float32 scalar, a mean over the valid pixels of the batch.
       loss_weight: weight of the loss in the total.
       metric: its metric, exact under any split of the data into batches.
-      main_metric: name of the published metric among the metric's results.
-      main_metric_title: its title for readers, with the unit.
-      higher_is_better: direction of `main_metric`.
       best_constant: valid labels (n, label_channels) float64 -> the constant prediction (channels,) that scores best
         on them.
       ignore_if_empty: an image whose label is only background is ignored as a whole.
@@ -59,26 +86,20 @@ class Task:
         given, the prediction has the same channels as the label.
       decides_crop: random crops are redrawn until they show a variety of this label's classes.
       scale_exponent: a label value v becomes v * s**scale_exponent when the image is scaled by s.
-      boundary_benchmark: the values are boundary probabilities, which a full evaluation scores by odsF.
 
-    Attributes of the kind are available here too: `channels`, `values`, ...; see `Kind`.
+    Those of `Headline` come before. Attributes of the kind are available here too: `channels`, `values`, ...; see
+    `Kind`.
     """
 
-    name: str
-    title: str
     kind: Kind
     loss: Callable[..., jax.Array]
     loss_weight: float
     metric: type[PooledMetric]
-    main_metric: str
-    main_metric_title: str
-    higher_is_better: bool
     best_constant: Callable[[np.ndarray], np.ndarray]
     ignore_if_empty: bool = False
     decides_crop: bool = False
     flip_signs: tuple[float, ...] = ()
     scale_exponent: int = 0
-    boundary_benchmark: bool = False
 
     @property
     def channels(self) -> int:
@@ -129,12 +150,6 @@ class Task:
         """The label in the form of `values`."""
         return self.kind.label_values(label)
 
-    def published(self, results: Container[str]) -> Published:
-        """Published metric among results `task/metric`: odsF if the boundary benchmark was run, else `main_metric`."""
-        if self.boundary_benchmark and f"{self.name}/odsF" in results:
-            return Published("odsF", "odsF (%)", higher_is_better=True)
-        return Published(self.main_metric, self.main_metric_title, self.higher_is_better)
-
     @property
     def benchmark_label(self) -> str:
         """Batch key of a separate label for the boundary benchmark, which some data sets have."""
@@ -158,7 +173,7 @@ class Task:
 
     def undo_flip(self, prediction: jax.Array) -> jax.Array:
         """Prediction for a mirrored image -> values for the original image; the caller mirrors the pixels back."""
-        return prediction * jnp.asarray(self.flip_signs, prediction.dtype) if self.flip_signs else prediction
+        return prediction * np.asarray(self.flip_signs, prediction.dtype) if self.flip_signs else prediction
 
     def undo_rescale(self, prediction: jax.Array, scale: float) -> jax.Array:
         """Prediction for an image scaled by `scale` -> values for the original image; the caller resizes it back."""
@@ -166,17 +181,20 @@ class Task:
 
 
 class _Given(NamedTuple):
-    """Config values that builders take: the task's loss weight, the data set's classes and largest depth, the boundary
-    loss weight."""
+    """What builders take: the task's row, its loss weight, the data set's classes and largest depth, the boundary loss
+    weight."""
 
+    headline: Headline
     loss_weight: float
     semseg_classes: tuple[str, ...]
     edge_pos_weight: float
-    depth_max: float
+    depth_max: float | None
 
 
-def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: float, **extra: Any) -> Task:
-    count = len(class_names)
+def _classes(given: _Given, class_names: tuple[str, ...], **extra: Any) -> Task:
+    from taskexpert_jax.tasks import constants, kinds, losses, metrics
+
+    name, count = given.headline.name, len(class_names)
     if not 2 <= count <= 255:
         raise UserError(
             f"task {name}: {count} class names; labels are uint8 with 255 ignored, so give 2 to 255 "
@@ -186,103 +204,109 @@ def _classes(name: str, title: str, class_names: tuple[str, ...], loss_weight: f
         twice = next(name for name in class_names if class_names.count(name) > 1)
         raise UserError(f"task {name}: two classes are named {twice!r}; give each its own name")
     return Task(
-        name=name,
-        title=title,
+        **vars(given.headline),
         kind=kinds.classes(class_names),
         loss=losses.cross_entropy,
-        loss_weight=loss_weight,
+        loss_weight=given.loss_weight,
         metric=metrics.mean_iou(count),
-        main_metric="mIoU",
-        main_metric_title="mIoU (%)",
-        higher_is_better=True,
         best_constant=constants.majority_class(count),
         **extra,
     )
 
 
 def _semseg(given: _Given) -> Task:
-    return _classes("semseg", "semantic segmentation", given.semseg_classes, given.loss_weight, decides_crop=True)
+    return _classes(given, given.semseg_classes, decides_crop=True)
 
 
 def _human_parts(given: _Given) -> Task:
-    return _classes("human_parts", "human parts", HUMAN_PARTS, given.loss_weight, ignore_if_empty=True)
+    return _classes(given, HUMAN_PARTS, ignore_if_empty=True)
 
 
 def _depth(given: _Given) -> Task:
+    from taskexpert_jax.tasks import constants, kinds, losses, metrics
+
+    depth_max = losses.DEPTH_MAX if given.depth_max is None else given.depth_max
     return Task(
-        name="depth",
-        title="depth",
-        kind=kinds.depth(given.depth_max),
+        **vars(given.headline),
+        kind=kinds.depth(depth_max),
         scale_exponent=-1,
         loss=losses.depth_l1,
         loss_weight=given.loss_weight,
-        metric=metrics.depth(given.depth_max),
-        main_metric="rmse",
-        main_metric_title="RMSE (m)",
-        higher_is_better=False,
+        metric=metrics.depth(depth_max),
         best_constant=constants.mean_value,
     )
 
 
 def _normals(given: _Given) -> Task:
+    from taskexpert_jax.tasks import constants, kinds, losses, metrics
+
     return Task(
-        name="normals",
-        title="surface normals",
+        **vars(given.headline),
         kind=kinds.normals(),
         flip_signs=(-1, 1, 1),
         loss=losses.normals_l1,
         loss_weight=given.loss_weight,
         metric=metrics.Normals,
-        main_metric="mean",
-        main_metric_title="mean angle (°)",
-        higher_is_better=False,
         best_constant=constants.best_direction,
     )
 
 
 def _edge(given: _Given) -> Task:
+    from taskexpert_jax.tasks import constants, kinds, losses, metrics
+
     return Task(
-        name="edge",
-        title="boundaries",
+        **vars(given.headline),
         kind=kinds.probability(logits=1),
         loss=losses.edge_cross_entropy(given.edge_pos_weight),
         loss_weight=given.loss_weight,
-        # odsF takes seconds per image, so only `--mode=evaluate` computes it; training selects by the edge loss.
         metric=metrics.edge_loss(given.edge_pos_weight),
-        main_metric="loss_plain",
-        main_metric_title="loss",
-        higher_is_better=False,
         best_constant=constants.best_edge_logit(given.edge_pos_weight),
-        boundary_benchmark=True,
     )
 
 
 def _saliency(given: _Given) -> Task:
+    from taskexpert_jax.tasks import constants, kinds, losses, metrics
+
     return Task(
-        name="sal",
-        title="saliency",
+        **vars(given.headline),
         kind=kinds.probability(logits=2),
         loss=losses.balanced_cross_entropy,
         loss_weight=given.loss_weight,
         metric=metrics.Saliency,
-        main_metric="maxF",
-        main_metric_title="maxF (%)",
-        higher_is_better=True,
         best_constant=constants.always_foreground,
     )
 
 
-_BUILDERS: dict[str, Callable[[_Given], Task]] = {
-    "semseg": _semseg,
-    "depth": _depth,
-    "normals": _normals,
-    "edge": _edge,
-    "human_parts": _human_parts,
-    "sal": _saliency,
+class _Row(NamedTuple):
+    """A task: its builder, and its headline without the name."""
+
+    build: Callable[[_Given], Task]
+    title: str
+    main_metric: str
+    main_metric_title: str
+    higher_is_better: bool
+    boundary_benchmark: bool = False
+
+
+_ROWS = {
+    "semseg": _Row(_semseg, "semantic segmentation", "mIoU", "mIoU (%)", higher_is_better=True),
+    "depth": _Row(_depth, "depth", "rmse", "RMSE (m)", higher_is_better=False),
+    "normals": _Row(_normals, "surface normals", "mean", "mean angle (°)", higher_is_better=False),
+    # odsF takes seconds per image, so only `--mode=evaluate` computes it; training selects by the edge loss.
+    "edge": _Row(_edge, "boundaries", "loss_plain", "loss", higher_is_better=False, boundary_benchmark=True),
+    "human_parts": _Row(_human_parts, "human parts", "mIoU", "mIoU (%)", higher_is_better=True),
+    "sal": _Row(_saliency, "saliency", "maxF", "maxF (%)", higher_is_better=True),
 }
 
 
-NAMES = tuple(_BUILDERS)
+NAMES = tuple(_ROWS)
+
+
+def headline(name: str) -> Headline:
+    """What tables show of the task of this name, one of `NAMES`; needs no JAX."""
+    facts = _ROWS[name]._asdict()
+    del facts["build"]
+    return Headline(name=name, **facts)
 
 
 def build(
@@ -291,7 +315,7 @@ def build(
     loss_weights: Mapping[str, float],
     semseg_classes: Sequence[str] = (),
     edge_pos_weight: float = 0.95,
-    depth_max: float = losses.DEPTH_MAX,
+    depth_max: float | None = None,
 ) -> tuple[Task, ...]:
     """Records of the named tasks, in the given order.
 
@@ -300,7 +324,7 @@ def build(
       loss_weights: task name -> weight of its loss in the total.
       semseg_classes: class names of semantic segmentation in the data set.
       edge_pos_weight: weight p of the positive pixels in the boundary loss; negatives weigh 1 - p.
-      depth_max: metres; valid depths are more than 0 and less than this.
+      depth_max: metres; valid depths are more than 0 and less than this; default: `losses.DEPTH_MAX`.
 
     Raises:
       UserError: an unknown or repeated name, no name at all, or a missing loss weight.
@@ -309,14 +333,15 @@ def build(
         raise UserError(f"config.tasks: {tuple(names)} must name at least one task, each once")
     built = []
     for name in names:
-        if name not in _BUILDERS:
-            near = difflib.get_close_matches(name, _BUILDERS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(_BUILDERS)}"
+        if name not in _ROWS:
+            near = difflib.get_close_matches(name, NAMES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(NAMES)}"
             raise UserError(f"config.tasks: unknown task {name!r}{hint}")
         if name not in loss_weights:
             raise UserError(f"config.loss_weights: no weight for task {name!r}; add config.loss_weights.{name}")
-        given = _Given(float(loss_weights[name]), tuple(semseg_classes), edge_pos_weight, depth_max)
-        built.append(_BUILDERS[name](given))
+        weight = float(loss_weights[name])
+        given = _Given(headline(name), weight, tuple(semseg_classes), edge_pos_weight, depth_max)
+        built.append(_ROWS[name].build(given))
     return tuple(built)
 
 
