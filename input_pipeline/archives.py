@@ -15,9 +15,8 @@ import zlib
 
 import numpy as np
 from PIL import Image
-import tqdm
 
-from taskexpert_jax import images
+from taskexpert_jax import images, progress
 from taskexpert_jax.errors import UserError
 
 T = TypeVar("T")
@@ -233,9 +232,14 @@ def extract(archive: pathlib.Path, target: pathlib.Path) -> None:
       UserError: not a tar file, a truncated or damaged one, or one with a member that leads outside of `target`.
     """
     try:
-        with tarfile.open(archive) as tar:
-            for member in tqdm.tqdm(tar, desc="extracting", unit=" files", mininterval=1.0):
+        with (
+            archive.open("rb") as file,
+            progress.Progress("extracting", archive.stat().st_size >> 20, "MiB") as shown,
+            tarfile.open(fileobj=file) as tar,
+        ):
+            for member in tar:
                 tar.extract(member, target, filter="data")
+                shown.add((file.tell() >> 20) - shown.done)
             while tar.fileobj is not None and tar.fileobj.read(2**20):
                 pass  # reads on to a compressed file's checksum, after the last member
     except tarfile.FilterError as error:

@@ -272,6 +272,16 @@ def _noting_unlabelled(batches: Iterator[Batch], tasks: Sequence[Task], count: i
         yield batch
 
 
+class EvalBatches(Iterator[Batch]):
+    """Batches of one pass over a split; `examples`: number of examples, without padding."""
+
+    def __init__(self, batches: Iterator[Batch], examples: int):
+        self._batches, self.examples = batches, examples
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+
 def eval_batches(
     config: ConfigDict,
     tasks: Sequence[Task],
@@ -279,7 +289,7 @@ def eval_batches(
     batch_size: int,
     rows: Sequence[int] | np.ndarray | None = None,
     split: str | None = None,
-) -> Iterator[Batch]:
+) -> EvalBatches:
     """Evaluation batches: each example of the split once, in order; at most `config.eval.max_examples` (0: all).
 
     The last batch is padded with examples of mask 0 and id "". All processes get the same number of batches. The frame
@@ -309,4 +319,4 @@ def eval_batches(
         return _eval_example(source, size, labelled, count, position)
 
     positions = tf.data.Dataset.range(-(-count // batch_size) * len(own))
-    return _batches(load, _spec(labelled, size), positions, len(own), config.dataset.threads)
+    return EvalBatches(_batches(load, _spec(labelled, size), positions, len(own), config.dataset.threads), count)

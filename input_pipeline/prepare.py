@@ -22,10 +22,8 @@ import time
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import tqdm
-
 from input_pipeline import archives, records, summary
-from taskexpert_jax import command_line, paths, terminal
+from taskexpert_jax import command_line, paths, progress, terminal
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import threads
 
@@ -85,14 +83,14 @@ def _build(module: ModuleType, root: pathlib.Path, listing: archives.Listing, ta
     fingerprint = hashlib.sha256()
     builder = module.Builder(target, listing.ids)
     readings = threads.in_order(read, (example_id for _, example_id in readable))
-    with contextlib.closing(readings), tqdm.tqdm(total=len(readable), unit=" examples", mininterval=1.0) as bar:
+    with contextlib.closing(readings), progress.Progress("", len(readable), "examples") as shown:
         for (split, example_id), reading in zip(readable, readings, strict=True):
             faults += reading.faults
-            bar.set_description("faulty; checking the rest" if faults else split, refresh=False)
             if reading.parts is not None and not faults:
                 fingerprint.update(f"{split} {example_id} {reading.digest}\n".encode())
                 builder.add(split, {**reading.parts, "id": example_id})
-            bar.update()
+            shown.what = "faulty; checking the rest" if faults else f"building {split}"
+            shown.add()
     if faults:
         raise archives.Problems(faults)
     builder.close()
@@ -107,7 +105,7 @@ def _summarise(
     for split in listing.ids:
         source = module.source(SimpleNamespace(data_dir=str(data_dir)), split)
         tasks = summary.tasks_of(source, getattr(module, "CLASSES", ()))
-        of_split = summary.of_split(source, tasks, f"{split}: summary")
+        of_split = summary.of_split(source, tasks, f"summarising {split}")
         figures[split] = {
             "examples": of_split.pop("examples"),
             "published": module.PUBLISHED_COUNTS[split],
@@ -211,7 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="accept other counts than the published ones, and omit ids without an image",
     )
+    parser.add_argument("--verbosity", type=int, help="-1 shows no progress")
     args = parser.parse_args(arguments)
+    command_line.configure_logging(args.verbosity)
     return command_line.ended(lambda: _run(args), "interrupted; nothing was built: the same command starts anew")
 
 

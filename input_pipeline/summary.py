@@ -9,12 +9,10 @@ import contextlib
 import functools
 from typing import Any
 
-import tqdm
-
 from input_pipeline import transforms
 from input_pipeline.records import Source
+from taskexpert_jax import progress, text_table
 from taskexpert_jax import tasks as task_records
-from taskexpert_jax import text_table
 from taskexpert_jax.parallel import threads
 from taskexpert_jax.tasks import Task, kinds
 from taskexpert_jax.tasks.kinds import Counts
@@ -40,7 +38,7 @@ def tasks_of(source: Source, class_names: Sequence[str]) -> tuple[Task, ...]:
 
 
 def of_split(source: Source, tasks: Sequence[Task], title: str) -> dict[str, Any]:
-    """Statistics of one split as plain numbers; title: of the progress bar.
+    """Statistics of one split as plain numbers; title: names the work in its progress.
 
     Returns:
       examples; counted, the number of examples read, evenly spaced; the range of height and of width; labels, for each
@@ -51,9 +49,13 @@ def of_split(source: Source, tasks: Sequence[Task], title: str) -> dict[str, Any
     indices = (position * len(source) // counted for position in range(counted))
     sizes, totals = set(), [Counts() for _ in tasks]
     count = functools.partial(_count_example, source, tasks)
-    with contextlib.closing(threads.in_order(count, indices)) as results:
-        for size, counts in tqdm.tqdm(results, total=counted, desc=title, unit=" examples", mininterval=1.0):
+    with (
+        contextlib.closing(threads.in_order(count, indices)) as results,
+        progress.Progress(title, counted, "examples") as shown,
+    ):
+        for size, counts in results:
             sizes.add(size)
+            shown.add()
             totals = [total + of_example for total, of_example in zip(totals, counts, strict=True)]
     heights, widths = zip(*sizes, strict=True)
     return {

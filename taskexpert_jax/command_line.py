@@ -83,15 +83,20 @@ class _Stderr(standard_logging.Handler):
         print(f"{level}{terminal.message(record.getMessage())}", file=sys.stderr, flush=True)
 
 
-def configure_logging() -> None:
-    """Shows progress and warnings on stderr in plain lines; `--verbosity=-1` shows warnings only, -2 errors only."""
+def configure_logging(verbosity: int | None = None) -> None:
+    """Shows progress and warnings on stderr in plain lines; `--verbosity=-1` shows warnings only, -2 errors only.
+
+    verbosity: of a program without absl flags; None: that of the flag.
+    """
     logger = logging.get_absl_logger()
     logger.handlers = [_Stderr()]
     logger.propagate = False
-    verbosity = flags.FLAGS["verbosity"]
-    if not verbosity.present:
+    flag = flags.FLAGS["verbosity"]
+    if verbosity is None and flag.present:
+        verbosity = flag.value
+    if verbosity is None:
         logging.set_verbosity(logging.WARNING)  # of loggers outside of absl, such as JAX's
-    logger.setLevel(converter.absl_to_standard(verbosity.value if verbosity.present else logging.INFO))
+    logger.setLevel(converter.absl_to_standard(logging.INFO if verbosity is None else verbosity))
 
 
 def _ignore_warnings() -> None:

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from taskexpert_jax import files, terminal
+from taskexpert_jax import files, progress, terminal
 from taskexpert_jax.config import check
 from taskexpert_jax.evaluation import full_pass, results
 from taskexpert_jax.parallel import sharding
@@ -36,7 +36,7 @@ def evaluate(
       config: the run's config.
       workdir: the run's directory, or a released folder.
       which: "best", "latest" or a step.
-      eval_batches: returns one pass over the evaluation set.
+      eval_batches: returns one pass over the evaluation set; `examples`, if it has that, is their number.
       output: folder for the results; default: WORKDIR/evaluation, or WORKDIR/evaluation_NAME for another data set; a
         released folder has no default.
       data: config with the data set and the tasks to evaluate, if they are others than the run's; see
@@ -62,7 +62,10 @@ def evaluate(
             files.folder_for_results(output)
         logging.info(f"evaluating {workdir} at {checkpoint}")
         started = time.monotonic()
-        found = full_pass.run(config, tasks, model, variables, eval_batches(), mesh)
+        batches = eval_batches()
+        total = getattr(batches, "examples", None)
+        with progress.Progress("evaluating", total, "examples", active=jax.process_index() == 0) as shown:
+            found = full_pass.run(config, tasks, model, variables, batches, mesh, shown.add)
         seconds = time.monotonic() - started
     facts = results.facts(data, workdir=workdir, checkpoint=checkpoint, examples=found.examples, seconds=seconds)
     evaluation = found.evaluation(tasks, facts, model.expert_slots)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax import command_line, files, images, paths, terminal
+from taskexpert_jax import command_line, files, images, paths, progress, terminal
 from taskexpert_jax.config import check, read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import gate_findings, results, steps
@@ -57,14 +57,16 @@ def inspect(
     files.folder_for_results(output)
     logging.info(f"inspecting {workdir} at {run.checkpoint} on {len(paths)} image(s)")
     started = time.monotonic()
-    for name, image in images.read_each(paths, failures):
-        gates = run.gates(image)
-        steps.warn_of_nonfinite(name, gates.prediction.diverged)
-        total = gates.statistics if total is None else total.merge(gates.statistics)
-        summaries[name] = gates.summary
-        section = write_image(output / IMAGES / name, name, gates, run.model.tasks, number=len(summaries))
-        if len(sections) < gates_page.MOST_IMAGES:
-            sections.append(section)
+    with progress.Progress("inspecting", len(paths)) as shown:
+        for name, image in images.read_each(paths, failures):
+            gates = run.gates(image)
+            steps.warn_of_nonfinite(name, gates.prediction.diverged)
+            total = gates.statistics if total is None else total.merge(gates.statistics)
+            summaries[name] = gates.summary
+            section = write_image(output / IMAGES / name, name, gates, run.model.tasks, number=len(summaries))
+            if len(sections) < gates_page.MOST_IMAGES:
+                sections.append(section)
+            shown.add()
     if total is None:
         raise UserError(f"{len(failures)} of {len(paths)} images not inspected; the lines above name them")
     seconds = time.monotonic() - started

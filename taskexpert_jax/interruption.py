@@ -14,6 +14,8 @@ import threading
 import time
 from typing import Any
 
+from taskexpert_jax import terminal
+
 STATUS = 130
 _SECONDS_TO_NOTICE = 2.0  # until the main thread has left compiled code
 _SECONDS_TO_END = 10.0  # to complete a checkpoint and remove temporary files
@@ -81,6 +83,7 @@ class _Interruption:
                 self._say()
 
     def _say(self) -> None:
+        terminal.hide_bar()
         with contextlib.suppress(OSError):
             os.write(2, f"{self._line()}\n".encode(errors="backslashreplace"))
             null = os.open(os.devnull, os.O_WRONLY)

@@ -6,7 +6,7 @@ from absl import logging
 from ml_collections import ConfigDict
 import numpy as np
 
-from taskexpert_jax import files, images, terminal
+from taskexpert_jax import files, images, progress, terminal
 from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import steps
@@ -41,12 +41,14 @@ def predict(config: ConfigDict, workdir: pathlib.Path, which: str, source: pathl
     run = opened(config, workdir, which)
     files.folder_for_results(output)
     logging.info(f"predicting {len(paths)} image(s) with {workdir} at {run.checkpoint}")
-    for name, image in images.read_each(paths, failures):
-        prediction = run.predict(image)
-        steps.warn_of_nonfinite(name, prediction.diverged)
-        diverged += bool(prediction.diverged)
-        write(output / name, run, image, prediction)
-        terminal.print_written(output / name / "montage.png")
+    with progress.Progress("predicting", len(paths)) as shown:
+        for name, image in images.read_each(paths, failures):
+            prediction = run.predict(image)
+            steps.warn_of_nonfinite(name, prediction.diverged)
+            diverged += bool(prediction.diverged)
+            write(output / name, run, image, prediction)
+            terminal.print_written(output / name / "montage.png")
+            shown.add()
     if failures:
         raise UserError(f"{len(failures)} of {len(paths)} images not predicted; the lines above name them")
     if diverged:

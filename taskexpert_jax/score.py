@@ -22,7 +22,7 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict
 
-from taskexpert_jax import command_line, files, paths, terminal
+from taskexpert_jax import command_line, files, paths, progress, terminal
 from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import results
@@ -44,7 +44,8 @@ def _run(config: ConfigDict, folder: pathlib.Path, names: Sequence[str], output:
     files.folder_for_results(output)
     pipeline.record_fingerprint(config)
     batches = pipeline.eval_batches(config, tasks, batch_size=1)
-    found = score(config, folder, batches)
+    with progress.Progress("scoring", batches.examples, "examples") as shown:
+        found = score(config, folder, batches, shown.add)
     texts = results.texts(found)
     files.write({output / name: text for name, text in texts.items()})
     print(f"{found.facts['examples']} examples of {config.dataset.name}, split {config.dataset.eval_split}\n")

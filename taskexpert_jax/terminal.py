@@ -42,19 +42,30 @@ class _Stream:
     """A text stream without control characters, whose errors are kept and not raised.
 
     Characters that its encoding lacks are written as `\\u2191`. Nothing is written after an error.
+
+    Args:
+      stream: the stream that is written to.
+      over_bar: a progress bar is hidden while text is written to a terminal.
     """
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: Any, *, over_bar: bool = True):
         self._stream = stream
+        self._over_bar = over_bar
         self.failure: Exception | None = None
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         """Writes the text, and returns its length as all text streams do."""
+        bar = _bar if _bar is not None and self._over_bar and self._stream.isatty() else None
+        if bar is not None:
+            bar.clear()
         if self.failure is None:
             with self._kept():
                 self._stream.write(_IN_STREAM.sub(_escape, text))
+        if bar is not None and text.endswith("\n"):
+            self.flush()
+            bar.refresh()
         return len(text)
 
     def flush(self) -> None:
@@ -81,6 +92,27 @@ def _open_null(descriptor: int) -> None:
     if null != descriptor:
         os.dup2(null, descriptor)
         os.close(null)
+
+
+_bar: Any = None  # a progress bar of tqdm on stderr
+
+
+def stream_of_bar() -> Any:
+    """stderr for a progress bar, which does not hide itself."""
+    return _Stream(sys.stderr._stream if isinstance(sys.stderr, _Stream) else sys.stderr, over_bar=False)
+
+
+def set_bar(bar: Any) -> None:
+    """Sets the bar that is hidden while text is written to the terminal; None: there is none."""
+    global _bar
+    _bar = bar
+
+
+def hide_bar() -> None:
+    """Clears the line of the bar, if there is one, from a thread that must not wait for others."""
+    if _bar is not None:
+        with contextlib.suppress(OSError):
+            os.write(2, b"\r\x1b[K")
 
 
 def guard() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import pytest
 
 from configs import demo
 from input_pipeline import pipeline
-from taskexpert_jax import evaluate, installation, json_file, load_run
+from taskexpert_jax import command_line, evaluate, installation, json_file, load_run
 from taskexpert_jax.config import IMAGENET
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import full_pass, inference, steps
@@ -27,7 +28,7 @@ from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.tasks.metrics.boundary import counts as boundary
-from tests import random_runs
+from tests import clock, random_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXAMPLES = 11  # in batches of 8: the second has 5 of padding
@@ -63,7 +64,10 @@ def run(tmp_path_factory):
             return original(prediction, label, max_dist, **options)
 
         patch.setattr(boundary, "image_counts", recorded)
-        results = evaluate.evaluate(config, workdir, "latest", lambda: batches_of(config))
+        clock.each_look_takes(patch, seconds=40)
+        command_line.configure_logging()
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            results = evaluate.evaluate(config, workdir, "latest", lambda: batches_of(config))
     folder = workdir / "evaluation"
     report = json.loads((folder / "metrics.json").read_text())
     with (folder / "per_class.csv").open() as file:
@@ -77,6 +81,7 @@ def run(tmp_path_factory):
         counted=counted,
         report=report,
         per_class=per_class,
+        err=err.getvalue(),
     )
 
 
@@ -103,6 +108,10 @@ def inside(run, direct, task):
     ):
         top, left, height, width = window
         yield (part[top : top + height, left : left + width] for part in (prediction, label))
+
+
+def test_progress_is_logged(run):
+    assert run.err.splitlines()[1:] == ["evaluating: 8 of 11 examples"]  # of two batches, before the last one
 
 
 def test_the_full_pass_gives_the_metrics_of_the_cheap_one_for_any_batch_size_and_mesh(run):

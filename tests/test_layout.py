@@ -34,6 +34,7 @@ FLOORS = (
         "interruption",
         "json_file",
         "paths",
+        "progress",
         "terminal",
         "text_table",
     ),

@@ -19,7 +19,7 @@ from taskexpert_jax.evaluation import scoring
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.tasks.metrics.boundary import counts as boundary
 from taskexpert_jax.tasks.metrics.boundary import scores as boundary_scores
-from tests import random_runs
+from tests import clock, random_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -390,15 +390,18 @@ def test_a_folder_without_a_task_is_said_before_anything_is_read(tmp_path):
 # --- the program ---
 
 
-def test_it_writes_the_table_and_the_files(evaluated, tmp_path, capsys):
+def test_it_writes_the_table_and_the_files(evaluated, tmp_path, capsys, monkeypatch):
     config, expected, _, folder = evaluated
     config = config.copy_and_resolve_references()
+    clock.each_look_takes(monkeypatch, seconds=20)
     score._run(config, folder, ("depth", "semseg"), tmp_path / "new" / "scores")
     report = json.loads((tmp_path / "new" / "scores" / "metrics.json").read_text())
     assert report["published"].keys() == {"depth", "semseg"} and report["examples"] == 4
     assert report["metrics"]["semseg/mIoU"] == expected["semseg/mIoU"]
     assert report["dataset"]["fingerprint"] and report["predictions"] == str(folder)
-    assert "4 examples of scenes, split val" in (out := capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    assert err == "scoring: 2 of 4 examples, 0.05/s, 00:40 left\n"  # a line in 30 seconds, at most
+    assert "4 examples of scenes, split val" in out
     assert f"{expected['semseg/mIoU']:.4g}" in out
     with pytest.raises(UserError, match=r"--tasks.*'deep'.* depth, semseg"):
         score._run(config, folder, ("deep",), tmp_path)

@@ -10,7 +10,6 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
-import tqdm
 
 from taskexpert_jax.config import frame_size
 from taskexpert_jax.evaluation import extremes, inference, results, steps
@@ -148,15 +147,16 @@ def run(
     variables: Any,
     batches: Iterable[HostBatch],
     mesh: Mesh,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> Pass:
     """Full pass of a model over this process's batches of an evaluation set, for some of its tasks.
 
-    Errors as `run_forward`.
+    Errors as `run_forward`, and so is `advance`.
     """
     forward = model_forward(tasks, model, inference.make_inference(model, config))
     single = inference.is_single(inference.views(config), frame_size(config))
     totals = empty_totals(tasks, model, single=single)
-    return run_forward(config.eval.boundary, tasks, forward, variables, totals, batches, mesh)
+    return run_forward(config.eval.boundary, tasks, forward, variables, totals, batches, mesh, advance)
 
 
 def run_forward(
@@ -167,11 +167,13 @@ def run_forward(
     totals: Totals,
     batches: Iterable[HostBatch],
     mesh: Mesh,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> Pass:
     """Full pass over this process's batches of an evaluation set, with predictions from `forward`.
 
     benchmark: settings of the boundary benchmark, `config.eval.boundary`.
     totals: totals of no example.
+    advance: called with the number of examples of all processes, padding included, whose results are on the host.
 
     Raises:
       UserError: invalid input of the boundary benchmark.
@@ -179,17 +181,13 @@ def run_forward(
     step = make_step(tasks, forward, benchmark.quantise, mesh)
     totals = jax.device_put(totals, sharding.replicated(mesh))
     on_host, to_send = itertools.tee(batches)
-    shown = None if jax.process_index() == 0 else True  # None: on a terminal
-    with (
-        contextlib.closing(_Examples(benchmark, tasks, mesh)) as examples,
-        tqdm.tqdm(unit=" examples", mininterval=1.0, leave=False, disable=shown) as bar,
-    ):
+    with contextlib.closing(_Examples(benchmark, tasks, mesh)) as examples:
         before = None
         for batch, on_devices in zip(on_host, sharding.to_devices(to_send, mesh), strict=True):
             totals, outputs = step(variables, totals, on_devices)
-            bar.update(processes.global_size(mesh, len(batch["mask"])))
             if before is not None:
                 examples.add(*before)  # fetched one step late, so that the devices already run the next step
+                advance(processes.global_size(mesh, len(batch["mask"])))
             before = batch, outputs
         if before is not None:
             examples.add(*before)

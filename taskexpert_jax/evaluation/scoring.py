@@ -181,13 +181,19 @@ def with_predictions(
             )
 
 
-def score(config: ConfigDict, folder: pathlib.Path, batches: Iterable[Mapping[str, np.ndarray]]) -> results.Evaluation:
+def score(
+    config: ConfigDict,
+    folder: pathlib.Path,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    advance: Callable[[int], object] = lambda count: None,
+) -> results.Evaluation:
     """Scores the prediction files in a folder, on one device.
 
     Args:
       config: the data set's config; all of its `tasks` are scored.
       folder: folder with the prediction files.
       batches: one pass over the evaluation set, in batches of any size.
+      advance: called with the number of examples that have been scored.
 
     Raises:
       UserError: see `check_folder` and `with_predictions`.
@@ -203,7 +209,7 @@ def score(config: ConfigDict, folder: pathlib.Path, batches: Iterable[Mapping[st
     started = time.monotonic()
     with sharding.use(mesh):
         filled = with_predictions(tasks, folder, batches, config.eval.boundary.quantise)
-        found = full_pass.run_forward(config.eval.boundary, tasks, from_files, {}, totals, filled, mesh)
+        found = full_pass.run_forward(config.eval.boundary, tasks, from_files, {}, totals, filled, mesh, advance)
     seconds = time.monotonic() - started
     facts = results.facts(config, workdir=folder, checkpoint=Selected(0, ""), examples=found.examples, seconds=seconds)
     return found.evaluation(tasks, {"predictions": str(folder), **{name: facts[name] for name in _FACTS}}, ())
