@@ -27,12 +27,12 @@ from taskexpert_jax.tasks import best_task, from_config
 from taskexpert_jax.training import optimizer
 from taskexpert_jax.training import state as train_state
 from taskexpert_jax.training.guard import NotFinite
-from taskexpert_jax.training.progress import Progress
 from taskexpert_jax.training.reports import Reports, draw_examples
 from taskexpert_jax.training.state import TrainState
 from taskexpert_jax.training.step import batch_sizes, make_train_step
 from taskexpert_jax.training.tally import Tally
 from taskexpert_jax.training.tally import empty as empty_tally
+from taskexpert_jax.training.throughput import Throughput
 from taskexpert_jax.training.watchdog import Watchdog
 
 HostBatches = Iterable[Mapping[str, np.ndarray]]
@@ -117,8 +117,8 @@ def train(
         first = int(state.step)
         writer = stack.enter_context(contextlib.closing(RunWriter(config, workdir, first, active=first_process)))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(config.guard.stall_seconds, first)))
-        progress = Progress(first, config.num_steps, config.batch_size)
-        reports = Reports(config, workdir, writer, progress, train_batches, mesh)
+        throughput = Throughput(first, config.num_steps, config.batch_size)
+        reports = Reports(config, workdir, writer, throughput, train_batches, mesh)
 
         # --- what a step, an evaluation and a save are ---
         train_step = make_train_step(model, tx, config, mesh, shardings)
@@ -133,7 +133,7 @@ def train(
                 writer.images(step, draw_examples(predict_step, state, tasks, eval_batches, config.log.images, mesh))
             published = [f"{t.name} {t.main_metric} {found[f'{t.name}/{t.main_metric}']:.4g}" for t in tasks]
             logging.info(f"evaluation at step {step}: {', '.join(published)}")
-            progress.restart(step)
+            throughput.restart(step)
             return found
 
         def save(state: TrainState, metrics: results.Values | None) -> None:

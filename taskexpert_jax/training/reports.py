@@ -16,9 +16,9 @@ from taskexpert_jax.runs.writer import RunWriter
 from taskexpert_jax.tasks import Task, panels
 from taskexpert_jax.training import optimizer
 from taskexpert_jax.training.guard import Guard, batch_ids
-from taskexpert_jax.training.progress import Progress
 from taskexpert_jax.training.state import TrainState
 from taskexpert_jax.training.tally import Tally
+from taskexpert_jax.training.throughput import Throughput
 
 
 class Reports:
@@ -29,7 +29,7 @@ class Reports:
         config: ConfigDict,
         workdir: pathlib.Path,
         writer: RunWriter,
-        progress: Progress,
+        throughput: Throughput,
         train_batches: Callable[[int], Iterator[Mapping[str, np.ndarray]]],
         mesh: Mesh,
     ):
@@ -38,7 +38,7 @@ class Reports:
             return batch_ids(batch, processes.batch_rows(mesh, config.batch_size).own)
 
         self._guard = Guard(config, workdir, ids, active=jax.process_index() == 0)
-        self._writer, self._progress = writer, progress
+        self._writer, self._throughput = writer, throughput
         self._rate = optimizer.learning_rate(config)
 
     def write(self, step: int, tally: Tally) -> None:
@@ -49,9 +49,9 @@ class Reports:
             means = {name: float(value) / count for name, value in host.sums.items() if name != "steps"}
             scalars = {f"train/{name}": value for name, value in means.items()}
             scalars["train/learning_rate"] = self._rate_at(step - 1)
-            scalars["train/images_per_second"] = self._progress.images_per_second(step)
+            scalars["train/images_per_second"] = self._throughput.images_per_second(step)
             self._writer.scalars(step, scalars)
-            logging.info(self._progress.line(step, means))
+            logging.info(self._throughput.line(step, means))
         self._guard.check(host, self._rate_at)
 
     def _rate_at(self, step: int) -> float:

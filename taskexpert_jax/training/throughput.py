@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import time
 
 
-class Progress:
+class Throughput:
     """Images per second since the last report, and the time to the end.
 
     Args:

@@ -2,13 +2,13 @@
 
 import pytest
 
-from taskexpert_jax.training import progress
+from taskexpert_jax.training import throughput
 
 
-def test_progress_counts_images_and_the_time_left(monkeypatch):
+def test_throughput_counts_images_and_the_time_left(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    meter = progress.Progress(10, 1010, 8)
+    monkeypatch.setattr(throughput.time, "monotonic", lambda: now[0])
+    meter = throughput.Throughput(10, 1010, 8)
     now[0] += 4.0
     assert meter.images_per_second(30) == pytest.approx(40.0)
     line = meter.line(30, {"loss": 2.5, "loss/depth": 1.25, "grad_norm": 3.0})
