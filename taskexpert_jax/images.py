@@ -152,7 +152,7 @@ def as_rgb(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarr
     if isinstance(image, Image.Image):
         try:
             with decoder_errors():
-                return np.ascontiguousarray(_UPRIGHT[_orientation(image) or 1](_rgb(image)))
+                return _upright(image)
         except ValueError as error:
             raise UserError(f"not a readable image ({error})") from error
     if not isinstance(image, np.ndarray):
@@ -165,12 +165,20 @@ def as_rgb(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarr
     return _rgb(Image.fromarray(image[:, :, 0] if image.ndim == 3 and channels == 1 else image))
 
 
+def read_data(data: bytes) -> np.ndarray:
+    """As `read_image`, from the bytes of a file."""
+    try:
+        with decoded(io.BytesIO(data)) as found:
+            return _upright(found.image)
+    except ValueError as error:
+        raise UserError(f"not a readable image ({error})") from error
+
+
 def read_oriented(path: pathlib.Path) -> tuple[np.ndarray, int | None]:
     """The result of `read_image`, and the EXIF orientation that was applied, see `orientation`."""
     try:
         with decoded(path) as found:
-            tag = _orientation(found.image)
-            return np.ascontiguousarray(_UPRIGHT[tag or 1](_rgb(found.image))), tag
+            return _upright(found.image), _orientation(found.image)
     except ValueError as error:
         if not path.exists():
             raise UserError(f"{path}: no such image") from None
@@ -288,6 +296,11 @@ def read_array(file: BinaryIO) -> np.ndarray:
             raise ValueError(f"is cut short: {there} bytes, but its shape is {shape} of {dtype}")
         file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _upright(image: Image.Image) -> np.ndarray:
+    """The image as `read_image` returns it."""
+    return np.ascontiguousarray(_UPRIGHT[_orientation(image) or 1](_rgb(image)))
 
 
 def _orientation(image: Image.Image) -> int | None:

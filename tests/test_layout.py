@@ -47,7 +47,8 @@ FLOORS = (
     ("evaluation",),
     ("report", "training"),
     ("compile", "run"),
-    ("train", "evaluate", "predict", "compare", "gates", "inspect", "checkpoint"),
+    ("app",),
+    ("train", "evaluate", "predict", "compare", "gates", "inspect", "checkpoint", "serve"),
     ("score", "modes"),  # programs with data of their own: they may import input_pipeline; only main.py imports one
     ("cli", "__main__"),
 )
