@@ -57,7 +57,7 @@ def of_values(task: Task, values: np.ndarray) -> dict[str, Any]:
 
 def _drawn_key(task: Task, values: np.ndarray, limits: Range) -> Image.Image:
     """The key of `panels.picture`, for kinds that the page has no key of its own for."""
-    return task.kind.key(Drawn(values, np.isfinite(values).all(axis=-1), limits), KEY_WIDTH)
+    return task.kind.key(Drawn(values, np.asarray(np.isfinite(values).all(axis=-1)), limits), KEY_WIDTH)
 
 
 def png(image: Image.Image | np.ndarray) -> bytes:

@@ -97,7 +97,9 @@ def _static() -> dict[str, tuple[bytes, str]]:
 
 
 def _examples() -> dict[str, tuple[bytes, str]]:
-    return {f"examples/{path.name}": (path.read_bytes(), "image/png") for path in sorted((_HERE / "examples").iterdir())}
+    return {
+        f"examples/{path.name}": (path.read_bytes(), "image/png") for path in sorted((_HERE / "examples").iterdir())
+    }
 
 
 async def _file(content: bytes, kind: str, request: Request) -> Response:

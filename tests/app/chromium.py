@@ -8,6 +8,7 @@ import pathlib
 import select
 import shutil
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -20,6 +21,15 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
 )
+# The browser reads descriptor 3 and writes 4. Not as `preexec_fn`: JAX warns of a fork.
+_LAUNCH = """
+import os, sys
+for number, free in zip(sys.argv[1:3], (100, 101)):
+    os.dup2(int(number), free)
+os.dup2(100, 3)
+os.dup2(101, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 SECONDS = 60.0  # until a test gives up waiting for anything
 
 
@@ -39,17 +49,12 @@ class Browser:
         self._count = 0
         self.events: list[dict[str, Any]] = []
 
-        def descriptors() -> None:  # the browser reads 3 and writes 4
-            read, write = os.dup(to_read), os.dup(to_write)
-            os.dup2(read, 3)
-            os.dup2(write, 4)
-
+        given = [sys.executable, "-I", "-c", _LAUNCH, str(to_read), str(to_write), executable, *FLAGS]
         self._process = subprocess.Popen(
-            [executable, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            [*given, f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            close_fds=False,
-            preexec_fn=descriptors,  # noqa: PLW1509
+            pass_fds=(to_read, to_write),
         )
         os.close(to_read)
         os.close(to_write)
@@ -98,7 +103,7 @@ class Browser:
         """Opens a page and waits until it is loaded."""
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        page = Page(self, session)
+        page = Page(self, session, target)
         for domain in ("Page", "Runtime", "DOM", "Log"):
             page.send(f"{domain}.enable")
         page.send("Page.navigate", url=url)
@@ -109,8 +114,13 @@ class Browser:
 class Page:
     """A tab of the browser."""
 
-    def __init__(self, browser: Browser, session: str):
-        self.browser, self._session = browser, session
+    def __init__(self, browser: Browser, session: str, target: str):
+        self.browser, self._session, self._target = browser, session, target
+        self.expected_errors: list[str] = []
+
+    def close(self) -> None:
+        """Closes the tab."""
+        self.browser.send("Target.closeTarget", targetId=self._target)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Result of a command to this tab."""
@@ -140,9 +150,7 @@ class Page:
 
     def media(self, *, width: int, height: int, dark: bool = False, phone: bool = False) -> None:
         """Sets the size of the window, the colour scheme, and whether it is a phone."""
-        self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
-        )
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = "dark" if dark else "light"
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 

@@ -219,9 +219,7 @@ def test_a_taken_port_and_wrong_hosts_are_one_line():
         port = sock.getsockname()[1]
         with pytest.raises(UserError) as error:
             serve.listen("127.0.0.1", port)
-        assert str(error.value) == (
-            f"--port={port} is in use on 127.0.0.1; give another, or --port=0 for any free one"
-        )
+        assert str(error.value) == (f"--port={port} is in use on 127.0.0.1; give another, or --port=0 for any free one")
         assert serve.address_of(sock) == f"http://127.0.0.1:{port}"
     with pytest.raises(UserError, match=r"^--host=no\.such\.host: no such host; give an address of this machine"):
         serve.listen("no.such.host", 0)
@@ -229,7 +227,10 @@ def test_a_taken_port_and_wrong_hosts_are_one_line():
         serve.listen("192.0.2.1", 0)
 
 
-@pytest.mark.parametrize(("host", "expected"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("rooms.example", False)])
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("rooms.example", False)],
+)
 def test_loopback(host, expected):
     assert server.is_loopback(host) is expected
 
