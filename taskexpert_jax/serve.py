@@ -62,7 +62,14 @@ def configuration(app: Any) -> "uvicorn.Config":
     import uvicorn
 
     return uvicorn.Config(
-        app, http="h11", ws="none", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+        app,
+        loop="asyncio",  # uvloop, which Orbax brings, takes the signals that `interruption` waits for
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
     )
 
 

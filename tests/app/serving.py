@@ -8,10 +8,12 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-import uvicorn
+import pytest
 
-from taskexpert_jax import serve
-from taskexpert_jax.app import server
+uvicorn = pytest.importorskip("uvicorn")
+
+from taskexpert_jax import serve  # noqa: E402
+from taskexpert_jax.app import server  # noqa: E402
 
 ABOUT: dict[str, Any] = {"name": "a run", "tasks": []}
 

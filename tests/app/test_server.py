@@ -10,9 +10,10 @@ import time
 import pytest
 
 from taskexpert_jax import serve
-from taskexpert_jax.app import server
 from taskexpert_jax.errors import UserError
 from tests.app import serving
+
+server = serving.server
 
 STATIC = pathlib.Path(server.__file__).parent / "static"
 IMAGE = "/predictions"
