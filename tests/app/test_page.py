@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import threading
 import time
 
 import numpy as np
@@ -33,13 +34,18 @@ def encoded(image, form="PNG"):
 
 @pytest.fixture(scope="module")
 def client(run, diverged):
-    """A server whose model has diverged for PPM images only."""
+    """A server whose model has diverged for PPM images only, and waits for `may_answer` with BMP."""
 
     def predict(data):
+        if data.startswith(b"BM"):
+            assert may_answer.wait(chromium.SECONDS)
         return answers.answer(diverged if data.startswith(b"P6") else run, data)
 
+    may_answer = threading.Event()
     with serving.served(predict, answers.about(run), megabytes=0.1) as client:
+        client.may_answer = may_answer
         yield client
+        may_answer.set()
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +273,19 @@ def test_two_users_at_once_get_their_own_results(client, browser, run):
         x, y = width // 2, height // 2  # where the position is at first
         assert found.pop("input").startswith(f"x {x}, y {y} · RGB {image[y, x][0]} ")
         assert found == expected_texts(run, run.predict(image), x, y)
+        page.close()
+
+
+def test_who_waits_sees_how_many_are_before(client, browser):
+    pages = [browser.page(client.url) for _ in range(2)]
+    for page, form in zip(pages, ("BMP", "PNG"), strict=True):
+        page.wait("document.querySelectorAll('#examples img').length === 3")
+        give(page, encoded(picture(14), form), f"{form}.image")
+        page.wait(f"document.getElementById('status').textContent.startsWith('Predicting {form}.image')")
+    pages[1].wait("document.getElementById('status').textContent === 'PNG.image waits: 1 image before it ...'")
+    client.may_answer.set()
+    for page in pages:
+        page.wait(SHOWN)
         page.close()
 
 

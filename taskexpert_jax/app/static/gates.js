@@ -61,36 +61,55 @@ export class Gates {
     return this.#weights.data.subarray(start, start + slots);
   }
 
+  /** Mean weight of each slot over the pixels: tokens at the border have fewer of them. */
+  #means() {
+    const {rows, columns, slots} = this.#facts;
+    const [, , height, width] = this.#weights.shape;
+    const pixels = (of, length) => of.reduce((counts, index) => (counts[index]++, counts), new Array(length).fill(0));
+    const heights = pixels(rows, height), widths = pixels(columns, width);
+    const sums = new Array(slots.length).fill(0);
+    for (let row = 0; row < height; row++) {
+      for (let column = 0; column < width; column++) {
+        this.#at(row, column).forEach((weight, slot) => { sums[slot] += weight * heights[row] * widths[column]; });
+      }
+    }
+    return sums.map((sum) => sum / (rows.length * columns.length));
+  }
+
+  /** Image in which each pixel has its token's colour; colour: weights of a token -> [red, green, blue]. */
+  #map(colour) {
+    const {rows, columns} = this.#facts;
+    const [, , height, width] = this.#weights.shape;
+    const tokens = Array.from({length: height * width}, (_, at) => colour(this.#at(Math.floor(at / width), at % width)));
+    const image = new ImageData(columns.length, rows.length);
+    for (let y = 0, at = 0; y < rows.length; y++) {
+      for (let x = 0; x < columns.length; x++, at += 4) {
+        const [red, green, blue] = tokens[rows[y] * width + columns[x]];
+        image.data[at] = red;
+        image.data[at + 1] = green;
+        image.data[at + 2] = blue;
+        image.data[at + 3] = 255;
+      }
+    }
+    return image;
+  }
+
   #draw() {
-    const {rows, columns, slots, colours, diverged} = this.#facts;
+    const {colours, diverged} = this.#facts;
     find("gate-tap-said").textContent = `${find("gate-tap").value} of ${this.#weights.shape[0]}`;
     find("gate-maps").hidden = diverged;
     if (diverged) return;
-    const images = this.#panels.map(() => new ImageData(columns.length, rows.length));
-    const sums = new Float64Array(slots.length);
-    for (let y = 0, at = 0; y < rows.length; y++) {
-      for (let x = 0; x < columns.length; x++, at += 4) {
-        const here = this.#at(rows[y], columns[x]);
-        paint(images[0], at, colours[largest(here)]);
-        for (let slot = 0; slot < here.length; slot++) {
-          paint(images[slot + 1], at, this.colours[Math.round(Math.min(Math.max(here[slot], 0), 1) * 255)]);
-          sums[slot] += here[slot];
-        }
-      }
-    }
-    this.#panels.forEach((panel, index) => {
-      panel.drawLayer(images[index]);
-      if (index) panel.mean = sums[index - 1] / (rows.length * columns.length);
+    const means = this.#means();
+    const winner = (here) => colours[largest(here)];
+    const weight = (slot) => (here) => this.colours[Math.round(Math.min(Math.max(here[slot], 0), 1) * 255)];
+    const [first, ...panels] = this.#panels;
+    first.drawLayer(this.#map(winner));
+    panels.forEach((panel, slot) => {
+      panel.drawLayer(this.#map(weight(slot)));
+      panel.mean = means[slot];
     });
     this.read();
   }
-}
-
-function paint(image, at, [red, green, blue]) {
-  image.data[at] = red;
-  image.data[at + 1] = green;
-  image.data[at + 2] = blue;
-  image.data[at + 3] = 255;
 }
 
 function largest(weights) {

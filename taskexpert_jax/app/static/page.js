@@ -22,7 +22,7 @@ async function start() {
   gates = new Gates(run.weight_colours);
   find("file").accept = run.limits.formats.join(",");
   const titles = run.tasks.map((task) => task.title);
-  find("intro").textContent = `Predicts ${titles.join(", ")} from one image, and shows which experts each task used.`;
+  find("intro").textContent = `Predicts ${list(titles)} from one image, and shows which experts each task uses where.`;
   showFacts();
   run.examples.forEach((path, index) => {
     const picture = element("img", {src: path, alt: ""});
@@ -32,6 +32,11 @@ async function start() {
   });
   find("examples").hidden = run.examples.length === 0;
   listen();
+}
+
+/** Names as a list in words. */
+function list(names) {
+  return names.length > 1 ? `${names.slice(0, -1).join(", ")} and ${names.at(-1)}` : names[0];
 }
 
 function listen() {

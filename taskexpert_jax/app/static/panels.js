@@ -151,8 +151,7 @@ function classSwitches(panel, task, colours, ids, shares) {
   const none = element("button", {type: "button", className: "plain"}, "all off");
   all.addEventListener("click", () => set(buttons, true));
   none.addEventListener("click", () => set(buttons, false));
-  panel.head.append(element("span", {className: "both"}, all, none));
-  return [element("div", {className: "classes", role: "group", "aria-label": `${task.title}: classes`}, ...buttons)];
+  return [element("div", {className: "classes", role: "group", "aria-label": `${task.title}: classes`}, ...buttons), element("p", {}, all, none)];
 }
 
 /** Colour bar with the values at its ends, and the smallest and the largest value. */
