@@ -10,14 +10,14 @@ if [[ $# != 2 ]]; then
     exit 2
 fi
 root=$(cd "$(dirname "$0")/.." && pwd)
-run=$1 space=$2
+run=$1 space=$2 python=${PYTHON:-$root/.venv/bin/python}
 
 if [[ -e $space && ! -d $space ]] || [[ -n $(ls -A "$space" 2>/dev/null) ]]; then
     echo "error: $space is not empty: give another folder" >&2
     exit 2
 fi
 mkdir -p "$space"
-"$root/.venv/bin/python" -m taskexpert_jax.release "$run" --output="$space/model"
-"$root/.venv/bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir="$space" "$root"
+"$python" -m taskexpert_jax.release "$run" --output="$space/model"
+"$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir="$space" "$root"
 cp "$root/requirements.lock" "$root/scripts/space/Dockerfile" "$root/scripts/space/README.md" "$space/"
 echo "written: $space"

@@ -72,6 +72,12 @@ COMMANDS = {
     "checkpoint": Command(
         "taskexpert_jax.checkpoint", "RUN [--verify] [--tree]", "list or verify checkpoints", "argument", True
     ),
+    "serve": Command(
+        "taskexpert_jax.serve",
+        "RUN [--port=7860] [--host=127.0.0.1]",
+        "show predictions and gates of images in the browser",
+        *("argument", True),
+    ),
     "compile": Command(
         MODES, "--config=nyud:vit_l16 --topology=v5e:4x4", "report memory and traffic on hardware that is absent"
     ),

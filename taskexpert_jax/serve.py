@@ -4,7 +4,6 @@ The page takes an image and shows the results of all tasks, the value under the 
 offline, and on this machine only unless --host says otherwise. docs/serve.md describes it.
 """
 
-import argparse
 from collections.abc import Sequence
 import errno
 import functools
@@ -125,9 +124,7 @@ def _megabytes(text: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        "taskexpert serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.Parser("taskexpert_jax.serve", __doc__)
     parser.add_argument("run", metavar="RUN", help="a run's directory or a released folder")
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: best)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: 127.0.0.1)")

@@ -27,7 +27,10 @@ def dry(script, *arguments, **env):
 
 
 def test_all_scripts_have_a_test():
-    assert {path.name for path in SCRIPTS.iterdir()} == {"tpu_pod.sh", "slurm.sbatch", "multi_gpu.sh"}
+    assert {path.name for path in SCRIPTS.iterdir()} == {
+        *("tpu_pod.sh", "slurm.sbatch", "multi_gpu.sh"),
+        *("space.sh", "space"),
+    }
 
 
 @pytest.mark.parametrize("how", [{"first": ["--dry-run"]}, {"env": {"DRY_RUN": "1"}}], ids=["flag", "variable"])
@@ -73,3 +76,30 @@ def test_processes_must_divide_the_gpus():
     env = {"PATH": os.environ["PATH"], "PROCESSES": "3", "GPUS": "8", "DRY_RUN": "1"}
     done = subprocess.run([SCRIPTS / "multi_gpu.sh"], capture_output=True, text=True, env=env, check=False)
     assert (done.returncode, done.stderr) == (2, "error: PROCESSES=3 must divide the number of GPUs, 8\n")
+
+
+def space(tmp_path, folder):
+    """Runs scripts/space.sh with a Python that only notes its arguments."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nprintf "%s|" "$@" >> "{tmp_path}/asked"; echo >> "{tmp_path}/asked"\n')
+    python.chmod(0o755)
+    return subprocess.run(
+        [SCRIPTS / "space.sh", "runs/my demo", folder],
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], "PYTHON": str(python)},
+        check=False,
+    )
+
+
+def test_the_folder_of_a_space_has_all_that_its_dockerfile_copies(tmp_path):
+    folder = tmp_path / "a space"
+    done = space(tmp_path, folder)
+    assert (done.returncode, done.stdout) == (0, f"written: {folder}\n")
+    release, wheel = (line.split("|")[:-1] for line in (tmp_path / "asked").read_text().splitlines())
+    assert release == ["-m", "taskexpert_jax.release", "runs/my demo", f"--output={folder}/model"]
+    assert wheel[:3] == ["-m", "pip", "wheel"] and f"--wheel-dir={folder}" in wheel and wheel[-1] == str(SCRIPTS.parent)
+    copied = re.findall(r"^COPY (?:--\S+ )?(.*) \S+$", (folder / "Dockerfile").read_text(), re.MULTILINE)
+    assert " ".join(copied).split() == ["requirements.lock", "*.whl", "model"]
+    assert {path.name for path in folder.iterdir()} == {"Dockerfile", "README.md", "requirements.lock"}
+    assert space(tmp_path, folder).stderr == f"error: {folder} is not empty: give another folder\n"
