@@ -22,7 +22,7 @@ import time
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from input_pipeline import archives, records, summary
+from input_pipeline import archives
 from taskexpert_jax import command_line, paths, progress, terminal
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import threads
@@ -101,6 +101,8 @@ def _summarise(
     module: ModuleType, listing: archives.Listing, data_dir: pathlib.Path
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Statistics of each split of the data set built under `data_dir`, and the lines of a table of them."""
+    from input_pipeline import summary  # imports TensorFlow, which --help and wrong arguments do not need
+
     figures, tasks = {}, ()
     for split in listing.ids:
         source = module.source(SimpleNamespace(data_dir=str(data_dir)), split)
@@ -133,6 +135,8 @@ def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path, *, allo
       Problems: the faults of the archive.
       UserError: an unknown data set; no archive, or not a tar file; a data set that exists or is being built.
     """
+    from input_pipeline import records  # imports TensorFlow
+
     start = time.monotonic()
     module = records.dataset_module(dataset)
     if not hasattr(module, "Builder"):

@@ -102,7 +102,7 @@ def main() -> int:
             sys.argv[:] = [f"{command_line.PROGRAM} {name}", *translated(name, arguments)]
         except UserError as error:
             command_line.fail(str(error))
-        if COMMANDS[name].module == MODES and "--help" in sys.argv:
+        if COMMANDS[name].module == MODES and command_line.asks_for_help(sys.argv):
             print(f"usage: {usage(name)}\n\n{COMMANDS[name].help}\n")
         installation.enable()
         return importlib.import_module(COMMANDS[name].module).main() or 0
@@ -144,9 +144,7 @@ def translated(name: str, arguments: Sequence[str]) -> list[str]:
     mode = [f"--mode={name}"] if command.module == MODES else []
     if mode and _taken(rest, "mode"):
         raise UserError(f"--mode is a flag of main.py; here the command is the mode, and this is taskexpert {name}")
-    if command_line.asks_for_help(rest):
-        return [*mode, "--help"]
-    if not command.run:
+    if not command.run or any(part.startswith("--help") for part in rest) or command_line.asks_for_help(rest):
         return [*mode, *rest]
     models = _taken(rest, "model") if command.released else []
     runs = [*first, *_taken(rest, "workdir"), *models]

@@ -198,7 +198,9 @@ def _flags_help(shown: Callable[[str], bool]) -> str:
         if shown(flag.name):
             value = "" if flag.boolean else "=VALUE"
             default = f" (default: {flag.default})" if flag.default not in (None, False, []) else ""
-            lines.append(_flag_line(f"--{flag.name}{value}", f"{flag.help}{default}"))
+            text = re.sub(r"^For [\w, ]+: ", "", flag.help) if by_script() else flag.help  # the command is the mode
+            text = f"{text[:1].upper()}{text[1:]}{default}"
+            lines.append(_flag_line(f"--{flag.name}{value}", text))
             if flag.name == "config":
                 fields = "A field of the config; all are in taskexpert_jax/config/fields.py."
                 lines.append(_flag_line("--config.FIELD=VALUE", fields))

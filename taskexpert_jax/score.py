@@ -25,14 +25,14 @@ from ml_collections import ConfigDict
 from taskexpert_jax import command_line, files, paths, progress, terminal
 from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.evaluation import results
-from taskexpert_jax.evaluation.scoring import check_folder, score
 from taskexpert_jax.tasks import from_config
 
 
 def _run(config: ConfigDict, folder: pathlib.Path, names: Sequence[str], output: pathlib.Path) -> None:
     """Scores the predictions, prints the table and writes the files; names: the tasks, empty for all of the config."""
     from input_pipeline import pipeline  # imports TensorFlow, and hides accelerators from it
+    from taskexpert_jax.evaluation import results
+    from taskexpert_jax.evaluation.scoring import check_folder, score
 
     check(config)
     unknown = [name for name in names if name not in config.tasks]

@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 
+from absl import flags
 import pytest
 
-from taskexpert_jax import cli, installation
+from taskexpert_jax import cli, command_line, installation
+from taskexpert_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -67,6 +69,33 @@ def test_a_flags_file_may_name_the_run(tmp_path, called):
 
 
 @pytest.mark.parametrize(
+    ("program", "line"),
+    [
+        ("taskexpert evaluate", "--extend is for taskexpert train or tune, and this is taskexpert evaluate"),
+        ("main.py", "--extend is for --mode=train or tune, and this is --mode=evaluate"),
+    ],
+)
+def test_a_flag_of_another_mode_is_named_as_the_modes_were_called(program, line, monkeypatch):
+    values = flags.FlagValues()
+    flags.DEFINE_bool("extend", False, "", flag_values=values)
+    values([program, "--extend"])
+    monkeypatch.setattr(flags, "FLAGS", values)
+    monkeypatch.setattr(sys, "argv", [program])
+    with pytest.raises(UserError, match=f"^{line}$"):
+        command_line.refuse_flags_of_others("evaluate", {"train": ["extend"], "tune": ["extend"], "evaluate": []})
+
+
+@pytest.mark.parametrize(
+    ("program", "name"), [("taskexpert tool", "taskexpert tool"), ("tool.py", "python -m some.tool")]
+)
+def test_a_wrong_argument_of_a_program_without_a_config_is_one_line(program, name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [program])
+    with pytest.raises(SystemExit, match="2"):
+        command_line.Parser("some.tool", "").parse_args(["--nothing"])
+    assert capsys.readouterr().err == f"error: unrecognized arguments: --nothing; {name} --help lists the arguments\n"
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("trian RUN", "unknown command 'trian'; did you mean train? taskexpert --help lists the commands"),
@@ -111,21 +140,27 @@ def test_each_command_has_a_program():
 
 
 WITHOUT_JAX = """
-import sys
+import json, sys
 from taskexpert_jax import cli
 
-for arguments in (["--help"], ["--version"], ["nothing"], ["compare", *sys.argv[1:]], *(
-    [name, "--help"] for name in ("train", "evaluate", "predict", "compare", "compile")
-)):
+for status, *arguments in json.loads(sys.argv[1]):
     sys.argv = ["taskexpert", *arguments]
     try:
-        status = cli.main()
+        found = cli.main()
     except SystemExit as ended:
-        status = ended.code
-    assert (status or 0) == 2 * (arguments == ["nothing"]), arguments
+        found = ended.code
+    assert (found or 0) == status, arguments
     heavy = {"jax", "flax", "clu", "orbax", "tensorflow", "matplotlib"} & sys.modules.keys()
     assert not heavy, (arguments, heavy)
 """
+
+
+def without_jax(*calls):
+    """What calls of the console script print; each is its exit status and its arguments."""
+    command = [sys.executable, "-c", WITHOUT_JAX, json.dumps(calls)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_help_and_compare_import_neither_jax_nor_tensorflow(tmp_path):
@@ -135,8 +170,15 @@ def test_help_and_compare_import_neither_jax_nor_tensorflow(tmp_path):
         "examples": 3,
     }
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    command = [sys.executable, "-c", WITHOUT_JAX, str(tmp_path / "metrics.json"), "--paper=nyud"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "usage: taskexpert evaluate RUN [--checkpoint=" in done.stdout
-    assert re.search(r"^\| .*metrics.json +\| - +\| 0.5000 +\| - +\| 77.00 +\|$", done.stdout, re.MULTILINE)
+    names = ("train", "evaluate", "predict", "compare", "compile", "prepare", "scenes")
+    compare = [0, "compare", str(tmp_path / "metrics.json"), "--paper=nyud"]
+    text = without_jax(
+        [0, "--help"], [0, "--version"], [2, "nothing"], compare, *([0, each, "--help"] for each in names)
+    )
+    assert without_jax([0, "score", "--help"])  # its flags have names of those of the modes
+    assert "usage: taskexpert evaluate RUN [--checkpoint=" in text and "\nusage: taskexpert compare [-h]" in text
+    of_predict = text[text.index("usage: taskexpert predict") : text.index("usage: taskexpert compare")]
+    listed = re.findall(r"^  --([\w.]+)", of_predict, re.MULTILINE)
+    assert listed == ["checkpoint", "config", "config.FIELD", "images", "output", "verbosity"]
+    assert "An image or a folder of images." in of_predict
+    assert re.search(r"^\| .*metrics.json +\| - +\| 0.5000 +\| - +\| 77.00 +\|$", text, re.MULTILINE)

@@ -97,6 +97,19 @@ def test_without_a_config_the_runs_own_is_changed_by_the_flags(arguments, given,
     assert changed == {"tasks": ("depth",), "num_steps": 7}
 
 
+@pytest.mark.parametrize(
+    "given", [["--config=demo:tiny"], ["-config", "demo:tiny"], ["--config", "configs/demo.py:tiny"]]
+)
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections, for config files
+def test_a_bundled_config_needs_no_folder(given, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(flags, "FLAGS", values := flags.FlagValues())
+    monkeypatch.setattr(sys, "argv", ["main.py", *given, "--config.num_steps=7"])
+    holder = config_flags.DEFINE_config_file("config", None, flag_values=values)
+    assert command_line.parse_flags(sys.argv) == ["main.py"]
+    assert (holder.value.num_steps, holder.value.variant) == (7, "tiny")
+
+
 def test_without_any_config_it_is_named(monkeypatch, capsys):
     values = flags.FlagValues()
     monkeypatch.setattr(flags, "FLAGS", values)
