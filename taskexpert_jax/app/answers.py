@@ -17,15 +17,21 @@ from taskexpert_jax.run import Run
 from taskexpert_jax.tasks import panels
 
 
-def about(run: Run) -> dict[str, Any]:
-    """What the page shows of a run, and the colours that it draws with."""
+def _model(run: Run) -> dict[str, str]:
     return {
         "name": run.path.name,
         "variant": run.config.variant,
         "dataset": run.config.dataset.name,
         "checkpoint": str(run.checkpoint),
-        "image_size": list(run.config.dataset.image_size),
         "device": jax.devices()[0].device_kind,
+    }
+
+
+def about(run: Run) -> dict[str, Any]:
+    """What the page shows of a run, and the colours that it draws with."""
+    return {
+        **_model(run),
+        "image_size": list(run.config.dataset.image_size),
         "tasks": [keys.of_task(task) for task in run.tasks.values()],
         "weight_colours": gate_maps.weight_colours().tolist(),
     }
@@ -64,7 +70,7 @@ def answer(run: Run, data: bytes) -> bytes:
         "tasks": of_tasks,
         "diverged": list(values.diverged),
         "gates": gates,
-        "model": {name: value for name, value in about(run).items() if isinstance(value, str)},
+        "model": _model(run),
     }
     return _zipped({"answer.json": json.dumps(facts, indent=1, allow_nan=False).encode(), **parts})
 

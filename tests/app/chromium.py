@@ -20,6 +20,8 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
+    # A mouse, which a headless browser lacks: it hovers (2) and points finely (4).
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
 )
 # The browser reads descriptor 3 and writes 4. Not as `preexec_fn`: JAX warns of a fork.
 _LAUNCH = """
