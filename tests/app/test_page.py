@@ -36,14 +36,17 @@ def encoded(image, form="PNG"):
 def client(run, diverged):
     """A server whose model has diverged for PPM images only, and waits for `may_answer` with BMP."""
 
+    asked = []
+
     def predict(data):
+        asked.append(data)
         if data.startswith(b"BM"):
             assert may_answer.wait(chromium.SECONDS)
         return answers.answer(diverged if data.startswith(b"P6") else run, data)
 
     may_answer = threading.Event()
     with serving.served(predict, answers.about(run), megabytes=0.1) as client:
-        client.may_answer = may_answer
+        client.may_answer, client.asked = may_answer, asked
         yield client
         may_answer.set()
 
@@ -277,6 +280,7 @@ def test_two_users_at_once_get_their_own_results(client, browser, run):
 
 
 def test_who_waits_sees_how_many_are_before(client, browser):
+    client.may_answer.clear()
     pages = [browser.page(client.url) for _ in range(2)]
     for page, form in zip(pages, ("BMP", "PNG"), strict=True):
         page.wait("document.querySelectorAll('#examples img').length === 3")
@@ -289,11 +293,16 @@ def test_who_waits_sees_how_many_are_before(client, browser):
         page.close()
 
 
-def test_of_two_images_in_a_row_the_last_is_shown(page):
-    give(page, encoded(picture(9)), "first.png")
-    give(page, encoded(picture(10)), "second.png")
+def test_of_several_images_in_a_row_the_last_is_shown_and_none_is_predicted_in_vain(page, client):
+    client.may_answer.clear()
+    give(page, encoded(picture(9), "BMP"), "first.bmp")
+    until(lambda: encoded(picture(9), "BMP") in client.asked)
+    for seed in (10, 11):
+        give(page, encoded(picture(seed)), f"image {seed}.png")
+    client.may_answer.set()
     page.wait(SHOWN)
-    assert texts(page, "#name") == ["second.png"]
+    assert texts(page, "#name") == ["image 11.png"]
+    assert encoded(picture(11)) in client.asked and encoded(picture(10)) not in client.asked
 
 
 def test_errors_are_shown_and_the_earlier_results_stay(page):
