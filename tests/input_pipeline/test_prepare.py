@@ -1,6 +1,7 @@
 """`input_pipeline.prepare`: both forms of an archive, atomic builds, locking."""
 
 import fcntl
+import io
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ import tensorflow_datasets as tfds
 
 from input_pipeline import nyud, prepare, records
 from taskexpert_jax.errors import UserError
+from tests import clock
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 VERSION = str(nyud.Builder.VERSION)
@@ -58,6 +61,31 @@ def test_examples_keep_their_order_over_several_files(tmp_path: pathlib.Path, mo
     assert len(list((tmp_path / "built" / "nyud" / VERSION).glob("nyud-train.array_record*"))) == 4
     source = nyud.source(SimpleNamespace(data_dir=str(tmp_path / "built")), "train")
     assert [source.load(index)["id"] for index in range(len(source))] == ids[:149]
+
+
+def test_progress_is_a_line_now_and_then_and_none_if_it_is_not_wanted(
+    layout: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "NYUDv2.tar").open("wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+        for number in range(4):  # of 1 MiB each, before the layout
+            member = tarfile.TarInfo(f"NYUDv2/{number}.bin")
+            member.size = 2**20
+            tar.addfile(member, io.BytesIO(bytes(2**20)))
+        tar.add(layout, "NYUDv2")
+    command = ["nyud", f"--archive={tmp_path / 'NYUDv2.tar'}", "--allow-subset"]
+    clock.each_look_takes(monkeypatch, 40)
+    assert prepare.main([*command, f"--data_dir={tmp_path / 'a'}"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "extracting: 1 of 4 MiB" and "extracting: 3 of 4 MiB, 0.025/s, 00:40 left" in lines
+    assert lines[-5:] == [
+        "building train: 1 of 4 examples",
+        "building train: 2 of 4 examples, 0.025/s, 01:20 left",
+        "building train: 3 of 4 examples, 0.025/s, 00:40 left",
+        "summarising train: 1 of 3 examples",
+        "summarising train: 2 of 3 examples, 0.025/s, 00:40 left",
+    ]
+    assert prepare.main([*command, f"--data_dir={tmp_path / 'b'}", "--verbosity=-1"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("published", "count"), [({"train": 3, "val": 1}, 0), ({"train": 2, "val": 2}, 2)])
