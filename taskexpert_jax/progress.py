@@ -3,15 +3,18 @@
 Only programs show it; functions that they call take `Progress.add`.
 """
 
+from collections.abc import Iterable, Iterator
 import logging as standard_logging
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import logging
 
 from taskexpert_jax import terminal
+
+Item = TypeVar("Item")
 
 SECONDS_TO_BAR = 3.0
 SECONDS_BETWEEN_LINES = 30.0
@@ -65,6 +68,12 @@ class Progress:
         elif now >= self._shown + SECONDS_BETWEEN_LINES:
             self._shown = now
             logging.info(self._line(now))
+
+    def each(self, items: Iterable[Item], count: int = 1) -> Iterator[Item]:
+        """Yields the items, such as batches of `count`; each is done when the next one is asked for."""
+        for item in items:
+            yield item
+            self.add(count)
 
     def _line(self, now: float) -> str:
         """Such as "evaluating: 120 of 654 examples, 3.2/s, 02:47 left"."""

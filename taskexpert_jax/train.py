@@ -18,6 +18,7 @@ from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.parallel.preemption import Stopped, on_sigterm
 from taskexpert_jax.pretrained import load as pretrained
+from taskexpert_jax.progress import Progress
 from taskexpert_jax.runs import wandb_writer
 from taskexpert_jax.runs import workdir as workdirs
 from taskexpert_jax.runs.checkpoints import Checkpoints, saved_steps
@@ -54,7 +55,7 @@ def train(
       config: see `taskexpert_jax.config`.
       workdir: receives config.json, checkpoints/, metrics.jsonl and TensorBoard events.
       train_batches: start step -> this process's rows of the batches from that step on.
-      eval_batches: returns one pass over the evaluation set.
+      eval_batches: returns one pass over the evaluation set; `examples`, if it has that, is their number.
       extend: accept a larger `num_steps` than the run's, to train it further.
 
     Returns:
@@ -126,8 +127,10 @@ def train(
         predict_step = steps.make_predict_step(tasks, infer, mesh)
 
         def evaluated(step: int, state: TrainState) -> results.Values:
-            with watchdog.doing("evaluating"):
-                batches = watchdog.watching(stop.interrupting(eval_batches()))
+            source = eval_batches()
+            shown = Progress("evaluating", getattr(source, "examples", None), "examples", active=first_process)
+            with watchdog.doing("evaluating"), shown:
+                batches = watchdog.watching(stop.interrupting(shown.each(source, config.eval.batch_size)))
                 found = steps.run(eval_step, state.variables(), tasks, batches, mesh)
                 writer.scalars(step, {f"eval/{name}": value for name, value in found.items()})
                 writer.images(step, draw_examples(predict_step, state, tasks, eval_batches, config.log.images, mesh))

@@ -1,6 +1,8 @@
 """Training end to end: every shipped config, devices, accumulation, resuming after a kill, and what is refused."""
 
+import contextlib
 import functools
+import io
 import json
 import os
 import pathlib
@@ -18,7 +20,7 @@ import pytest
 
 from configs import demo, nyud, pascal_context
 from input_pipeline import pipeline, prepare
-from taskexpert_jax import evaluate, train
+from taskexpert_jax import command_line, evaluate, train
 from taskexpert_jax.config import read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import model as taskexpert
@@ -30,7 +32,7 @@ from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.training import optimizer
 from taskexpert_jax.training import state as train_state
-from tests import random_runs
+from tests import clock, random_runs
 from tests.input_pipeline import nyud_layout, pascal_layout
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -77,8 +79,15 @@ def run_of(data_folder, tmp_path_factory):
         config.optimizer.ema_decay = 0.5 if name == "demo" else 0.0
         config.update_from_flattened_dict(random_runs.NOT_IN_THE_SHAPES)
         config.dataset.semseg_classes = tuple(reversed(config.dataset.semseg_classes))
+        if name == "demo":
+            config.dataset.val_scenes = 12  # in two batches, the second with padding
         folder = tmp_path_factory.mktemp(name) / "run"
-        return config, folder, run_in_process(config, folder)
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as err:
+            clock.each_look_takes(patch, seconds=40)
+            command_line.configure_logging()
+            state = run_in_process(config, folder)
+        assert ("evaluating: 8 of 12 examples\n" in err.getvalue()) == (name == "demo")
+        return config, folder, state
 
     return run
 
@@ -117,7 +126,7 @@ def test_evaluation_of_the_checkpoint_equals_the_one_in_training(name, run_of, c
     assert {name: results[name] for name in in_training} == pytest.approx(in_training, rel=1e-6, nan_ok=True)
     report = json.loads((folder / "evaluation" / "metrics.json").read_text())
     assert report["step"] == config.num_steps
-    assert report["examples"] == {"demo": 4, "nyud": 3}[name]
+    assert report["examples"] == {"demo": 12, "nyud": 3}[name]
     assert report["metrics"] == pytest.approx(results, nan_ok=True)
     assert report["best_constant"].keys() == in_training.keys()
     assert "best constant" in capsys.readouterr().out
