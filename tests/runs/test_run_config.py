@@ -9,8 +9,8 @@ from configs import demo, nyud, pascal_context
 from taskexpert_jax.config import FIELDS, flat, read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import sharding
+from taskexpert_jax.runs import checkpoints, load
 from taskexpert_jax.runs import config as run_config
-from taskexpert_jax.runs import load
 from tests import random_runs
 
 FREE = run_config.FREE_TO_LOAD
@@ -141,7 +141,7 @@ def test_all_processes_load_the_checkpoint_that_process_0_selects(tmp_path, monk
     found = types.SimpleNamespace(
         best=None, select=lambda which: 4, restore_variables=lambda step, abstract: loaded.append(step), close=list
     )
-    monkeypatch.setattr(load, "Checkpoints", lambda *_, **__: found)
+    monkeypatch.setattr(checkpoints, "Checkpoints", lambda *_, **__: found)
     monkeypatch.setattr(load.processes, "gather", lambda own: [2, own])  # 4 was saved after process 0 had looked
     _, _, selected = load.load(demo.get_config("tiny"), tmp_path, "latest", sharding.one_device_mesh())
     assert loaded == [selected.step] == [2]
