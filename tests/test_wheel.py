@@ -1,5 +1,7 @@
 """The wheel: what is in it, and that it works from any folder without names such as `configs` in site-packages."""
 
+import json
+import os
 import pathlib
 import re
 import shutil
@@ -95,3 +97,31 @@ def test_only_the_programs_see_the_bundled_folders(environment, tmp_path):
     before, after = done.stdout.splitlines()
     assert before.startswith(str(environment)) and before.endswith("taskexpert_jax/__init__.py []")
     assert after.startswith(f"{__version__} (") and after.endswith(") ['configs', 'input_pipeline']")
+
+
+@pytest.mark.slow
+def test_an_installed_package_trains_evaluates_and_predicts_in_a_folder_of_the_user(environment, tmp_path):
+    """With a bundled config, and a config and a data set of the user beside it."""
+    files = {
+        "configs/own.py": "from configs import demo\n\n\ndef get_config(variant='tiny'):\n"
+        "    config = demo.get_config(variant)\n    config.dataset.name = 'own'\n    return config\n",
+        "input_pipeline/own.py": "from input_pipeline.scenes import fingerprint, source\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+
+    def taskexpert(*arguments):
+        command, env = [environment / "bin" / "taskexpert", *arguments], {**os.environ, "XLA_FLAGS": ""}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    version = taskexpert("--version").split(maxsplit=1)[1].strip()
+    assert version in taskexpert("train", "runs/own", "--config=configs/own.py:tiny")
+    taskexpert("evaluate", "runs/own")
+    assert json.loads((tmp_path / "runs/own/evaluation/metrics.json").read_text())["version"] == version
+    taskexpert("scenes", "--output=rooms", "--count=1")
+    taskexpert("predict", "runs/own", "--images=rooms", "--output=predictions")
+    assert list(tmp_path.glob("predictions/*/montage.png"))
+    assert taskexpert("compile", "--config=demo:tiny").startswith("scenes tiny")
