@@ -40,12 +40,12 @@ def enable() -> None:
 
 
 def config_file(text: str) -> str:
-    """The value of --config with a bundled config file in place of `configs/nyud.py:vit_l16` or `nyud:vit_l16`.
+    """The value of --config with the file's path for a short name: `nyud:vit_l16` is `configs/nyud.py:vit_l16`.
 
-    A file that exists in the working directory, and any other path, is returned unchanged.
+    That is a file of the working directory or, if it has none, the bundled one. Other paths are returned unchanged.
 
     Raises:
-      UserError: a name without `/` and `.py` that is neither a file nor a bundled config; the line lists those.
+      UserError: a name without `/` and `.py` that is neither a file nor such a config; the line lists the bundled ones.
     """
     name, colon, variant = text.partition(":")
     path = pathlib.Path(name)
@@ -53,10 +53,12 @@ def config_file(text: str) -> str:
         return text
     folder = root() / "configs"
     short = path.suffix != ".py" and path.name == name
-    if short or path.parts == ("configs", path.name):
-        found = folder / (f"{name}.py" if short else path.name)
-        if found.is_file() and path.stem != "__init__":
-            return f"{found}{colon}{variant}"
+    if short:
+        path = pathlib.Path("configs", f"{name}.py")
+    if path.parts == ("configs", path.name) and path.stem != "__init__":
+        for found in (path, folder / path.name):
+            if found.is_file():
+                return f"{found}{colon}{variant}"
     if short:
         names = ", ".join(sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__"))
         raise UserError(f"--config={text}: neither a file nor one of the bundled configs {names}")

@@ -58,6 +58,17 @@ def test_files_of_the_user_come_first(elsewhere, text):
     assert installation.config_file(text) == text
 
 
+def test_short_names_are_of_the_working_directory_first(elsewhere):
+    (elsewhere / "configs").mkdir()
+    for name in ("demo", "own"):
+        (elsewhere / "configs" / f"{name}.py").touch()
+    assert [installation.config_file(text) for text in ("own:a", "demo", "folder")] == [
+        "configs/own.py:a",
+        "configs/demo.py",
+        f"{CONFIGS}/folder.py",
+    ]
+
+
 @pytest.mark.parametrize("text", ["", "demo.py", "a/demo.py", "a/configs/demo.py", "configs/none.py:x", "./demo"])
 def test_other_paths_are_left_alone(elsewhere, text):
     assert installation.config_file(text) == text
