@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import secrets
+import shutil
 import tempfile
 from typing import BinaryIO
 
@@ -101,3 +102,33 @@ def folder_for_results(path: pathlib.Path, flag: str = "--output") -> pathlib.Pa
         reason = "it, or a folder above it, is a file" if in_the_way else error.strerror
         raise UserError(f"results cannot be written to {path}: {reason}; give another folder with {flag}") from error
     return path
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path, last: str, flag: str = "--output") -> Iterator[pathlib.Path]:
+    """Yields a folder whose content becomes that of `path` when the body has succeeded; otherwise nothing remains.
+
+    Args:
+      path: must not exist, or be empty.
+      last: the file of the content that appears last, and so tells that the others are complete.
+      flag: names another folder, for messages.
+
+    Raises:
+      UserError: `path` is not empty, or cannot be written to: before the body runs.
+    """
+    existed = path.is_dir()
+    if existed and (there := next((item for item in path.iterdir() if item.suffix != ".partial"), None)):
+        raise UserError(f"{path} already has {there.name}: nothing is overwritten; give a new folder with {flag}")
+    partial = folder_for_results(path, flag) / f".{secrets.token_hex(4)}.partial"  # inside: `path` may be a mount
+    try:
+        with writing(path):
+            partial.mkdir()
+        yield partial
+        with writing(path):
+            for item in sorted(partial.iterdir(), key=lambda item: item.name == last):
+                item.rename(path / item.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not existed:
+            with contextlib.suppress(OSError):  # unless it has the content
+                path.rmdir()

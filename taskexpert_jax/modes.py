@@ -20,9 +20,10 @@ from taskexpert_jax.tasks import Task
 _CONFIG = command_line.define_config("Config file: configs/nyud.py:vit_b16; default: the run's.")
 _WORKDIR = paths.define("workdir", "The run's directory.")
 _EXTEND = flags.DEFINE_bool("extend", False, "For train: accept a larger num_steps than the run's.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "For evaluate and predict: best, latest or a step.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "For evaluate, predict and export: best, latest or a step.")
 _IMAGES = paths.define("images", "For predict: an image or a folder of images.")
-_OUTPUT = paths.define("output", "For evaluate and predict: results; default in WORKDIR.")
+_OUTPUT = paths.define("output", "For evaluate, predict and export: results; default in WORKDIR.")
+_FORMAT = flags.DEFINE_enum("format", "jax", ["jax"], "For export: what programs will read it; docs/export.md.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "For compile: v5e:4x4, h200:8, ...; default: this machine's devices.")
 _REPORT = paths.define("report", "For compile: a JSON file to write the report to.")
 _QUICK = flags.DEFINE_bool("quick", False, "For compile: memory and traffic only, in seconds; for TPUs.")
@@ -76,6 +77,15 @@ def _predict(config: ConfigDict) -> None:
     predict(run_config.of_run(workdir, config, _changed()), workdir, _CHECKPOINT.value, images, output)
 
 
+def _export(config: ConfigDict) -> None:
+    from taskexpert_jax.export import export
+    from taskexpert_jax.runs import config as run_config
+
+    workdir = paths.needed(_WORKDIR)
+    config = run_config.of_run(workdir, config, _changed())
+    export(config, workdir, _CHECKPOINT.value, _OUTPUT.value or workdir / "exported", _FORMAT.value)
+
+
 def _compile(config: ConfigDict) -> None:
     from taskexpert_jax.compile import fit
 
@@ -109,6 +119,7 @@ MODES = {
         "interrupted; what was written is kept: the same command predicts all images anew",
         reads_run=True,
     ),
+    "export": Mode(_export, ("checkpoint", "output", "format"), reads_run=True),
     "compile": Mode(_compile, ("topology", "report", "quick")),
 }
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")

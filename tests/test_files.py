@@ -1,5 +1,6 @@
 """Result files: complete or not at all, and folders that cannot be written."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -105,3 +106,29 @@ def test_a_folder_that_takes_no_files_is_found_before_the_work(tmp_path, monkeyp
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     with pytest.raises(UserError, match=f"results cannot be written to {tmp_path}: {os.strerror(code)}; give another"):
         files.folder_for_results(pathlib.Path(tmp_path))
+
+
+def test_a_new_folder_has_all_or_nothing(tmp_path):
+    """Also where it exists and is empty, as a mounted one; what a killed program left in it is no hindrance."""
+    path = tmp_path / "out"
+    with contextlib.suppress(RuntimeError), files.new_folder(path, last="b") as folder:
+        (folder / "a").write_text("half")
+        assert [item.suffix for item in path.iterdir()] == [".partial"]
+        raise RuntimeError
+    assert not path.exists()
+    (path / ".0f.partial").mkdir(parents=True)
+    with files.new_folder(path, last="a") as folder:
+        (folder / "a").write_text("last")
+        (folder / "b").mkdir()
+    assert sorted(item.name for item in path.iterdir()) == [".0f.partial", "a", "b"]
+    with pytest.raises(UserError, match=r"already has (a|b): nothing is overwritten; give a new folder with --to"):
+        files.new_folder(path, last="a", flag="--to").__enter__()
+
+
+def test_the_last_file_of_a_new_folder_appears_last(tmp_path, monkeypatch):
+    moved, rename = [], pathlib.Path.rename
+    monkeypatch.setattr(pathlib.Path, "rename", lambda self, to: (moved.append(to.name), rename(self, to))[1])
+    with files.new_folder(tmp_path / "out", last="a") as folder:
+        for name in "cab":
+            (folder / name).touch()
+    assert len(moved) == 3 and moved[-1] == "a"

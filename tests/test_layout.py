@@ -46,9 +46,9 @@ FLOORS = (
     ("pretrained",),
     ("evaluation",),
     ("report", "training"),
-    ("compile", "run"),
+    ("compile", "exporting", "run"),
     ("app",),
-    ("train", "evaluate", "predict", "compare", "gates", "inspect", "checkpoint", "serve"),
+    ("train", "evaluate", "predict", "export", "compare", "gates", "inspect", "checkpoint", "serve"),
     ("score", "modes"),  # programs with data of their own: they may import input_pipeline; only main.py imports one
     ("cli", "__main__"),
 )

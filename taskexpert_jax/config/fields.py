@@ -196,7 +196,7 @@ FIELDS: Mapping[str, Field] = {
     "eval.params_dtype": Field(
         "float32",
         choice("float32", "bfloat16"),
-        "dtype of parameters in --mode=evaluate and predict; bfloat16: half the memory",
+        "dtype of parameters in --mode=evaluate, predict and export; bfloat16: half the memory",
     ),
     "eval.boundary.odsf": Field(True, flag(), "run the boundary benchmark in --mode=evaluate; about 0.5 s per image"),
     "eval.boundary.labels": Field(

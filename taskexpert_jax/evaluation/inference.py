@@ -170,8 +170,8 @@ def _mean_of_views(
         return jax.tree.map(lambda total, of: _batched(total + _placed(of, start, frame)), sums, summands), None
 
     # Scanned, so that the program contains the model once and the activations of one view are live at a time.
-    shapes = jax.eval_shape(predict, jax.ShapeDtypeStruct((len(image), *tile, 3), image.dtype), mirrored[0])
-    zeros = jax.tree.map(lambda of: _batched(jnp.zeros((len(image), *frame, of.shape[-1]))), shapes)
+    shapes = jax.eval_shape(predict, jax.ShapeDtypeStruct((image.shape[0], *tile, 3), image.dtype), mirrored[0])
+    zeros = jax.tree.map(lambda of: _batched(jnp.zeros((image.shape[0], *frame, of.shape[-1]))), shapes)
     (sums, views_per_pixel), _ = jax.lax.scan(add, zeros, (starts, jnp.asarray(mirrored)))
     return {name: of / jnp.maximum(views_per_pixel, 1.0) for name, of in sums.items()}
 
@@ -228,7 +228,7 @@ def window_starts(window: Int32[Array, "B 4"], frame: Size, tile: Size, overlap:
         axes.append(jnp.clip(begin + along, 0, frame[axis] - tile[axis]))  # (steps + 1, B)
     rows, columns = axes
     pairs = jnp.broadcast_arrays(rows[:, None], columns[None])
-    return jnp.stack(pairs, axis=-1).reshape(-1, len(window), 2).astype(jnp.int32)
+    return jnp.stack(pairs, axis=-1).reshape(-1, window.shape[0], 2).astype(jnp.int32)
 
 
 def resized(frame: Size, scale: float, patch: int) -> Size:

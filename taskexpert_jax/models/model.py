@@ -148,8 +148,8 @@ class TaskExpert(nn.Module):
         mixture = taskexpert.MemorialMixture(names, self.experts, self.gate, self.memory, self.dtype, name="mixture")
         return mixtures(mixture, memory, taps)
 
-    def _initial_memory(self, batch: int, height: int, width: int) -> Float[Array, "T B h w D"]:
-        """A learned vector for each task, broadcast over the image, or zeros."""
+    def _initial_memory(self, batch: Any, height: int, width: int) -> Float[Array, "T B h w D"]:
+        """A learned vector for each task, broadcast over the image, or zeros; batch: an int or a symbolic dimension."""
         shape = (len(self.tasks), batch, height, width, self.width)
         if self.memory.init == "zeros":
             return jnp.zeros(shape, self.dtype)

@@ -38,6 +38,7 @@ def depth(maximum: float = DEPTH_MAX) -> Kind:
         read_label=functools.partial(_label, maximum=maximum),
         in_range=functools.partial(_in_range, maximum=maximum),
         label_form="a grey or palette PNG, or as such an array",
+        array_form="metres, (H, W) float32",
         read_prediction=_prediction,
         resize=bilinear,
         limits=_limits,
@@ -47,6 +48,8 @@ def depth(maximum: float = DEPTH_MAX) -> Kind:
         count=functools.partial(_count, step=maximum / _STEPS),
         figures=functools.partial(_figures, step=maximum / _STEPS),
         quantities=_QUANTITIES,
+        unit="m",
+        bounds=(0, None),
         smooth=False,
     )
 

@@ -70,6 +70,7 @@ class Kind:
         `label_dtype`, with `invalid_value` or `ignore` at unlabelled pixels. ValueError: values that are no label.
       in_range: stored label (h, w, label_channels) -> the same with `missing` at values outside of the kind's range.
       label_form: file format for labels, in words.
+      array_form: values, shape, dtype and unit of a prediction's array, in words.
       read_prediction: numbers of a prediction file (h, w, c) -> prediction (h, w, channels). ValueError: values that
         are no prediction.
       resize: (values, height, width) -> values of that size.
@@ -80,6 +81,8 @@ class Kind:
       count: label (h, w, label_channels), with `ignore` at invalid pixels -> its counts.
       figures: counts of a data set -> summary statistics by name; None where nothing is valid.
       quantities: names of the figures in the values' own unit; the others are shares.
+      unit: unit of the values; empty: none.
+      bounds: smallest and largest possible number in the values; None: unbounded.
       class_names: names of the classes, if the values are class ids.
       palettes: whether a palette PNG may hold a prediction; its indices are then class ids.
       smooth: whether colours may be averaged when a map is downscaled.
@@ -99,6 +102,7 @@ class Kind:
     from_mean: Callable[[jax.Array], jax.Array]
     read_label: Callable[[np.ndarray, bool], np.ndarray]
     label_form: str
+    array_form: str
     read_prediction: Callable[[np.ndarray], np.ndarray]
     resize: Callable[[np.ndarray, int, int], np.ndarray]
     colour: Callable[[canvas.Drawn], np.ndarray]
@@ -107,6 +111,8 @@ class Kind:
     count: Callable[[np.ndarray], Counts]
     figures: Callable[[Counts], dict[str, Any]]
     quantities: tuple[str, ...] = ()
+    unit: str = ""
+    bounds: tuple[float | None, float | None] = (None, None)
     invalid_value: float | None = None
     in_range: Callable[[np.ndarray], np.ndarray] = lambda label: label
     limits: Callable[[np.ndarray], canvas.Range] = lambda values: (0.0, 1.0)

@@ -28,6 +28,7 @@ def normals() -> Kind:
         from_mean=conversions.unit,
         read_label=_label,
         label_form="an RGB PNG, or as such an array",
+        array_form="unit vectors, x right, y down, z forward, (H, W, 3) float32",
         read_prediction=_prediction,
         resize=_resize,
         colour=_colour,
@@ -35,6 +36,7 @@ def normals() -> Kind:
         caption="Red points right, green up, blue to the camera; black has no normal.",
         count=_count,
         figures=_figures,
+        bounds=(-1, 1),
     )
 
 

@@ -64,6 +64,7 @@ def probability(*, logits: int = 1, shares: bool = False) -> Kind:
         **_LOGITS[logits]._asdict(),
         read_label=_label_of_shares if shares else _label,
         label_form="a grey or palette PNG, or as such an array",
+        array_form="probabilities in [0, 1], (H, W) float32",
         read_prediction=functools.partial(_prediction, _LOGITS[logits].from_values),
         resize=bilinear,
         colour=_colour,
@@ -72,6 +73,7 @@ def probability(*, logits: int = 1, shares: bool = False) -> Kind:
         count=functools.partial(count_range if shares else count_bytes, ignore=ignore),
         figures=functools.partial(range_figures, unit="") if shares else _figures,
         quantities=range_quantities("") if shares else (),
+        bounds=(0, 1),
         invalid=canvas.INVALID_GREY,
         faintest=1.5 / 255,
     )

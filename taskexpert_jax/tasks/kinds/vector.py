@@ -51,6 +51,7 @@ def vector(channels: int, *, unit: str = "", limits: Range | None = None, label_
         from_mean=conversions.unchanged,
         read_label=functools.partial(_label, limits),
         label_form=_label_form(channels, limits),
+        array_form=_array_form(channels, unit),
         read_prediction=functools.partial(_prediction, channels, limits),
         resize=bilinear,
         limits=functools.partial(_limits, channels, limits),
@@ -60,8 +61,14 @@ def vector(channels: int, *, unit: str = "", limits: Range | None = None, label_
         count=functools.partial(count_range, ignore=VECTOR_IGNORE),
         figures=functools.partial(range_figures, unit=unit),
         quantities=range_quantities(unit),
+        unit=unit,
         invalid=canvas.INVALID if channels == 2 else canvas.INVALID_GREY,
     )
+
+
+def _array_form(channels: int, unit: str) -> str:
+    what = "numbers" if channels == 1 else f"vectors of {channels} components"
+    return f"{what}{f' in {unit}' * bool(unit)}, {'(H, W)' if channels == 1 else f'(H, W, {channels})'} float32"
 
 
 def _label_form(channels: int, limits: Range | None) -> str:
