@@ -61,6 +61,12 @@ COMMANDS = {
         "map the gate weights over images",
         *("flag", True, "inspection"),
     ),
+    "export": Command(
+        MODES,
+        "RUN --output=DIR [--checkpoint=best|latest|STEP]",
+        "export the model as a program that runs with JAX alone",
+        *("flag", True, "exported"),
+    ),
     "compare": Command(
         "taskexpert_jax.compare", "RUN... [--paper=nyud] [--single RUN...]", "tabulate runs and published results"
     ),

@@ -15,6 +15,10 @@ from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs.load import load
 
 _WRITERS = {"jax": jax_program.write}
+_MISSING = {  # formats that users ask for; tried, see docs/export.md
+    "saved_model": "TensorFlow 2.21 cannot read programs of JAX 0.10",
+    "onnx": "its converter, jax2onnx, needs an older Orbax than this package",
+}
 
 
 def export(config: ConfigDict, workdir: pathlib.Path, which: str, output: pathlib.Path, form: str = "jax") -> None:
@@ -29,14 +33,15 @@ def export(config: ConfigDict, workdir: pathlib.Path, which: str, output: pathli
       workdir: the run's directory, or a released folder.
       which: "best", "latest" or a step.
       output: the folder to write; must not exist, or be empty.
-      form: for whom: "jax".
+      form: "jax", the only one so far.
 
     Raises:
-      UserError: no fitting checkpoint; an unknown form, or one whose packages are not installed; or a folder that is
-        not empty or cannot be written. Nothing remains in it.
+      UserError: no fitting checkpoint; an unknown form; or a folder that is not empty or cannot be written. Nothing
+        remains in it.
     """
     if form not in _WRITERS:
-        raise UserError(f"--format={form}: unknown; give one of {', '.join(_WRITERS)}")
+        reason = _MISSING.get(form, "unknown")
+        raise UserError(f"--format={form}: {reason}; give one of {', '.join(_WRITERS)}, or see docs/export.md")
     check(config := programs.portable(config))
     with files.new_folder(output, last=signature.FILE) as folder:
         mesh = sharding.one_device_mesh()

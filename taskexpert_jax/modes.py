@@ -23,7 +23,9 @@ _EXTEND = flags.DEFINE_bool("extend", False, "For train: accept a larger num_ste
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "For evaluate, predict and export: best, latest or a step.")
 _IMAGES = paths.define("images", "For predict: an image or a folder of images.")
 _OUTPUT = paths.define("output", "For evaluate, predict and export: results; default in WORKDIR.")
-_FORMAT = flags.DEFINE_enum("format", "jax", ["jax"], "For export: what programs will read it; docs/export.md.")
+_FORMAT = flags.DEFINE_enum(
+    "format", "jax", ["jax", "saved_model", "onnx"], "For export: only jax; docs/export.md says why."
+)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "For compile: v5e:4x4, h200:8, ...; default: this machine's devices.")
 _REPORT = paths.define("report", "For compile: a JSON file to write the report to.")
 _QUICK = flags.DEFINE_bool("quick", False, "For compile: memory and traffic only, in seconds; for TPUs.")

@@ -226,7 +226,11 @@ def test_a_folder_with_files_is_refused_and_kept(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"which": "77"}, "77"), ({"form": "tflite"}, r"--format=tflite: unknown; give one of jax")],
+    [
+        ({"which": "77"}, "77"),
+        ({"form": "tflite"}, r"--format=tflite: unknown; give one of jax"),
+        ({"form": "onnx"}, r"--format=onnx: its converter, jax2onnx, needs an older Orbax .* docs/export.md"),
+    ],
 )
 def test_nothing_remains_after_wrong_input(run, tmp_path, arguments, message):
     config, workdir, _ = run
