@@ -84,6 +84,12 @@ COMMANDS = {
         "show predictions and gates of images in the browser",
         *("argument", True),
     ),
+    "release": Command(
+        "taskexpert_jax.release",
+        "RUN --output=DIR_OR_ADDRESS [--license=ID]",
+        "release a model: a folder with its card, or on the Hugging Face hub",
+        "argument",
+    ),
     "compile": Command(
         MODES, "--config=nyud:vit_l16 --topology=v5e:4x4", "report memory and traffic on hardware that is absent"
     ),

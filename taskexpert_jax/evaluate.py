@@ -37,8 +37,8 @@ def evaluate(
       workdir: the run's directory, or a released folder.
       which: "best", "latest" or a step.
       eval_batches: returns one pass over the evaluation set; `examples`, if it has that, is their number.
-      output: folder for the results; default: WORKDIR/evaluation, or WORKDIR/evaluation_NAME for another data set; a
-        released folder has no default.
+      output: folder for the results; default: WORKDIR/evaluation, or WORKDIR/evaluation_NAME for another data set; of a
+        released model, in the current folder.
       data: config with the data set and the tasks to evaluate, if they are others than the run's; see
         `runs.config.for_evaluation`.
 

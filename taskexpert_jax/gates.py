@@ -25,7 +25,7 @@ from taskexpert_jax.report import gate_maps, gates_page
 from taskexpert_jax.report.markup import Element
 from taskexpert_jax.run import Gates, opened
 from taskexpert_jax.runs import config as run_config
-from taskexpert_jax.runs import released
+from taskexpert_jax.runs import hub, released
 from taskexpert_jax.tasks import Task, canvas, panels
 
 IMAGES = "images"  # has one folder per image
@@ -144,20 +144,20 @@ def _report(found: Inspection, sections: Sequence[Element], output: pathlib.Path
 def main() -> None:
     """Defines the flags and runs the program."""
     config = command_line.define_config("The run's config; default: WORKDIR/config.json.")
-    workdir = paths.define("workdir", "The run's directory, or a released folder.")
+    workdir = paths.define("workdir", "The run's directory, or a released model.", hub=True)
     source = paths.define("images", "An image or a folder of images.")
     checkpoint = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
     output = paths.define("output", "Where to write; default: WORKDIR/inspection.")
 
     def program() -> None:
-        folder = paths.needed(workdir)
+        folder = hub.located(paths.needed(workdir, hub=True))
         changed = config_flags.get_override_values(flags.FLAGS["config"])
         own = run_config.of_run(folder, config.value, changed)
         to = released.results_folder(folder, "inspection", output.value)
         inspect(own, folder, str(checkpoint.value), paths.needed(source), to)
 
     def own_config() -> ConfigDict:
-        return read_run(paths.needed(workdir))
+        return read_run(hub.located(paths.needed(workdir, hub=True)))
 
     line = "interrupted; what was written is kept: the same command inspects all images anew"
     parse = functools.partial(command_line.parse_flags, own_config=own_config)

@@ -6,6 +6,7 @@ A mode is a row of `MODES`. What it needs is imported when it runs, so that --he
 from collections.abc import Callable, Iterator
 import contextlib
 import functools
+import pathlib
 import sys
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from taskexpert_jax.config import check, read_run
 from taskexpert_jax.tasks import Task
 
 _CONFIG = command_line.define_config("Config file: configs/nyud.py:vit_b16; default: the run's.")
-_WORKDIR = paths.define("workdir", "The run's directory.")
+_WORKDIR = paths.define("workdir", "The run's directory; to evaluate or predict also a released model.", hub=True)
 _EXTEND = flags.DEFINE_bool("extend", False, "For train: accept a larger num_steps than the run's.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "For evaluate, predict and export: best, latest or a step.")
 _IMAGES = paths.define("images", "For predict: an image or a folder of images.")
@@ -61,7 +62,7 @@ def _evaluate(config: ConfigDict) -> None:
     from taskexpert_jax.runs import config as run_config
     from taskexpert_jax.runs import workdir as workdirs
 
-    workdir = paths.needed(_WORKDIR)
+    workdir = _run_folder()
     _refuse_other_programs(config)
     config, data = run_config.for_evaluation(workdir, config, _changed())
     batches = _eval_batches(data, _tasks_on_same_data(data))
@@ -73,9 +74,10 @@ def _evaluate(config: ConfigDict) -> None:
 def _predict(config: ConfigDict) -> None:
     from taskexpert_jax.predict import predict
     from taskexpert_jax.runs import config as run_config
+    from taskexpert_jax.runs import released
 
-    workdir = paths.needed(_WORKDIR)
-    images, output = paths.needed(_IMAGES), _OUTPUT.value or workdir / "predictions"
+    workdir, images = _run_folder(), paths.needed(_IMAGES)
+    output = released.results_folder(workdir, "predictions", _OUTPUT.value)
     predict(run_config.of_run(workdir, config, _changed()), workdir, _CHECKPOINT.value, images, output)
 
 
@@ -83,9 +85,16 @@ def _export(config: ConfigDict) -> None:
     from taskexpert_jax.export import export
     from taskexpert_jax.runs import config as run_config
 
-    workdir = paths.needed(_WORKDIR)
+    workdir = _run_folder()
     config = run_config.of_run(workdir, config, _changed())
     export(config, workdir, _CHECKPOINT.value, _OUTPUT.value or workdir / "exported", _FORMAT.value)
+
+
+def _run_folder() -> pathlib.Path:
+    """The folder of --workdir, which may be a name or an address of a released model."""
+    from taskexpert_jax.runs import hub
+
+    return hub.located(paths.needed(_WORKDIR, hub=True))
 
 
 def _compile(config: ConfigDict) -> None:
@@ -168,7 +177,7 @@ def _program() -> None:
 
 def _own_config() -> ConfigDict | None:
     """The config of the run in --workdir, for modes that read a run; None for the others."""
-    return read_run(paths.needed(_WORKDIR)) if MODES[_MODE.value].reads_run else None
+    return read_run(_run_folder()) if MODES[_MODE.value].reads_run else None
 
 
 def _changed() -> dict[str, Any]:

@@ -4,6 +4,7 @@ import argparse
 import os
 import pathlib
 import re
+from typing import NamedTuple
 
 from absl import flags
 
@@ -12,18 +13,61 @@ from taskexpert_jax.errors import UserError
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # gs://bucket/x; also gs:/bucket/x, as path libraries shorten it
 
 
-def refusal(text: str) -> str | None:
-    """Reason to refuse a path, whatever it is for; None for a path to try."""
+# OWNER/NAME[@REVISION][/SUBFOLDER]; a / of the revision is %2F. Neither . nor .. nor a wildcard is a part.
+_PART = r"(?!\.\.?(?:[/@%]|$))[\w.+-]+"
+_HUB = re.compile(rf"hf:/+({_PART}/{_PART})(?:@({_PART}(?:%2F{_PART})*))?((?:/{_PART})*)/?", re.ASCII)
+HUB_FORM = "hf://OWNER/NAME[@REVISION][/SUBFOLDER]"
+
+
+def refusal(text: str, *, hub: bool = False) -> str | None:
+    """Reason to refuse a path, whatever it is for; None for a path to try.
+
+    hub: takes the address of a released model on the Hugging Face hub too.
+    """
     if not text.strip():
         return "the path is empty; give a file or a folder"
     if "\0" in text:
         return "a path has no NUL character"
     if match := _ADDRESS.match(text):
         scheme = match.group().partition(":")[0]
-        return f"{scheme}:// addresses are not supported; give a local path, such as that of a mounted bucket"
+        if scheme != "hf":
+            return f"{scheme}:// addresses are not supported; give a local path, such as that of a mounted bucket"
+        if not hub:
+            return "hf:// addresses are for a trained model, and --output of release; give a local path"
+        return None if _HUB.fullmatch(text) else f"is no address of a model on the hub; give {HUB_FORM}"
     if os.path.expanduser(text).startswith("~"):
         return f"there is no user {text.split('/')[0][1:]!r}; write ./{text} for a path that begins with ~"
     return None
+
+
+def is_hub(path: str | pathlib.Path) -> bool:
+    """True for an hf:// address, well-formed or not; as a `Path` it has one slash only."""
+    return str(path).startswith("hf:/")
+
+
+class Address(NamedTuple):
+    """Address of a model on the hub: repository OWNER/NAME, revision ("": the main one), subfolder ("": none)."""
+
+    repository: str
+    revision: str
+    subfolder: str
+
+    def __str__(self) -> str:
+        revision, subfolder = self.revision.replace("/", "%2F"), self.subfolder
+        return f"hf://{self.repository}{f'@{revision}' * bool(revision)}{f'/{subfolder}' * bool(subfolder)}"
+
+
+def address(path: str | pathlib.Path, name: str) -> Address:
+    """The parts of an hf:// address; `name` is the flag or field that gave it.
+
+    Raises:
+      UserError: it is malformed.
+    """
+    text = re.sub("^hf:/+", "hf://", str(path))
+    match = _HUB.fullmatch(text)
+    if match is None:
+        raise UserError(f"{name}={text}: is no address of a model on the hub; give {HUB_FORM}")
+    return Address(match[1], (match[2] or "").replace("%2F", "/"), match[3].strip("/"))
 
 
 def local(text: str, name: str) -> pathlib.Path:
@@ -37,19 +81,28 @@ def local(text: str, name: str) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(text))
 
 
-def argument(text: str) -> pathlib.Path:
-    """The path of a command-line argument, as `type` of `argparse`; refuses what `local` refuses."""
-    if problem := refusal(text):
+def argument(text: str, *, hub: bool = False) -> pathlib.Path:
+    """The path of a command-line argument, as `type` of `argparse`; refuses what `refusal` refuses."""
+    if problem := refusal(text, hub=hub):
         raise argparse.ArgumentTypeError(f"{text!r}: {problem}")
     return pathlib.Path(os.path.expanduser(text))
 
 
+def model_argument(text: str) -> pathlib.Path:
+    """As `argument`, and takes the hf:// address of a released model, for `runs.hub.local`."""
+    return argument(text, hub=True)
+
+
 class _PathParser(flags.ArgumentParser[pathlib.Path]):
-    """Parser of path flags."""
+    """Parser of path flags; hub: they take an hf:// address too."""
+
+    def __init__(self, *, hub: bool = False):
+        super().__init__()
+        self._hub = hub
 
     def parse(self, argument: str | pathlib.Path) -> pathlib.Path:
-        """The path; ValueError for what `local` refuses, which absl prints after the flag's name."""
-        if problem := refusal(str(argument)):
+        """The path; ValueError for what `refusal` refuses, which absl prints after the flag's name."""
+        if problem := refusal(str(argument), hub=self._hub):
             raise ValueError(problem)
         return pathlib.Path(os.path.expanduser(argument))
 
@@ -58,17 +111,22 @@ class _PathParser(flags.ArgumentParser[pathlib.Path]):
         return "path"
 
 
-def define(name: str, help_text: str) -> flags.FlagHolder[pathlib.Path | None]:
-    """Defines an absl flag for a path; its value is None unless it is given."""
-    return flags.DEFINE(_PathParser(), name, None, help_text, serializer=flags.ArgumentSerializer())
+def define(name: str, help_text: str, *, hub: bool = False) -> flags.FlagHolder[pathlib.Path | None]:
+    """Defines an absl flag for a path; its value is None unless it is given.
+
+    hub: takes the hf:// address of a released model too, for `runs.hub.local`.
+    """
+    return flags.DEFINE(_PathParser(hub=hub), name, None, help_text, serializer=flags.ArgumentSerializer())
 
 
-def needed(flag: flags.FlagHolder[pathlib.Path | None]) -> pathlib.Path:
+def needed(flag: flags.FlagHolder[pathlib.Path | None], *, hub: bool = False) -> pathlib.Path:
     """The value of a flag of `define`.
 
     Raises:
-      UserError: it is not given.
+      UserError: it is not given; or it is an hf:// address, unless with `hub`.
     """
     if flag.value is None:
         raise UserError(f"--{flag.name} is missing: {flags.FLAGS[flag.name].help}")
+    if is_hub(flag.value) and not hub:
+        raise UserError(f"--{flag.name}={address(flag.value, flag.name)}: {refusal(str(flag.value))}")
     return flag.value

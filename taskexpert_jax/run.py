@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax import images, paths
+from taskexpert_jax import images
 from taskexpert_jax.config import check, frame_size, read_run
 from taskexpert_jax.errors import UserError, shown
 from taskexpert_jax.evaluation import full_pass, inference, steps
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics, GateSummary, at_pixels
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.parallel import sharding
+from taskexpert_jax.runs import hub
 from taskexpert_jax.runs.load import Selected, load
 from taskexpert_jax.tasks import Task, canvas, panels
 
@@ -366,13 +367,14 @@ def load_run(path: str | os.PathLike[str], *, checkpoint: str | int = "best") ->
     """Loads a trained model, without its optimiser state, onto this process's first device.
 
     Args:
-      path: a run's directory (its `--workdir`), or a released folder.
+      path: a run's directory (its `--workdir`), a released folder, the address of one on the Hugging Face hub
+        (hf://OWNER/NAME), or "demo" for the bundled model.
       checkpoint: "best", "latest" or a step.
 
     Raises:
-      UserError: no run there, or a checkpoint that is missing, damaged or does not fit.
+      UserError: no run there, or a checkpoint that is missing, damaged or does not fit; no access to the hub.
     """
-    folder = paths.local(os.fspath(path), "path")
+    folder = hub.located(os.fspath(path), "path")
     return opened(read_run(folder), folder, str(checkpoint))
 
 

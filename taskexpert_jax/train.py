@@ -19,7 +19,7 @@ from taskexpert_jax.parallel import sharding
 from taskexpert_jax.parallel.preemption import Stopped, on_sigterm
 from taskexpert_jax.pretrained import load as pretrained
 from taskexpert_jax.progress import Progress
-from taskexpert_jax.runs import wandb_writer
+from taskexpert_jax.runs import released, wandb_writer
 from taskexpert_jax.runs import workdir as workdirs
 from taskexpert_jax.runs.checkpoints import Checkpoints, saved_steps
 from taskexpert_jax.runs.config import check_checkpoint
@@ -67,6 +67,7 @@ def train(
     """
     # Refuse invalid input before anything is written.
     check(config)
+    released.refuse_to_train(workdir)
     if config.log.wandb:
         wandb_writer.installed()
     mesh = sharding.make_mesh(config.mesh, batch_sizes(config))

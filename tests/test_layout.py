@@ -48,7 +48,7 @@ FLOORS = (
     ("report", "training"),
     ("compile", "exporting", "run"),
     ("app",),
-    ("train", "evaluate", "predict", "export", "compare", "gates", "inspect", "checkpoint", "serve"),
+    ("train", "evaluate", "predict", "export", "compare", "gates", "inspect", "checkpoint", "release", "serve"),
     ("score", "modes"),  # programs with data of their own: they may import input_pipeline; only main.py imports one
     ("cli", "__main__"),
 )

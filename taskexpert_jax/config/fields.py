@@ -91,7 +91,9 @@ FIELDS: Mapping[str, Field] = {
         "per-channel standard deviation for RGB in [0, 1]",
     ),
     "model.pretrained": Field(
-        "", path(empty=True), "backbone weights: a file or a finished run's directory; empty: random"
+        "",
+        path(empty=True, hub=True),
+        "backbone weights: a file, a finished run's directory, a released folder or hf://OWNER/NAME; empty: random",
     ),
     "model.pretrained_fresh": Field("", text(empty=True), "regex of the backbone parameters that stay random"),
     "model.drop_path": Field(0.15, number(0, below=1), "stochastic depth of the last block; rises linearly from 0"),

@@ -77,13 +77,14 @@ def matching(pattern: str, words: str) -> Rule:
     return Rule(words, lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None)
 
 
-def path(*, empty: bool = False) -> Rule:
-    """A path that `paths.local` accepts; `empty` also allows ""."""
+def path(*, empty: bool = False, hub: bool = False) -> Rule:
+    """A path that `paths.refusal` accepts; `empty` also allows "", `hub` also an hf:// address."""
 
     def allows(value: Any) -> bool:
-        return isinstance(value, str) and ((empty and value == "") or paths.refusal(value) is None)
+        return isinstance(value, str) and ((empty and value == "") or paths.refusal(value, hub=hub) is None)
 
-    return Rule("must be the path of a local file or folder; addresses such as gs:// are not supported", allows)
+    words = "must be the path of a local file or folder; addresses such as gs:// are not supported"
+    return Rule(f"{words}{f', but {paths.HUB_FORM} is' * hub}", allows)
 
 
 def names(*, empty: bool = False) -> Rule:

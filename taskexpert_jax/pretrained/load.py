@@ -1,6 +1,7 @@
 """Initialises the backbone with pretrained weights; see docs/pretrained.md.
 
-`config.model.pretrained` is a weight file or the directory of a finished run of this project. The weights are checked
+`config.model.pretrained` is a weight file, the directory of a finished run of this project, a released folder, or an
+hf:// address of a released model or of weight files. The weights are checked
 completely first: every parameter of the backbone is there with its shape, and every tensor of the file is used or
 known to be unnecessary.
 """
@@ -29,7 +30,7 @@ from taskexpert_jax.pretrained.assemble import Family, Part, Shape, build
 from taskexpert_jax.pretrained.files import Tensors
 from taskexpert_jax.pretrained.naming import BLOCKS, POSITIONS
 from taskexpert_jax.pretrained.recorded import Input, recorded_input
-from taskexpert_jax.runs import tree
+from taskexpert_jax.runs import hub, released, tree
 from taskexpert_jax.runs.checkpoints import Checkpoints
 from taskexpert_jax.runs.tree import Tree
 from taskexpert_jax.tasks import best_task, from_config
@@ -65,13 +66,17 @@ def read(config: ConfigDict, model: TaskExpert) -> Weights | None:
     """
     if not config.model.pretrained:
         return None
-    where = str(paths.local(config.model.pretrained, "config.model.pretrained"))
+    given, field = config.model.pretrained, "config.model.pretrained"
+    where = str(hub.weights(given, field) if paths.is_hub(given) else paths.local(given, field))
     shapes = budget.parameter_shapes(model)
     backbone = {name: shape for name, shape in shapes.items() if is_backbone(name)}
     fresh = _pattern(config.model.pretrained_fresh, backbone)
     file = weight_files.find(where)
     if file is None and (pathlib.Path(where) / "config.json").exists():
         tensors, family, trained_input = _read_run(pathlib.Path(where), backbone)
+    elif file is not None and released.is_model(pathlib.Path(file)):
+        where = str(pathlib.Path(file).parent)
+        tensors, family, trained_input = _read_released(pathlib.Path(where), backbone)
     else:
         where = file or where
         tensors, metadata = weight_files.read(where)
@@ -107,12 +112,20 @@ def _read_run(workdir: pathlib.Path, backbone: Shapes) -> tuple[Tensors, Family,
     with contextlib.closing(Checkpoints(workdir, best, read_only=True)) as checkpoints:
         step = checkpoints.select("best")
         params = checkpoints.restore_parameters(step)
-    tensors = tree.arrays(params)
+    return _of_project(f"a run of this project at step {step}", tree.arrays(params), saved, backbone)
+
+
+def _read_released(folder: pathlib.Path, backbone: Shapes) -> tuple[Tensors, Family, Input]:
+    """As `_read_run`, of a released folder."""
+    tensors, facts = released.restore_parameters(folder)
+    return _of_project(f"a released model at step {facts.step}", tensors, read_run(folder), backbone)
+
+
+def _of_project(kind: str, tensors: Tensors, saved: ConfigDict, backbone: Shapes) -> tuple[Tensors, Family, Input]:
     parts = []
     for name, shape in backbone.items():
         wanted: Shape = (None, None, shape[2]) if name == POSITIONS else shape
         parts.append(Part(name, None, {name: wanted}, lambda array: array))
-    kind = f"a run of this project at step {step}"
     family = Family(kind, parts, r"(mixture|head_\w+)/.*|initial_memory|patches/class_token")
     return tensors, family, Input(*normalisation(saved), tuple(saved.dataset.image_size), "config.json")
 

@@ -62,9 +62,13 @@ def is_released(folder: pathlib.Path) -> bool:
     return not (folder / "checkpoints").is_dir() and any((folder / name).is_file() for name in (MODEL, SUMS))
 
 
-def is_ours(file_metadata: dict[str, str]) -> bool:
+def is_model(file: pathlib.Path) -> bool:
     """True if the metadata of a weight file say that it is the model of a released folder."""
-    return file_metadata.get("format") == FORMAT
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            return (opened.metadata() or {}).get("format") == FORMAT
+    except (safetensors.SafetensorError, OSError):
+        return False
 
 
 def checksum(path: pathlib.Path) -> str:
@@ -161,7 +165,7 @@ def _opened(folder: pathlib.Path) -> Iterator[tuple[Any, Facts]]:
 
 
 def _facts(path: pathlib.Path, found: dict[str, str]) -> Facts:
-    if not is_ours(found):
+    if found.get("format") != FORMAT:
         raise UserError(
             f"{path} is no released model of this project (no format={FORMAT!r} in its metadata); "
             "weights of others are for config.model.pretrained"
@@ -254,11 +258,14 @@ def _by_name(function: Callable[[str, Any], Any], of: Tree) -> Tree:
 
 
 def results_folder(workdir: pathlib.Path, name: str, given: pathlib.Path | None) -> pathlib.Path:
-    """Folder for results: the given one, else a subfolder `name` of a workdir.
+    """Folder for results: the given one, else `name` in the workdir; of a released model, in the current folder."""
+    return given or (pathlib.Path(name) if is_released(workdir) else workdir / name)
 
-    Raises:
-      UserError: none is given, and the workdir is a released folder, which stays as it was released.
-    """
-    if given is None and is_released(workdir):
-        raise UserError(f"--output is missing: {workdir} is a released model, to which no results are written")
-    return given or workdir / name
+
+def refuse_to_train(workdir: pathlib.Path) -> None:
+    """Raises UserError if a run would start in a released folder."""
+    if is_released(workdir):
+        raise UserError(
+            f"{workdir} is a released model, which is not trained further: give another --workdir; "
+            f"--config.model.pretrained={workdir} starts from its backbone"
+        )

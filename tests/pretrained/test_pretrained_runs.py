@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from configs import demo
-from taskexpert_jax import train
+from taskexpert_jax import release, train
 from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.backbones import position_embedding
 from taskexpert_jax.parallel.preemption import Stopped
+from taskexpert_jax.pretrained import load as pretrained
+from taskexpert_jax.tasks import from_config
 
 
 def demo_config(**fields):
@@ -79,3 +82,38 @@ def test_weights_that_do_not_fit_leave_no_workdir_behind(finished, tmp_path):
     with pytest.raises(UserError, match=r"! blocks/attention/out/bias: \(4, 32\) .*\(4, 64\)"):
         begun(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def published(finished, tmp_path_factory):
+    """Released folder of the finished run."""
+    folder = tmp_path_factory.mktemp("published") / "model"
+    release.release(finished[0], folder)
+    return folder
+
+
+@pytest.mark.parametrize("of", ["folder", "file", "hub"])
+def test_training_begins_with_the_backbone_of_a_released_model(finished, published, monkeypatch, of):
+    where = {"folder": published, "file": published / "model.safetensors", "hub": "hf://o/n"}[of]
+    if of == "hub":
+        monkeypatch.setattr(pretrained.hub, "weights", lambda address, field: {"hf://o/n": published}[address])
+    config = demo_config(**{"model.pretrained": str(where), "model.taps": 2})
+    model = taskexpert.from_config(config, from_config(config))
+    weights = pretrained.read(config, model)
+    assert weights is not None and weights.arrays.keys() == finished[1].keys()
+    for name, array in finished[1].items():
+        np.testing.assert_array_equal(weights.arrays[name], array, err_msg=name)
+    assert f"loaded 15 of 15 tensors of {published} (a released model at step 0) into the backbone" in weights.report
+    assert "(config.json), 32x48; this run: mean" in weights.report
+
+
+def test_a_damaged_release_is_no_backbone(published, tmp_path):
+    shutil.copytree(published, tmp_path / "model")
+    (tmp_path / "model/SHA256SUMS").unlink()
+    config = demo_config(**{"model.pretrained": str(tmp_path / "model")})
+    model = taskexpert.from_config(config, from_config(config))
+    with pytest.raises(UserError, match=r"model/SHA256SUMS is missing: the released folder is incomplete"):
+        pretrained.read(config, model)
+    (tmp_path / "model/SHA256SUMS").write_text("0" * 64 + "  model.safetensors\n" + "0" * 64 + "  config.json\n")
+    with pytest.raises(UserError, match=r"model/model.safetensors is damaged or was changed"):
+        pretrained.read(config, model)

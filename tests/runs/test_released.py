@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from configs import demo
-from taskexpert_jax import checkpoint, json_file
+from taskexpert_jax import checkpoint, json_file, train
 from taskexpert_jax.config import read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import sharding
@@ -223,11 +223,17 @@ def test_what_stands_in_a_folder_is_not_replaced(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_results_of_a_released_model_need_a_folder(run, folder):
-    with pytest.raises(UserError, match=rf"^--output is missing: {folder} is a released model"):
-        released.results_folder(folder, "evaluation", None)
+def test_results_of_a_released_model_go_elsewhere(run, folder):
+    assert released.results_folder(folder, "evaluation", None) == pathlib.Path("evaluation")
     assert released.results_folder(folder, "evaluation", pathlib.Path("out")) == pathlib.Path("out")
     assert released.results_folder(run[0], "evaluation", None) == run[0] / "evaluation"
+
+
+def test_a_released_model_is_not_trained_further(folder):
+    before = sorted(folder.iterdir())
+    with pytest.raises(UserError, match=rf"^{folder} is a released model, which is not trained further: give another"):
+        train.train(read_run(folder), folder, lambda step: iter(()), lambda: ())
+    assert sorted(folder.iterdir()) == before
 
 
 def test_the_config_is_json(folder):

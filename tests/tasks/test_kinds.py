@@ -265,3 +265,12 @@ def test_the_figures_of_shares_are_not_those_of_a_mask():
         "least": 0.25,
         "greatest": 1,
     }
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_words_for_an_array_are_those_of_its_shape_and_dtype(name):
+    kind = KINDS[name]
+    array = np.asarray(kind.values(jnp.zeros((6, 8, kind.channels))))
+    shape = "(H, W)" if array.ndim == 2 else f"(H, W, {array.shape[2]})"
+    assert kind.array_form.endswith(f", {shape} {array.dtype}")
+    assert "in px," in FLOW.array_form and "metres" in KINDS["depth"].array_form
