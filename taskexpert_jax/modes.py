@@ -84,10 +84,11 @@ def _predict(config: ConfigDict) -> None:
 def _export(config: ConfigDict) -> None:
     from taskexpert_jax.export import export
     from taskexpert_jax.runs import config as run_config
+    from taskexpert_jax.runs import released
 
     workdir = _run_folder()
-    config = run_config.of_run(workdir, config, _changed())
-    export(config, workdir, _CHECKPOINT.value, _OUTPUT.value or workdir / "exported", _FORMAT.value)
+    output = released.results_folder(workdir, "exported", _OUTPUT.value)
+    export(run_config.of_run(workdir, config, _changed()), workdir, _CHECKPOINT.value, output, _FORMAT.value)
 
 
 def _run_folder() -> pathlib.Path:
