@@ -18,8 +18,6 @@ NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 MARK = "-- next cell --"
 DEMO = ROOT / "taskexpert_jax" / "demo_model"
 
-pytestmark = pytest.mark.skipif(not DEMO.is_dir(), reason="no bundled model")
-
 
 def execute(code: str, folder: pathlib.Path) -> str:
     """Runs a program in a folder; returns what it printed."""
