@@ -27,7 +27,7 @@ def write(program: Program, folder: pathlib.Path) -> dict[str, Any]:
         exported = lowered(shapes, *program.inputs(batch).values())
     (folder / PROGRAM_FILE).write_bytes(exported.serialize())
     with (folder / PARAMETERS_FILE).open("wb") as file:
-        np.savez(file, allow_pickle=False, **program.parameters)  # pyright: ignore[reportArgumentType]
+        np.savez(file, allow_pickle=False, **program.parameters)
     return {
         "program": PROGRAM_FILE,
         "parameters": PARAMETERS_FILE,

@@ -43,14 +43,9 @@ class Program(NamedTuple):
 
 
 def portable(config: ConfigDict) -> ConfigDict:
-    """The config for a program of all platforms, which computes the same.
-
-    Attention has XLA's own operations, because fused kernels exist on one platform each. Scans remain loops unless
-    `model.unroll` is "yes": compilation then takes as long for any depth.
-    """
+    """The config for a program of all platforms: attention without fused kernels, which exist on one platform each."""
     config = config.copy_and_resolve_references()
     config.model.attention = "xla"
-    config.model.unroll = "yes" if config.model.unroll == "yes" else "no"
     return config
 
 

@@ -1,6 +1,5 @@
 """`signature.json` of an exported model: what a program without this package needs to know to use it."""
 
-import hashlib
 import math
 import pathlib
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from taskexpert_jax import installation
 from taskexpert_jax.config import read_run
 from taskexpert_jax.exporting.program import BATCH, Program, nonfinite_name
+from taskexpert_jax.runs import released
 from taskexpert_jax.runs.load import Selected
 from taskexpert_jax.tasks import Task
 from taskexpert_jax.tasks.kinds.kind import nearest
@@ -102,12 +102,7 @@ def _outputs(tasks: tuple[Task, ...], outputs: dict[str, jax.ShapeDtypeStruct]) 
 def checksums(folder: pathlib.Path) -> dict[str, Any]:
     """Sizes and checksums of the files in a folder."""
     return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _checksum(path)}
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": released.checksum(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def _checksum(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
