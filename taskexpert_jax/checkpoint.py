@@ -21,7 +21,7 @@ import numpy as np
 from taskexpert_jax import command_line, json_file, paths, text_table
 from taskexpert_jax.config import restored
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.runs import manager, released, sealing
+from taskexpert_jax.runs import hub, manager, released, sealing
 from taskexpert_jax.runs import tree as trees
 from taskexpert_jax.runs.checkpoints import saved_steps
 from taskexpert_jax.runs.manager import Manager
@@ -157,21 +157,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy with this very run
     logging.set_verbosity(logging.ERROR)  # hides Orbax's warning about read-only mode
     parser = command_line.Parser("taskexpert_jax.checkpoint", __doc__)
-    parser.add_argument("workdir", type=paths.argument, metavar="RUN")
+    parser.add_argument("workdir", type=paths.model_argument, metavar="RUN")
     parser.add_argument("--verify", action="store_true", help="read every file and compare it with its checksum")
     parser.add_argument("--tree", action="store_true", help="list the arrays of the newest checkpoint")
     args = parser.parse_args(arguments)
 
     def program() -> None:
-        if released.is_released(args.workdir):
-            print(released_model(args.workdir, tree=args.tree))
+        workdir = hub.located(args.workdir, "RUN")
+        if released.is_released(workdir):
+            print(released_model(workdir, tree=args.tree))
             return
-        states = verified(args.workdir) if args.verify else {}
-        print(listing(args.workdir, states))
+        states = verified(workdir) if args.verify else {}
+        print(listing(workdir, states))
         if args.tree:
-            print(f"\n{tree(args.workdir)}")
+            print(f"\n{tree(workdir)}")
         if bad := [f"{step} ({state})" for step, state in states.items() if state != "good"]:
-            raise UserError(f"{len(bad)} of {len(states)} checkpoints of {args.workdir} not intact: {', '.join(bad)}")
+            raise UserError(f"{len(bad)} of {len(states)} checkpoints of {workdir} not intact: {', '.join(bad)}")
 
     return command_line.ended(program)
 

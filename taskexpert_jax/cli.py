@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import difflib
 import importlib
-import os
 import signal
 import sys
 from typing import Literal, NamedTuple
@@ -29,7 +28,6 @@ class Command(NamedTuple):
       help: what it does, in one line.
       run: how its program takes the run, as the flag --workdir or as its first argument; empty: it needs no run.
       released: the run may be a released model, also as --model.
-      output: folder in the working directory for the results of --model, which do not belong into its folder.
     """
 
     module: str
@@ -37,7 +35,6 @@ class Command(NamedTuple):
     help: str
     run: Literal["", "flag", "argument"] = ""
     released: bool = False
-    output: str = ""
 
 
 MODES = "taskexpert_jax.modes"
@@ -47,25 +44,29 @@ COMMANDS = {
         MODES,
         "RUN [--checkpoint=best|latest|STEP] [--output=DIR]",
         "evaluate a checkpoint: metrics, classes, gates, an HTML report",
-        *("flag", True, "evaluation"),
+        "flag",
+        released=True,
     ),
     "predict": Command(
         MODES,
         "RUN --images=FILE_OR_FOLDER [--output=DIR]",
         "predict images: colour images, raw arrays, a montage each",
-        *("flag", True, "predictions"),
+        "flag",
+        released=True,
     ),
     "gates": Command(
         "taskexpert_jax.gates",
         "RUN --images=FILE_OR_FOLDER [--output=DIR]",
         "map the gate weights over images",
-        *("flag", True, "inspection"),
+        "flag",
+        released=True,
     ),
     "export": Command(
         MODES,
         "RUN --output=DIR [--checkpoint=best|latest|STEP]",
         "export the model as a program that runs with JAX alone",
-        *("flag", True, "exported"),
+        "flag",
+        released=True,
     ),
     "compare": Command(
         "taskexpert_jax.compare", "RUN... [--paper=nyud] [--single RUN...]", "tabulate runs and published results"
@@ -76,13 +77,14 @@ COMMANDS = {
         "evaluate prediction files of any model",
     ),
     "checkpoint": Command(
-        "taskexpert_jax.checkpoint", "RUN [--verify] [--tree]", "list or verify checkpoints", "argument", True
+        "taskexpert_jax.checkpoint", "RUN [--verify] [--tree]", "list or verify checkpoints", "argument", released=True
     ),
     "serve": Command(
         "taskexpert_jax.serve",
         "RUN [--port=7860] [--host=127.0.0.1]",
         "show predictions and gates of images in the browser",
-        *("argument", True),
+        "argument",
+        released=True,
     ),
     "release": Command(
         "taskexpert_jax.release",
@@ -158,16 +160,12 @@ def translated(name: str, arguments: Sequence[str]) -> list[str]:
         raise UserError(f"--mode is a flag of main.py; here the command is the mode, and this is taskexpert {name}")
     if not command.run or any(part.startswith("--help") for part in rest) or command_line.asks_for_help(rest):
         return [*mode, *rest]
-    models = _taken(rest, "model") if command.released else []
-    runs = [*first, *_taken(rest, "workdir"), *models]
+    runs = [*first, *_taken(rest, "workdir"), *(_taken(rest, "model") if command.released else ())]
     if not runs:
         raise UserError(f"which run? {usage(name)}{', or --model=demo for RUN' * command.released}")
     if len(runs) > 1:
         raise UserError(f"the run is given {len(runs)} times, as {', '.join(map(shown, runs))}: give it once")
-    run = _model(models[0]) if models else runs[0]
-    if models and command.output and not any(part.lstrip("-").partition("=")[0] == "output" for part in rest):
-        rest.append(f"--output={command.output}")
-    return [*mode, f"--workdir={run}", *rest] if command.run == "flag" else [run, *rest]
+    return [*mode, f"--workdir={runs[0]}", *rest] if command.run == "flag" else [runs[0], *rest]
 
 
 def _unknown(name: str) -> str:
@@ -201,15 +199,6 @@ def _taken(arguments: list[str], flag: str) -> list[str]:
             value = arguments.pop(index)
         values.append(value)
     return values
-
-
-def _model(name: str) -> str:
-    """Folder or address of a released model; `demo` is the bundled one."""
-    if name == "demo":
-        return str(installation.demo_model())
-    if not name.startswith("hf:/") and not os.path.isdir(os.path.expanduser(name)):
-        raise UserError(f"--model={name}: no such folder; give a released model's, hf://OWNER/NAME, or demo")
-    return name
 
 
 @contextlib.contextmanager

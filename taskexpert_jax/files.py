@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import hashlib
 import io
 import os
 import pathlib
@@ -104,6 +105,23 @@ def folder_for_results(path: pathlib.Path, flag: str = "--output") -> pathlib.Pa
     return path
 
 
+def refuse_taken(path: pathlib.Path, flag: str = "--output") -> None:
+    """Raises UserError unless a folder is new or empty; what a killed program left in it does not count."""
+    try:
+        there = next((item.name for item in path.iterdir() if item.suffix != ".partial"), "") if path.is_dir() else ""
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; give a new folder with {flag}") from error
+    if there or (path.exists() and not path.is_dir()):
+        what = f"already has {there}" if there else "is a file"
+        raise UserError(f"{path} {what}: nothing is overwritten; give a new folder with {flag}")
+
+
+def checksum(path: pathlib.Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextlib.contextmanager
 def new_folder(path: pathlib.Path, last: str, flag: str = "--output") -> Iterator[pathlib.Path]:
     """Yields a folder whose content becomes that of `path` when the body has succeeded; otherwise nothing remains.
@@ -116,9 +134,8 @@ def new_folder(path: pathlib.Path, last: str, flag: str = "--output") -> Iterato
     Raises:
       UserError: `path` is not empty, or cannot be written to: before the body runs.
     """
+    refuse_taken(path, flag)
     existed = path.is_dir()
-    if existed and (there := next((item for item in path.iterdir() if item.suffix != ".partial"), None)):
-        raise UserError(f"{path} already has {there.name}: nothing is overwritten; give a new folder with {flag}")
     partial = folder_for_results(path, flag) / f".{secrets.token_hex(4)}.partial"  # inside: `path` may be a mount
     try:
         with writing(path):

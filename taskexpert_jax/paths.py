@@ -89,7 +89,7 @@ def argument(text: str, *, hub: bool = False) -> pathlib.Path:
 
 
 def model_argument(text: str) -> pathlib.Path:
-    """As `argument`, and takes the hf:// address of a released model, for `runs.hub.local`."""
+    """As `argument`, and takes the hf:// address of a released model, for `runs.hub.located`."""
     return argument(text, hub=True)
 
 
@@ -114,7 +114,7 @@ class _PathParser(flags.ArgumentParser[pathlib.Path]):
 def define(name: str, help_text: str, *, hub: bool = False) -> flags.FlagHolder[pathlib.Path | None]:
     """Defines an absl flag for a path; its value is None unless it is given.
 
-    hub: takes the hf:// address of a released model too, for `runs.hub.local`.
+    hub: takes the hf:// address of a released model too, for `runs.hub.located`.
     """
     return flags.DEFINE(_PathParser(hub=hub), name, None, help_text, serializer=flags.ArgumentSerializer())
 

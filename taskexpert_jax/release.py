@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from taskexpert_jax import command_line, json_file, paths, terminal
+from taskexpert_jax import command_line, files, json_file, paths, terminal
 from taskexpert_jax.config import flat, read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import sharding
@@ -82,7 +82,7 @@ def release(
         )
     if released.is_released(workdir):
         raise UserError(f"{workdir} is a released model already: copy the folder, or push it with --output=hf://...")
-    _refuse_files(output)
+    files.refuse_taken(output)
     config = read_run(workdir)
     config.eval.params_dtype = "float32"  # all that was trained
     mesh = sharding.one_device_mesh()
@@ -142,16 +142,6 @@ def push(workdir: pathlib.Path, address: paths.Address, which: str, words: Words
         return line, hub.push(pathlib.Path(folder) / "released", address, public=public, message=message)
 
 
-def _refuse_files(output: pathlib.Path) -> None:
-    try:
-        taken = next(output.iterdir(), None) if output.is_dir() else output if output.exists() else None
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be read: {error.strerror}") from error
-    if taken is not None:
-        what = "is a file" if taken == output else f"is not empty ({taken.name})"
-        raise UserError(f"--output={output} {what}, and a release replaces nothing: give a new folder")
-
-
 def portable(config: ConfigDict) -> ConfigDict:
     """The config without paths of this machine, which nobody else needs or should see.
 
@@ -197,8 +187,7 @@ def evaluation_of(workdir: pathlib.Path, config: ConfigDict, selected: Selected)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
     parser = command_line.Parser("taskexpert_jax.release", __doc__)
-    parser.add_argument("run", nargs="?", type=paths.argument, metavar="RUN", help="the run's directory")
-    parser.add_argument("--workdir", type=paths.argument, metavar="RUN", help="the same")
+    parser.add_argument("run", type=paths.argument, metavar="RUN", help="the run's directory")
     parser.add_argument("--output", type=paths.model_argument, required=True, help=f"a new folder, or {paths.HUB_FORM}")
     parser.add_argument("--checkpoint", default="best", help="best (the default), latest or a step")
     parser.add_argument("--license", default="unknown", help="the model's licence: apache-2.0, cc-by-nc-4.0, ...")
@@ -209,9 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def program() -> None:
-        if (args.run is None) == (args.workdir is None):
-            raise UserError("give the run's directory once: taskexpert release RUN --output=DIR")
-        workdir, words = args.run or args.workdir, Words(args.license, args.name, args.note)
+        workdir, words = args.run, Words(args.license, args.name, args.note)
         jax.config.update("jax_platforms", "cpu")  # nothing is computed
         command_line.configure_logging()
         if paths.is_hub(args.output):

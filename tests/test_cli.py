@@ -40,16 +40,8 @@ def called(monkeypatch):
         ("train --config=x --workdir=RUN", "modes", "taskexpert train|--mode=train --workdir=RUN --config=x"),
         ("evaluate RUN --extend", "modes", "taskexpert evaluate|--mode=evaluate --workdir=RUN --extend"),
         ("predict -workdir RUN --images I", "modes", "taskexpert predict|--mode=predict --workdir=RUN --images I"),
-        (
-            f"predict --model={ROOT} --images=I",
-            "modes",
-            f"taskexpert predict|--mode=predict --workdir={ROOT} --images=I --output=predictions",
-        ),
-        (
-            f"gates --images=I --model {ROOT} --output=O",
-            "gates",
-            f"taskexpert gates|--workdir={ROOT} --images=I --output=O",
-        ),
+        ("predict --model=demo --images=I", "modes", "taskexpert predict|--mode=predict --workdir=demo --images=I"),
+        ("gates --images=I --model hf://O/N", "gates", "taskexpert gates|--workdir=hf://O/N --images=I"),
         ("compile --quick", "modes", "taskexpert compile|--mode=compile --quick"),
         ("checkpoint RUN --verify", "checkpoint", "taskexpert checkpoint|RUN --verify"),
         ("checkpoint --tree --workdir=RUN", "checkpoint", "taskexpert checkpoint|RUN --tree"),
@@ -110,7 +102,6 @@ def test_a_wrong_argument_of_a_program_without_a_config_is_one_line(program, nam
             "--mode is a flag of main.py; here the command is the mode, and this is taskexpert ",
         ),
         ("evaluate --workdir", "--workdir needs a value: --workdir=VALUE"),
-        ("predict --model=/none", "--model=/none: no such folder; give a released model's, hf://OWNER/NAME, or demo"),
         ("evaluate A --flagfile=/none", "[Errno 2] No such file or directory: '/none'"),
     ],
 )

@@ -180,7 +180,7 @@ def test_a_release_replaces_nothing(run, tmp_path, name):
     (tmp_path / "folder" / "kept.txt").write_text("mine")
     release.release(run, tmp_path / "released")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=rf"^--output={tmp_path}/{name} is .*give a new folder$"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/{name} .*: nothing is overwritten; give a new"):
         release.release(run, tmp_path / name)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -207,8 +207,6 @@ def test_the_program_says_what_is_wrong_in_a_line(run, tmp_path, capsys):
         return lines[0]
 
     out = f"--output={tmp_path / 'out'}"
-    assert "give the run's directory once" in error(out)
-    assert "give the run's directory once" in error(run, f"--workdir={run}", out)
     assert error(run, out, "--license=Apache 2.0").startswith(
         "error: --license=Apache 2.0: give an identifier of the hub"
     )

@@ -21,11 +21,12 @@ _CAPTIONS = {
 
 
 def of_task(task: Task) -> dict[str, Any]:
-    """What the page knows of a task before any prediction: name, title, kind, caption, and colours of its classes."""
+    """What the page knows of a task before any prediction: name, title, kind, unit, caption, colours of its classes."""
     known: dict[str, Any] = {
         "name": task.name,
         "title": task.title,
         "kind": task.kind.name,
+        "unit": task.kind.unit,
         "smooth": task.kind.smooth,
         "caption": _CAPTIONS.get(task.kind.name, ""),
     }

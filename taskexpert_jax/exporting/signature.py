@@ -8,10 +8,9 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from taskexpert_jax import installation
+from taskexpert_jax import files, installation
 from taskexpert_jax.config import read_run
 from taskexpert_jax.exporting.program import BATCH, Program, nonfinite_name
-from taskexpert_jax.runs import released
 from taskexpert_jax.runs.load import Selected
 from taskexpert_jax.tasks import Task
 from taskexpert_jax.tasks.kinds.kind import nearest
@@ -102,7 +101,7 @@ def _outputs(tasks: tuple[Task, ...], outputs: dict[str, jax.ShapeDtypeStruct]) 
 def checksums(folder: pathlib.Path) -> dict[str, Any]:
     """Sizes and checksums of the files in a folder."""
     return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": released.checksum(path)}
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": files.checksum(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }

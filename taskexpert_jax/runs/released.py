@@ -8,12 +8,9 @@ SHA256SUMS          checksums of the first two
 
 from collections.abc import Callable, Iterator
 import contextlib
-import hashlib
 import json
 import pathlib
 import re
-import secrets
-import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -71,12 +68,6 @@ def is_model(file: pathlib.Path) -> bool:
         return False
 
 
-def checksum(path: pathlib.Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write(folder: pathlib.Path, variables: dict[str, Tree], config: ConfigDict, facts: Facts, card: str) -> None:
     """Writes a released folder, completely or not at all.
 
@@ -88,21 +79,14 @@ def write(folder: pathlib.Path, variables: dict[str, Tree], config: ConfigDict, 
       card: text of README.md.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: it is not empty, or cannot be written.
     """
-    folder = folder.resolve()  # a rename replaces no link
-    partial = folder.with_name(f".{secrets.token_hex(4)}.partial")
     named = {name: np.asarray(array) for name, array in tree.arrays(variables).items()}
-    with files.writing(folder):
-        partial.mkdir(parents=True)
-        try:
-            _save(partial / MODEL, named, metadata(facts))
-            (partial / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n", "utf-8")
-            (partial / CARD).write_text(card, "utf-8")
-            (partial / SUMS).write_text("".join(f"{checksum(partial / name)}  {name}\n" for name in VERIFIED))
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with files.new_folder(folder, last=SUMS) as partial, files.writing(folder):
+        _save(partial / MODEL, named, metadata(facts))
+        (partial / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n", "utf-8")
+        (partial / CARD).write_text(card, "utf-8")
+        (partial / SUMS).write_text("".join(f"{files.checksum(partial / name)}  {name}\n" for name in VERIFIED))
 
 
 def _save(path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
@@ -143,7 +127,7 @@ def verify(folder: pathlib.Path) -> None:
         if name not in expected:
             raise UserError(f"{path} has no checksum of {name}; {_AGAIN}")
         try:
-            wrong = checksum(folder / name) != expected[name]
+            wrong = files.checksum(folder / name) != expected[name]
         except FileNotFoundError:
             raise UserError(f"{folder / name} is missing: the released folder is incomplete; {_AGAIN}") from None
         except OSError as error:

@@ -148,6 +148,6 @@ def test_every_kind_of_value_has_a_key():
 
     record = next(iter(taskexpert_jax.tasks.build(("depth",), loss_weights={"depth": 1.0})))
     flow = dataclasses.replace(record, name="flow", title="flow", kind=kinds.vector(2, unit="pixels"))
-    assert keys.of_task(flow)["caption"] == ""
+    assert (keys.of_task(flow)["caption"], keys.of_task(flow)["unit"]) == ("", "pixels")
     key = keys.of_values(flow, RANDOM.normal(size=(8, 9, 2)).astype(np.float32))
     assert key["key"].startswith("data:image/png;base64,")

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from configs import demo
-from taskexpert_jax import checkpoint, json_file, train
+from taskexpert_jax import checkpoint, files, json_file, train
 from taskexpert_jax.config import read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import sharding
@@ -59,7 +59,7 @@ def rewrite(folder, change, metadata=None):
     tensors = safetensors.numpy.load_file(path)
     change(tensors)
     safetensors.numpy.save_file(tensors, path, metadata or released.metadata(FACTS))
-    lines = [f"{released.checksum(folder / name)}  {name}\n" for name in released.VERIFIED]
+    lines = [f"{files.checksum(folder / name)}  {name}\n" for name in released.VERIFIED]
     (folder / released.SUMS).write_text("".join(lines))
 
 
@@ -189,7 +189,7 @@ def test_a_file_of_another_format_is_refused(folder, metadata, line):
 
 def test_a_file_that_is_no_safetensors_is_one_line(folder):
     (folder / released.MODEL).write_bytes(b"not tensors")
-    lines = [f"{released.checksum(folder / name)}  {name}\n" for name in released.VERIFIED]
+    lines = [f"{files.checksum(folder / name)}  {name}\n" for name in released.VERIFIED]
     (folder / released.SUMS).write_text("".join(lines))
     assert error(folder).startswith(f"{folder / released.MODEL} cannot be read: ")
 
@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(run, tmp_path, monkeypat
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(released, "checksum", full)
+    monkeypatch.setattr(files, "checksum", full)
     with pytest.raises(UserError, match="released cannot be written: No space left on device; free space"):
         released.write(tmp_path / "released", run[1], read_run(run[0]), FACTS, "card\n")
     assert list(tmp_path.iterdir()) == []
@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(run, tmp_path, monkeypat
 
 def test_what_stands_in_a_folder_is_not_replaced(run, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="already has file: nothing is overwritten"):
         released.write(tmp_path, run[1], read_run(run[0]), FACTS, "card\n")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

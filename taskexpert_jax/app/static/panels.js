@@ -85,7 +85,6 @@ export class Position {
 
 const READERS = {
   classes: (task, data, at) => task.classes[data[at]],
-  depth: (task, data, at) => `${fixed(data[at], 3)} m`,
   probability: (task, data, at) => `p = ${fixed(data[at], 3)}`,
   normals: (task, data, at) => {
     const [x, y, z] = data.subarray(3 * at, 3 * at + 3);
@@ -94,13 +93,15 @@ const READERS = {
   },
 };
 
+const unitOf = (task) => task.unit ? ` ${task.unit}` : "";
+
 /** The value of a task at pixel number `at`, in words. */
 export function valueAt(task, {shape, data}, at) {
   const reader = READERS[task.kind];
   if (reader) return reader(task, data, at);
   const channels = shape[2] ?? 1;
   const components = Array.from(data.subarray(channels * at, channels * (at + 1)), (number) => fixed(number, 3));
-  return channels === 1 ? components[0] : `(${components.join(", ")})`;
+  return (channels === 1 ? components[0] : `(${components.join(", ")})`) + unitOf(task);
 }
 
 /** Fills a panel with a task's result: colours, and the key with its switches. */
@@ -156,8 +157,7 @@ function classSwitches(panel, task, colours, ids, shares) {
 
 /** Colour bar with the values at its ends, and the smallest and the largest value. */
 function bar(task, {limits, minimum, maximum, bar: colours}) {
-  const unit = task.kind === "depth" ? " m" : "";
-  const text = (value) => `${fixed(value, 2)}${unit}`;
+  const text = (value) => `${fixed(value, 2)}${unitOf(task)}`;
   return [
     element("img", {src: colours, alt: "", className: "bar"}),
     element("p", {className: "ticks"}, element("span", {}, text(limits[0])), element("span", {}, text(limits[1]))),
