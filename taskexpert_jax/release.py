@@ -1,7 +1,7 @@
 """Releases a trained model: a folder with its parameters, config, model card and checksums, or a repository of the hub.
 
-python -m taskexpert_jax.release RUN --output=DIR --license=apache-2.0
-python -m taskexpert_jax.release RUN --output=hf://OWNER/NAME             # private, unless --public is given
+taskexpert release RUN --output=DIR --license=apache-2.0
+taskexpert release RUN --output=hf://OWNER/NAME             # private, unless --public is given
 """
 
 from collections.abc import Sequence

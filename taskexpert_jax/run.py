@@ -167,13 +167,12 @@ class Run:
         Raises:
           UserError: an unreadable image, or a wrong setting.
         """
-        several = isinstance(image, Sequence) and not isinstance(image, str)
-        sources: Sequence[AnyImage] = image if several else [image]  # type: ignore[assignment]
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: must be at least 1")
         config = self._configured(flip, scales, image_size)
-        found = list(self._predict(sources, config, batch_size))
-        return found if several else found[0]
+        if isinstance(image, Sequence) and not isinstance(image, str):
+            return self._predict(image, config, batch_size)
+        return self._predict([image], config, batch_size)[0]
 
     def draw(self, prediction: Mapping[str, np.ndarray], image: AnyImage | None = None) -> dict[str, Image.Image]:
         """Colour images of a prediction by task, each with its legend or colour bar.

@@ -252,7 +252,7 @@ def test_a_run_is_pushed_and_pulled(run, tmp_path, server, capsys):
     assert "--license, --name and --note are in its README.md" in capsys.readouterr().err
 
 
-def test_a_released_run_is_compared_by_the_evaluation_that_is_given(run, evaluated, tmp_path):
+def test_the_evaluation_of_the_run_is_not_part_of_the_release(run, evaluated, tmp_path):
     evaluated()
     release.release(run, tmp_path / "out")
     with pytest.raises(UserError, match=r"out/evaluation/metrics.json is missing"):

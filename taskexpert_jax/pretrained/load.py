@@ -1,9 +1,8 @@
 """Initialises the backbone with pretrained weights; see docs/pretrained.md.
 
 `config.model.pretrained` is a weight file, the directory of a finished run of this project, a released folder, or an
-hf:// address of a released model or of weight files. The weights are checked
-completely first: every parameter of the backbone is there with its shape, and every tensor of the file is used or
-known to be unnecessary.
+hf:// address of a released model or of weight files. The weights are checked completely first: every parameter of the
+backbone is there with its shape, and every tensor of the file is used or known to be unnecessary.
 """
 
 from collections.abc import Iterable, Mapping

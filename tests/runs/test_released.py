@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from configs import demo
-from taskexpert_jax import checkpoint, files, json_file, train
+from taskexpert_jax import checkpoint, files, train
 from taskexpert_jax.config import read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import sharding
@@ -234,10 +234,6 @@ def test_a_released_model_is_not_trained_further(folder):
     with pytest.raises(UserError, match=rf"^{folder} is a released model, which is not trained further: give another"):
         train.train(read_run(folder), folder, lambda step: iter(()), lambda: ())
     assert sorted(folder.iterdir()) == before
-
-
-def test_the_config_is_json(folder):
-    assert json_file.read(folder / released.CONFIG)["tasks"] == ["semseg", "depth"]
 
 
 def test_the_checkpoint_program_says_what_the_folder_is(folder, capsys):
