@@ -21,11 +21,11 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report import model_card
 from taskexpert_jax.runs import hub, released, tree
+from taskexpert_jax.runs.config import FREE_TO_LOAD
 from taskexpert_jax.runs.load import Selected, load
 from taskexpert_jax.version import __version__
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-_OTHERS = ("attention", "remat", "unroll")  # fields of `model` that may differ in an evaluation
 # What is read of an evaluation's metrics.json.
 _FORM = {
     "step": int,
@@ -178,7 +178,8 @@ def evaluation_of(workdir: pathlib.Path, config: ConfigDict, selected: Selected)
     if older:
         return None, "the run's evaluation is older than the checkpoint"
     model = json.loads(config.model.to_json_best_effort())
-    other = any(found["model"].get(name, value) != value for name, value in model.items() if name not in _OTHERS)
+    fixed = {name: value for name, value in model.items() if f"model.{name}" not in FREE_TO_LOAD}
+    other = any(found["model"].get(name, value) != value for name, value in fixed.items())
     if other or found["tasks"] != list(config.tasks) or found["dataset"]["name"] != config.dataset.name:
         return None, "the run's evaluation/metrics.json is of another model or data set"
     return found, ""

@@ -1,5 +1,6 @@
 """The Python API: predictions, gates and metrics of a run, and what importing it costs."""
 
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import pathlib
 import subprocess
@@ -83,6 +84,15 @@ def test_a_list_is_predicted_in_its_order_whatever_the_sizes_and_the_batch(run):
         assert found["depth"].shape == image.shape[:2]
         np.testing.assert_allclose(found["depth"], expected["depth"], rtol=1e-4, atol=1e-5)
     assert run.predict([]) == []
+
+
+def test_several_threads_may_call_it(run):
+    images = [RANDOM.integers(0, 256, (24, 36, 3), np.uint8) for _ in range(4)]
+    singly = [run.predict(image) for image in images]
+    fresh = dataclasses.replace(run, _steps={})
+    with ThreadPoolExecutor(2) as threads:
+        for found, expected in zip(threads.map(fresh.predict, images), singly, strict=True):
+            same(found, expected)
 
 
 def test_views_are_averaged_and_compiled_once_each(run):
