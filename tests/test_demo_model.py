@@ -1,5 +1,6 @@
 """The bundled model: it loads, it is the one that its card describes, and it predicts what it was trained for."""
 
+import pathlib
 import re
 
 import numpy as np
@@ -27,6 +28,12 @@ def test_the_card_says_what_the_model_is_good_for(card):
     assert "taskexpert predict --model=demo --images=" in text and 'load_run("demo")' in text
     assert "200 examples of the split `val` of `scenes`" in text
     assert len(numbers) > 15
+
+
+def test_the_card_cites_the_paper_as_the_readme_does(card):
+    readme = pathlib.Path(__file__).resolve().parent.parent / "README.md"
+    (entry,) = re.findall(r"^@inproceedings\{.*?^\}$", card[0], re.MULTILINE | re.DOTALL)
+    assert entry in readme.read_text()
 
 
 def test_the_folder_has_only_the_files_of_a_release_and_is_small():

@@ -16,6 +16,8 @@ import sys
 from PIL import Image
 import pytest
 
+import taskexpert_jax
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MESSAGE = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
@@ -127,6 +129,12 @@ def test_every_page_is_in_the_contents_of_the_site():
     contents = set(re.findall(r"^      - (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
     from_elsewhere = {"index.md", "quickstart.md", "contributing.md", "changelog.md"}
     assert contents - from_elsewhere == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs" / "hooks.py").read_text()
+    page = text[text.index('    "api": (') : text.index('    "tasks": (')]
+    assert set(taskexpert_jax.__all__) <= set(re.findall(r"\w+", page))
 
 
 @pytest.mark.slow
