@@ -28,7 +28,7 @@ def read_run(workdir: pathlib.Path) -> ConfigDict:
     try:
         config, added = restored(json_file.read(path))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; give the --workdir of a run") from None
+        raise UserError(f"{path} is missing; give the --workdir of a run, or a released model") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; {_REMEDY}") from error
     except (json_file.MalformedError, UserError) as error:
