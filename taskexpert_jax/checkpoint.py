@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy with this very run
     logging.set_verbosity(logging.ERROR)  # hides Orbax's warning about read-only mode
     parser = command_line.Parser("taskexpert_jax.checkpoint", __doc__)
-    parser.add_argument("workdir", type=paths.model_argument, metavar="RUN")
+    parser.add_argument("workdir", type=paths.model_argument, metavar="RUN", help=paths.MODEL_FORM)
     parser.add_argument("--verify", action="store_true", help="read every file and compare it with its checksum")
     parser.add_argument("--tree", action="store_true", help="list the arrays of the newest checkpoint")
     args = parser.parse_args(arguments)

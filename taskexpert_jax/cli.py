@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from absl import flags
 
-from taskexpert_jax import command_line, installation, terminal
+from taskexpert_jax import command_line, installation, paths, terminal
 from taskexpert_jax.errors import UserError, shown
 
 
@@ -91,6 +91,7 @@ COMMANDS = {
         "RUN --output=DIR_OR_ADDRESS [--license=ID]",
         "release a model: a folder with its card, or on the Hugging Face hub",
         "argument",
+        released=True,
     ),
     "compile": Command(
         MODES, "--config=nyud:vit_l16 --topology=v5e:4x4", "report memory and traffic on hardware that is absent"
@@ -116,8 +117,8 @@ def main() -> int:
             sys.argv[:] = [f"{command_line.PROGRAM} {name}", *translated(name, arguments)]
         except UserError as error:
             command_line.fail(str(error))
-        if COMMANDS[name].module == MODES and command_line.asks_for_help(sys.argv):
-            print(f"usage: {usage(name)}\n\n{COMMANDS[name].help}\n")
+        if command_line.asks_for_help(sys.argv):
+            print(_head(COMMANDS[name], usage(name)), end="")
         installation.enable()
         return importlib.import_module(COMMANDS[name].module).main() or 0
 
@@ -133,7 +134,8 @@ def overview() -> str:
             *lines,
             "",
             "taskexpert COMMAND --help describes a command, taskexpert --version prints the version.",
-            "RUN is the folder that training writes to, or that of a released model.",
+            "RUN is the folder that training writes to. All but train and compare also take a released model as RUN:",
+            "its folder, demo (the bundled one) or hf://OWNER/NAME.",
         ]
     )
 
@@ -166,6 +168,13 @@ def translated(name: str, arguments: Sequence[str]) -> list[str]:
     if len(runs) > 1:
         raise UserError(f"the run is given {len(runs)} times, as {', '.join(map(shown, runs))}: give it once")
     return [*mode, f"--workdir={runs[0]}", *rest] if command.run == "flag" else [runs[0], *rest]
+
+
+def _head(command: Command, line: str) -> str:
+    """What --help prints before a command's flags; programs that use argparse describe their arguments themselves."""
+    what = f"usage: {line}\n\n{command.help}\n\n" if command.module == MODES else ""
+    run = f"RUN: {paths.MODEL_FORM}; also as --model=RUN\n\n" if command.released and command.run == "flag" else ""
+    return what + run
 
 
 def _unknown(name: str) -> str:

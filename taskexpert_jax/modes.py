@@ -23,7 +23,10 @@ _WORKDIR = paths.define("workdir", "The run's directory; to evaluate or predict 
 _EXTEND = flags.DEFINE_bool("extend", False, "For train: accept a larger num_steps than the run's.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "For evaluate, predict and export: best, latest or a step.")
 _IMAGES = paths.define("images", "For predict: an image or a folder of images.")
-_OUTPUT = paths.define("output", "For evaluate, predict and export: results; default in WORKDIR.")
+_OUTPUT = paths.define(
+    "output",
+    "For evaluate, predict and export: results; default: in WORKDIR, or in the current folder for a released model.",
+)
 _FORMAT = flags.DEFINE_enum(
     "format", "jax", ["jax", "saved_model", "onnx"], "For export: only jax; docs/export.md says why."
 )

@@ -17,6 +17,7 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # gs://bucket/x; also gs:/b
 _PART = r"(?!\.\.?(?:[/@%]|$))[\w.+-]+"
 _HUB = re.compile(rf"hf:/+({_PART}/{_PART})(?:@({_PART}(?:%2F{_PART})*))?((?:/{_PART})*)/?", re.ASCII)
 HUB_FORM = "hf://OWNER/NAME[@REVISION][/SUBFOLDER]"
+MODEL_FORM = "a run's folder, a released one, demo (the bundled model) or hf://OWNER/NAME"  # what `hub.located` takes
 
 
 def refusal(text: str, *, hub: bool = False) -> str | None:

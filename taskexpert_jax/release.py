@@ -188,7 +188,7 @@ def evaluation_of(workdir: pathlib.Path, config: ConfigDict, selected: Selected)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
     parser = command_line.Parser("taskexpert_jax.release", __doc__)
-    parser.add_argument("run", type=paths.argument, metavar="RUN", help="the run's directory")
+    parser.add_argument("run", type=paths.model_argument, metavar="RUN", help=paths.MODEL_FORM)
     parser.add_argument("--output", type=paths.model_argument, required=True, help=f"a new folder, or {paths.HUB_FORM}")
     parser.add_argument("--checkpoint", default="best", help="best (the default), latest or a step")
     parser.add_argument("--license", default="unknown", help="the model's licence: apache-2.0, cc-by-nc-4.0, ...")
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def program() -> None:
-        workdir, words = args.run, Words(args.license, args.name, args.note)
+        workdir, words = hub.located(args.run, "RUN"), Words(args.license, args.name, args.note)
         jax.config.update("jax_platforms", "cpu")  # nothing is computed
         command_line.configure_logging()
         if paths.is_hub(args.output):

@@ -1,10 +1,10 @@
-"""Scores prediction files of any model on a data set's evaluation split, with the metrics of `--mode=evaluate`.
+"""Scores prediction files of any model on a data set's evaluation split, with the metrics of `evaluate`.
 
   taskexpert score --config=nyud --predictions=DIR [--tasks=semseg,depth] [--output=DIR]
     --config.dataset.data_dir=DATA
 
 DIR has one file per task and image with a label of the task: TASK/ID.png, TASK/ID.npy, or ID/TASK.npy (the layout of
-`--mode=predict`). It has the image's size; docs/add_a_dataset.md describes the encodings under "Files of predictions".
+`predict`). It has the image's size; docs/add_a_dataset.md describes the encodings under "Files of predictions".
 
 Values are scored exactly as given, except probabilities, which go through a float32 logit: they are clipped to
 [1e-7, 1 - 1e-7], because the boundary loss would be infinite at 0 and 1; odsF takes them in 8 bits

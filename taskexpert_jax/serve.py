@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
-from taskexpert_jax import command_line, terminal
+from taskexpert_jax import command_line, paths, terminal
 from taskexpert_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _megabytes(text: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
     parser = command_line.Parser("taskexpert_jax.serve", __doc__)
-    parser.add_argument("run", metavar="RUN", help="a run's directory or a released folder")
+    parser.add_argument("run", metavar="RUN", help=paths.MODEL_FORM)
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: best)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: 127.0.0.1)")
     parser.add_argument("--port", type=_port, default=PORT, help=f"0: any free one (default: {PORT})")

@@ -11,7 +11,7 @@ import sys
 from absl import flags
 import pytest
 
-from taskexpert_jax import cli, command_line, installation
+from taskexpert_jax import cli, command_line, installation, paths
 from taskexpert_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -45,6 +45,7 @@ def called(monkeypatch):
         ("compile --quick", "modes", "taskexpert compile|--mode=compile --quick"),
         ("checkpoint RUN --verify", "checkpoint", "taskexpert checkpoint|RUN --verify"),
         ("checkpoint --tree --workdir=RUN", "checkpoint", "taskexpert checkpoint|RUN --tree"),
+        ("release --model=demo --output=O", "release", "taskexpert release|demo --output=O"),
         ("compare A B --single C", "compare", "taskexpert compare|A B --single C"),
         ("evaluate RUN -- --workdir=2", "modes", "taskexpert evaluate|--mode=evaluate --workdir=RUN -- --workdir=2"),
     ],
@@ -123,6 +124,13 @@ def test_the_page_has_an_example_of_each_command():
     assert [name for name, _ in listed] == list(cli.COMMANDS)
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "serve", "release"])
+def test_help_of_a_program_with_arguments_says_what_the_run_may_be(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(cli.COMMANDS[name].module).main(["--help"])
+    assert paths.MODEL_FORM in " ".join(capsys.readouterr().out.split())
+
+
 def test_each_command_has_a_program():
     for command in cli.COMMANDS.values():
         spec = importlib.util.find_spec(command.module)
@@ -172,4 +180,6 @@ def test_help_and_compare_import_neither_jax_nor_tensorflow(tmp_path):
     listed = re.findall(r"^  --([\w.]+)", of_predict, re.MULTILINE)
     assert listed == ["checkpoint", "config", "config.FIELD", "images", "output", "verbosity"]
     assert "An image or a folder of images." in of_predict
+    assert f"\nRUN: {paths.MODEL_FORM}; also as --model=RUN\n" in of_predict
+    assert "RUN: " not in text[text.index("usage: taskexpert train") : text.index("usage: taskexpert evaluate")]
     assert re.search(r"^\| .*metrics.json +\| - +\| 0.5000 +\| - +\| 77.00 +\|$", text, re.MULTILINE)

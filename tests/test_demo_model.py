@@ -8,7 +8,7 @@ import pytest
 
 from input_pipeline.scenes import render
 import taskexpert_jax
-from taskexpert_jax import checkpoint, installation
+from taskexpert_jax import checkpoint, installation, release
 from taskexpert_jax.runs import released
 
 SCENES = range(1_000_000, 1_000_008)  # the first of the evaluation split
@@ -41,10 +41,12 @@ def test_the_folder_has_only_the_files_of_a_release_and_is_small():
     assert found.keys() == {*released.NEEDED, released.CARD} and sum(found.values()) < 7_000_000
 
 
-def test_the_checkpoint_program_takes_its_name(tmp_path, monkeypatch, capsys):
+def test_programs_take_its_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert checkpoint.main(["demo"]) == 0
     assert " is a released model: step 1600, " in capsys.readouterr().out
+    assert release.main(["demo", "--output=copy"]) == 2
+    assert "demo_model is a released model already: copy the folder" in capsys.readouterr().err
 
 
 def test_it_predicts_unseen_scenes_as_well_as_its_card_says(card):
