@@ -106,10 +106,7 @@ def decoded(file: pathlib.Path | BinaryIO, formats: tuple[str, ...] = FORMATS) -
         except UnidentifiedImageError as error:
             raise ValueError(f"is damaged, or none of {', '.join(formats)}") from error
         with image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(
-                    f"{image.height}x{image.width}, but at most {MOST_PIXELS / 1e6:.0f} megapixels are read: reduce it"
-                )
+            _check_size(image.height, image.width)
             rawmode = image.tile[0].args if image.format == "PNG" and image.tile else None
             image.load()
             yield Decoded(image, {"L;2": 2, "L;4": 4}.get(rawmode) if isinstance(rawmode, str) else None)
@@ -145,23 +142,30 @@ def as_rgb(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarr
     Files and images of Pillow are converted as in `read_image`.
 
     Raises:
-      UserError: the file is unreadable, see `read_image`, or the array is none of an image.
+      UserError: the file is unreadable, see `read_image`, or the array is none of an image; more than `MOST_PIXELS`.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(os.fspath(image))
     if isinstance(image, Image.Image):
         try:
             with decoder_errors():
+                _check_size(image.height, image.width)
                 return _upright(image)
         except ValueError as error:
             raise UserError(f"not a readable image ({error})") from error
     if not isinstance(image, np.ndarray):
         raise UserError(f"an image must be a path, an image of Pillow or an array, not {type(image).__name__}")
+    if np.ma.is_masked(image):
+        raise UserError("the array of an image has masked pixels, of which the model knows nothing: fill them first")
     channels = image.shape[2] if image.ndim == 3 else 1
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:
         raise UserError(
             f"an array of an image must be (H, W, 3) uint8, with values from 0 to 255, not {image.shape} {image.dtype}"
         )
+    try:
+        _check_size(*image.shape[:2])
+    except ValueError as error:
+        raise UserError(f"the array of an image has {error}") from error
     return _rgb(Image.fromarray(image[:, :, 0] if image.ndim == 3 and channels == 1 else image))
 
 
@@ -296,6 +300,14 @@ def read_array(file: BinaryIO) -> np.ndarray:
             raise ValueError(f"is cut short: {there} bytes, but its shape is {shape} of {dtype}")
         file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _check_size(height: int, width: int) -> None:
+    """Raises ValueError for an image without pixels, or with more than are read."""
+    if not height * width:
+        raise ValueError(f"{height}x{width}, no pixels")
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"{height}x{width} pixels, but at most {MOST_PIXELS / 1e6:.0f} megapixels are read: reduce it")
 
 
 def _upright(image: Image.Image) -> np.ndarray:

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from taskexpert_jax import images
-from taskexpert_jax.config import check, frame_size, read_run
+from taskexpert_jax.config import FIELDS, check, frame_size, read_run
 from taskexpert_jax.errors import UserError, shown
-from taskexpert_jax.evaluation import full_pass, inference, steps
+from taskexpert_jax.evaluation import full_pass, given, inference, steps
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics, GateSummary, at_pixels
 from taskexpert_jax.models.model import TaskExpert
 from taskexpert_jax.parallel import sharding
@@ -167,10 +167,10 @@ class Run:
         Raises:
           UserError: an unreadable image, or a wrong setting.
         """
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size}: must be at least 1")
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise UserError(f"batch_size={shown(batch_size)}: must be a whole number, at least 1")
         config = self._configured(flip, scales, image_size)
-        if isinstance(image, Sequence) and not isinstance(image, str):
+        if isinstance(image, Sequence) and not isinstance(image, str | bytes | bytearray):
             return self._predict(image, config, batch_size)
         return self._predict([image], config, batch_size)[0]
 
@@ -182,12 +182,17 @@ class Run:
           image: the input image; adds "montage", the image and all tasks on one sheet.
 
         Raises:
-          UserError: a task that is not the model's.
+          UserError: a task that is not the model's, or an array that is no prediction of its task.
         """
         tasks = self.tasks
+        if not isinstance(prediction, Mapping):
+            raise UserError(f"a prediction is a dict of arrays by task, not {type(prediction).__name__}")
         if unknown := [name for name in prediction if name not in tasks]:
             raise UserError(f"{shown(unknown[0])} is not a task of {self.path}: {', '.join(tasks)}")
-        drawn = {name: panels.picture(tasks[name], array) for name, array in prediction.items()}
+        drawn = {
+            name: panels.picture(tasks[name], given.prediction(tasks[name], array))
+            for name, array in prediction.items()
+        }
         if image is None:
             return drawn
         titled = [(tasks[name].title, picture) for name, picture in drawn.items()]
@@ -234,14 +239,19 @@ class Run:
         Raises:
           UserError: no batch, or none of the model's tasks in it.
         """
+        if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+            raise UserError(f"give a list of batches, each a dict of arrays, not {type(batches).__name__}")
         source = iter(batches)
         first = next(source, None)
         if first is None:
             raise UserError("no batch to evaluate")
+        given.refuse_other_than_dicts(first)
         tasks = tuple(task for task in self.model.tasks if task.name in first)
         if not tasks:
-            raise UserError(f"no labels in the batch: none of {', '.join(self.tasks)} is among {', '.join(first)}")
-        whole = (_completed(batch, tasks) for batch in itertools.chain([first], source))
+            raise UserError(
+                f"no labels in the batch: none of {', '.join(self.tasks)} is among {', '.join(map(str, first))}"
+            )
+        whole = (given.batch(batch, tasks) for batch in itertools.chain([first], source))
         with sharding.use(self.mesh):
             found = full_pass.run(self.config, tasks, self.model, self.variables, whole, self.mesh)
         return found.evaluation(tasks, {}, self.model.expert_slots).metrics
@@ -250,16 +260,16 @@ class Run:
         self, flip: bool | None, scales: Sequence[float] | None, image_size: tuple[int, int] | None
     ) -> ConfigDict:
         """The config with the views of a call."""
-        given = {"flip": flip, "scales": scales, "image_size": image_size}
-        given = {name: value for name, value in given.items() if value is not None}
-        if not given:
+        views = {"flip": flip, "scales": scales, "image_size": image_size}
+        views = {name: value for name, value in views.items() if value is not None}
+        if not views:
             return self.config
         config = self.config.copy_and_resolve_references()
-        for name, value in given.items():
-            try:
-                config.eval[name] = tuple(value) if isinstance(value, Sequence) else value
-            except TypeError as error:
-                raise UserError(f"{name}={shown(value)}: {error}") from error
+        for name, value in views.items():
+            rule = FIELDS[f"eval.{name}"].rule
+            if not rule.allows(value):
+                raise UserError(f"{name}={shown(value)}: {rule.words}")
+            config.eval[name] = tuple(value) if isinstance(value, Sequence) else value
         check(config)
         return config
 
@@ -337,29 +347,6 @@ def _inside(tasks: Iterable[str], found: steps.Predicted, row: int, window: np.n
     diverged = [task for task in tasks if found.nonfinite[task][row]]
     arrays = {task: np.asarray(found.values[task])[row, top : top + rows, left : left + columns] for task in tasks}
     return Prediction({task: array for task, array in arrays.items() if task not in diverged}, diverged)
-
-
-def _completed(batch: Mapping[str, np.ndarray], tasks: Sequence[Task]) -> dict[str, np.ndarray]:
-    """The batch with a mask, windows and ids, by default those of whole images.
-
-    Raises:
-      UserError: images or labels of another dtype or shape.
-    """
-    image = np.asarray(batch.get("image", ()))
-    shape: tuple[int, ...] = image.shape
-    if len(shape) != 4 or shape[3] != 3 or image.dtype != np.uint8:
-        raise UserError(f'batch["image"] must be (B, H, W, 3) uint8, not {shape} {image.dtype}')
-    count, height, width, _ = shape
-    for task in tasks:
-        expected, found = (count, height, width, task.label_channels), np.shape(batch.get(task.name, ()))
-        if found != expected:
-            raise UserError(f"batch[{task.name!r}] must have the shape {expected}, not {found}")
-    defaults = {
-        "window": np.tile(np.array([0, 0, height, width], np.int32), (count, 1)),
-        "mask": np.ones(count, np.float32),
-        "id": np.array([str(index) for index in range(count)]),
-    }
-    return {**defaults, **batch}
 
 
 def load_run(path: str | os.PathLike[str], *, checkpoint: str | int = "best") -> Run:

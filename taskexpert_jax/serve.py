@@ -4,9 +4,11 @@ The page takes an image and shows the results of all tasks, the value under the 
 offline, and on this machine only unless --host says otherwise. docs/serve.md describes it.
 """
 
+import argparse
 from collections.abc import Sequence
 import errno
 import functools
+import math
 import socket
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from absl import logging
 
 from taskexpert_jax import command_line, paths, terminal
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.errors import UserError, shown
 
 if TYPE_CHECKING:
     import uvicorn
@@ -67,6 +69,7 @@ def configuration(app: Any) -> "uvicorn.Config":
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",  # its warnings are of malformed requests: whoever sends them would fill the terminal
         access_log=False,
         timeout_graceful_shutdown=1,
     )
@@ -109,16 +112,18 @@ def serve(run_path: str, checkpoint: str, host: str, port: int, megabytes: float
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port < 65536:
-        raise ValueError
-    return port
+    if not (text.isascii() and text.isdecimal() and int(text[:6]) < 65536):
+        raise argparse.ArgumentTypeError(f"{shown(text)}: must be a whole number from 0 to 65535")
+    return int(text)
 
 
 def _megabytes(text: str) -> float:
-    megabytes = float(text)
+    try:
+        megabytes = float(text)
+    except ValueError:
+        megabytes = math.nan
     if not 0 < megabytes <= 1000:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{shown(text)}: must be a number of MB above 0, up to 1000")
     return megabytes
 
 

@@ -146,11 +146,19 @@ def test_a_diverged_task_is_left_out_and_says_so(run):
         (7, {}, "must be a path, an image of Pillow or an array, not int"),
         ("missing.png", {}, "missing.png: no such image"),
         (str(ROOT / "README.md"), {}, "README.md: not a readable image"),
-        (IMAGE, {"scales": (0,)}, "config.eval.scales"),
-        (IMAGE, {"scales": "big"}, "config.eval.scales|scales='big'"),
-        (IMAGE, {"flip": "yes"}, "flip='yes'|config.eval.flip"),
+        (np.ma.masked_array(IMAGE, mask=IMAGE > 99), {}, "has masked pixels"),
+        (np.broadcast_to(IMAGE[:1, :1], (8192, 8193, 3)), {}, "8192x8193 pixels, but at most 67 megapixels are read"),
+        (Image.new("1", (8193, 8192)), {}, "8192x8193 pixels, but at most 67 megapixels are read"),
+        (Image.new("RGB", (0, 5)), {}, "5x0, no pixels"),
+        (b"image.png", {}, "not bytes"),
+        (IMAGE, {"scales": (0,)}, r"scales=\(0,\): give one or more factors in"),
+        (IMAGE, {"scales": 1.0}, "scales=1.0: give one or more factors in"),
+        (IMAGE, {"flip": "yes"}, "flip='yes': must be True or False"),
+        (IMAGE, {"image_size": 64}, "image_size=64: give a height and a width in pixels"),
         (IMAGE, {"image_size": (8, 8)}, "config.eval.image_size=8x8 is smaller"),
-        (IMAGE, {"batch_size": 0}, "batch_size=0: must be at least 1"),
+        (IMAGE, {"batch_size": 0}, "batch_size=0: must be a whole number, at least 1"),
+        (IMAGE, {"batch_size": 1.5}, "batch_size=1.5: must be a whole number"),
+        (IMAGE, {"batch_size": "2"}, "batch_size='2': must be a whole number"),
     ],
 )
 def test_wrong_input_is_one_line(run, image, settings, message):
@@ -173,6 +181,8 @@ def test_a_batch_without_the_needed_arrays_is_one_line(run):
         ([{"image": IMAGE, "depth": label}], r"batch\[\"image\"\] must be"),
         ([{"image": np.zeros((1, 32, 48, 3), np.uint8), "depth": label[0]}], r"batch\['depth'\] must have the shape"),
         ([{"image": np.zeros((1, 24, 36, 3), np.uint8), "depth": label[:, :24, :36]}], "24x36"),
+        ([{"depth": label}, None], "a batch is a dict of arrays, not NoneType|must be"),
+        ({"depth": label}, "give a list of batches, each a dict of arrays, not dict"),
     ):
         with pytest.raises(UserError, match=message):
             run.evaluate(batches)
@@ -181,6 +191,8 @@ def test_a_batch_without_the_needed_arrays_is_one_line(run):
 def test_drawing_another_models_task_is_refused(run):
     with pytest.raises(UserError, match="'albedo' is not a task of"):
         run.draw(Prediction({"albedo": IMAGE}))
+    with pytest.raises(UserError, match="a prediction is a dict of arrays by task, not list"):
+        run.draw([IMAGE])
 
 
 def test_odsf_alone_is_that_of_the_counts():
@@ -198,6 +210,7 @@ def test_odsf_alone_is_that_of_the_counts():
         ([edges * np.nan], [label], r"outside of \[0, 1\]"),
         ([edges > 0], [label], "must be float"),
         ([edges[:5]], [label], "resize it"),
+        ([edges], [edges], "a boundary label must be whole numbers or bool, and this float32 is not"),
     ):
         with pytest.raises(UserError, match=message):
             taskexpert_jax.odsf(predictions, labels)

@@ -23,7 +23,7 @@ def differences(saved: Tree, wanted: Tree, *, cast: bool = False) -> tuple[list[
     cast: treats all float dtypes as equal.
     """
     old, new = (
-        {name: f"{tuple(leaf.shape)} {_dtype(leaf, cast)}" for name, leaf in arrays(tree).items()}
+        {_one_line(name): f"{tuple(leaf.shape)} {_dtype(leaf, cast)}" for name, leaf in arrays(tree).items()}
         for tree in (saved, wanted)
     )
     lines = [f"- {name} {old[name]}: only in the checkpoint" for name in sorted(old.keys() - new.keys())]
@@ -39,6 +39,11 @@ def differences(saved: Tree, wanted: Tree, *, cast: bool = False) -> tuple[list[
 def listed(lines: list[str], most: int = 12) -> str:
     """The lines of `differences` for the end of a message, indented, each on a line of its own."""
     return "".join(f"\n  {line}" for line in lines[:most] + [f"... and {len(lines) - most} more"] * (len(lines) > most))
+
+
+def _one_line(name: str) -> str:
+    """The name for a message: a file of others may have line breaks and escape sequences in it."""
+    return name if name.isprintable() else repr(name)
 
 
 def _dtype(leaf: Any, cast: bool) -> str:

@@ -134,7 +134,7 @@ def test_files_of_all_formats_are_read_upright(run, form):
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"is damaged, or none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"),
         (encoded(np.zeros((40, 40, 3), np.uint8), "ICO"), r"is damaged, or none of BMP"),
         (encoded(np.zeros((40, 40, 3), np.uint8))[:60], r"."),
-        (encoded(Image.new("1", (9000, 9000))), r"9000x9000, but at most 67 megapixels are read: reduce it"),
+        (encoded(Image.new("1", (9000, 9000))), r"9000x9000 pixels, but at most 67 megapixels are read: reduce it"),
     ],
 )
 def test_what_is_no_image_is_one_line(run, data, line):

@@ -28,13 +28,14 @@ def odsf(
       how: conversion of probabilities to 8 bits.
 
     Raises:
-      UserError: no image, different numbers of predictions and labels, or values that are no probabilities.
+      UserError: no image, different numbers of predictions and labels, values that are no probabilities, or labels
+        that are no whole numbers.
     """
     parts = []
     try:
         for prediction, label in zip(predictions, labels, strict=True):
             strength = _in_8_bits(np.asarray(prediction), how)
-            parts.append(image_counts(strength, np.asarray(label).astype(np.int64), max_dist, kind=kind))
+            parts.append(image_counts(strength, _whole(np.asarray(label)), max_dist, kind=kind))
     except UserError:
         raise
     except ValueError as error:  # of zip
@@ -42,6 +43,12 @@ def odsf(
     if not parts:
         raise UserError("no prediction to score")
     return scores(BoundaryCounts.join(parts))
+
+
+def _whole(label: np.ndarray) -> np.ndarray:
+    if label.dtype.kind not in "biuf" or (label.dtype.kind == "f" and not (label == np.floor(label)).all()):
+        raise UserError(f"a boundary label must be whole numbers or bool, and this {label.dtype} is not")
+    return label.astype(np.int64)
 
 
 def _in_8_bits(probability: np.ndarray, how: Quantisation) -> np.ndarray:
