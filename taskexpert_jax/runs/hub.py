@@ -153,7 +153,10 @@ def _asked(address: Address) -> Iterator[Any]:
 
 
 def _reason(address: Address, errors: Any, error: Exception) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    responses = (
+        getattr(each, "response", None) for each in (error, error.__cause__)
+    )  # a pull wraps the server's error
+    status = next((found.status_code for found in responses if found is not None), None)
     if isinstance(error, errors.GatedRepoError):
         return f"access is restricted: ask for it on the page of {address.repository}, and {_LOG_IN}"
     if isinstance(error, errors.RepositoryNotFoundError):

@@ -109,8 +109,8 @@ def test_every_refusal_is_one_line_with_the_address(server, files):
         "or set HF_TOKEN"
     )
     assert error("hf://o/gated").startswith("hf://o/gated: access is restricted: ask for it on the page of o/gated, ")
-    assert "418" in error("hf://o/broken") or "cannot be reached" in error("hf://o/broken")
-    assert error("hf://o/secret").startswith("hf://o/secret: ")
+    assert error("hf://o/broken").startswith("hf://o/broken: the server answered HTTP 418: ")
+    assert error("hf://o/secret").startswith("hf://o/secret: not allowed (HTTP 403): log in")
     assert error("hf://o/--n").startswith("hf://o/--n: HFValidationError: ")
 
 
