@@ -68,6 +68,11 @@ def card_of(run, tmp_path, **words):
     return (tmp_path / "out" / released.CARD).read_text()
 
 
+def test_a_note_that_is_not_utf_8_is_escaped(run, tmp_path):
+    release.release(run, tmp_path / "out", words=release.Words(note="from \udcff"))
+    assert r"from \udcff" in (tmp_path / "out" / "README.md").read_text("utf-8")
+
+
 def test_a_release_is_the_run(run, tmp_path):
     line = release.release(run, tmp_path / "out")
     assert line.startswith(f"{run} at step 0 (latest): 0.2 M parameters, ")

@@ -85,7 +85,7 @@ def write(folder: pathlib.Path, variables: dict[str, Tree], config: ConfigDict, 
     with files.new_folder(folder, last=SUMS) as partial, files.writing(folder):
         _save(partial / MODEL, named, metadata(facts))
         (partial / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n", "utf-8")
-        (partial / CARD).write_text(card, "utf-8")
+        (partial / CARD).write_text(card, "utf-8", "backslashreplace")
         (partial / SUMS).write_text("".join(f"{files.checksum(partial / name)}  {name}\n" for name in VERIFIED))
 
 
