@@ -99,7 +99,7 @@ def configure_logging(verbosity: int | None = None) -> None:
     logger.setLevel(converter.absl_to_standard(logging.INFO if verbosity is None else verbosity))
 
 
-def _ignore_warnings() -> None:
+def ignore_warnings() -> None:
     """Hides Python's warnings that name no file and that nobody can act on; what cannot be decoded raises."""
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata that is not used here
     warnings.filterwarnings("ignore", message="Reading `.npy` or `.npz` file required additional header parsing")
@@ -129,7 +129,7 @@ def ended(program: Callable[[], object], interrupted: str | Callable[[], str] = 
       interrupted: the line for Ctrl-C, which ends the program with status 130; or a function that returns it.
     """
     terminal.guard()
-    _ignore_warnings()
+    ignore_warnings()
     with interruption.handled(interrupted if callable(interrupted) else lambda: interrupted):
         try:
             program()

@@ -23,6 +23,7 @@ import zlib
 
 import numpy as np
 
+from taskexpert_jax import command_line
 from taskexpert_jax.errors import UserError
 from tests.fuzz import mutate
 
@@ -86,7 +87,8 @@ def _seconds() -> float:
 
 def _read_all(readers: Sequence[Reader], folder: pathlib.Path) -> None:
     """Runs every reader; appends leaks to leaks.txt, and keeps the path of the file being read in current.txt."""
-    warnings.simplefilter("always", append=True)  # after the filters of the readers' modules
+    command_line.ignore_warnings()  # as every program does
+    warnings.simplefilter("always", append=True)  # after these filters
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, _stop)
     for number, reader in enumerate(readers):
