@@ -15,11 +15,11 @@ import tempfile
 import time
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from taskexpert_jax import installation
 
+ROOT = installation.root()
 # A process of its own for each answer; prints milliseconds. The parent's clock includes Python's start and end.
 ANSWER = """
 import json, statistics, sys, time

@@ -143,3 +143,7 @@ def test_the_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
     assert commit(tmp_path) == f"{clean}-dirty"
     assert commit(tmp_path / "inner") is None  # not that of another project around it
     installation.commit.cache_clear()
+
+
+def test_the_citation_has_the_version():
+    assert f"\nversion: {taskexpert_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
