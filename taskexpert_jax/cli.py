@@ -141,7 +141,7 @@ def overview() -> str:
 
 
 def usage(name: str) -> str:
-    """How a command is called."""
+    """Usage line of a command, such as `taskexpert evaluate RUN [--checkpoint=...]`."""
     return f"{command_line.PROGRAM} {name} {COMMANDS[name].usage}"
 
 
@@ -171,7 +171,7 @@ def translated(name: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _head(command: Command, line: str) -> str:
-    """What --help prints before a command's flags; programs that use argparse describe their arguments themselves."""
+    """Text of --help before a command's flags; programs that use argparse describe their arguments themselves."""
     what = f"usage: {line}\n\n{command.help}\n\n" if command.module == MODES else ""
     run = f"RUN: {paths.MODEL_FORM}; also as --model=RUN\n\n" if command.released and command.run == "flag" else ""
     return what + run

@@ -41,7 +41,7 @@ _FORM = {
 
 
 class Words(NamedTuple):
-    """What only those who release a model know, for its card.
+    """Statements for the model card that only those who release a model can make.
 
     Attributes:
       license: identifier of the licence, as on the hub: apache-2.0, cc-by-nc-4.0, ...; "unknown": not stated.

@@ -155,7 +155,7 @@ for status, *arguments in json.loads(sys.argv[1]):
 
 
 def without_jax(*calls):
-    """What calls of the console script print; each is its exit status and its arguments."""
+    """Output of calls of the console script; each is its exit status and its arguments."""
     command = [sys.executable, "-c", WITHOUT_JAX, json.dumps(calls)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr

@@ -82,7 +82,7 @@ def batch(frame, count=3):
 
 
 def predicted(config, workdir, images, windows):
-    """What the package predicts for a batch."""
+    """Predictions of the package for a batch."""
     mesh = sharding.one_device_mesh()
     with sharding.use(mesh):
         model, variables, _ = load(config, workdir, "best", mesh)

@@ -41,7 +41,7 @@ def form(text: str) -> list[str]:
 
 
 def texts(cell: dict) -> str:
-    """What a cell printed when the notebook was saved."""
+    """Text that a cell printed when the notebook was saved."""
     return "".join("".join(output["text"]) for output in cell["outputs"] if output.get("name") == "stdout")
 
 

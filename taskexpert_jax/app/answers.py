@@ -28,7 +28,7 @@ def _model(run: Run) -> dict[str, str]:
 
 
 def about(run: Run) -> dict[str, Any]:
-    """What the page shows of a run, and the colours that it draws with."""
+    """Facts of a run for the page, and the colours that it draws with."""
     return {
         **_model(run),
         "image_size": list(run.config.dataset.image_size),

@@ -21,7 +21,7 @@ _CAPTIONS = {
 
 
 def of_task(task: Task) -> dict[str, Any]:
-    """What the page knows of a task before any prediction: name, title, kind, unit, caption, colours of its classes."""
+    """Facts of a task that need no prediction: name, title, kind, unit, caption, colours of its classes."""
     known: dict[str, Any] = {
         "name": task.name,
         "title": task.title,

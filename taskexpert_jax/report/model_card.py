@@ -33,7 +33,7 @@ _CITATION = """\
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What a model card says.
+    """Content of a model card.
 
     Attributes:
       name: name of the model.

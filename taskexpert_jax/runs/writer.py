@@ -27,7 +27,7 @@ def writing(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
 
 
 class MetricWriter(Protocol):
-    """What a run needs of `clu.metric_writers.MetricWriter`, whose import needs TensorFlow."""
+    """Methods of `clu.metric_writers.MetricWriter` that a run calls; clu's own class needs TensorFlow."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes scalars of a step."""

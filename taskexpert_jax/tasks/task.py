@@ -45,7 +45,7 @@ class Published(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Headline:
-    """What tables of results show of a task.
+    """Name, title and published metric of a task, for tables of results; needs no JAX.
 
     Attributes:
       name: key in batches, outputs and configs.
@@ -181,8 +181,8 @@ class Task(Headline):
 
 
 class _Given(NamedTuple):
-    """What builders take: the task's row, its loss weight, the data set's classes and largest depth, the boundary loss
-    weight."""
+    """Arguments of the builders: the task's row, its loss weight, the data set's classes and largest depth, and the
+    weight of the boundary loss's positive pixels."""
 
     headline: Headline
     loss_weight: float
@@ -303,7 +303,7 @@ NAMES = tuple(_ROWS)
 
 
 def headline(name: str) -> Headline:
-    """What tables show of the task of this name, one of `NAMES`; needs no JAX."""
+    """Headline of the task of this name, one of `NAMES`; needs no JAX."""
     facts = _ROWS[name]._asdict()
     del facts["build"]
     return Headline(name=name, **facts)

@@ -117,7 +117,7 @@ def minus(text):
 
 
 def expected_texts(run, prediction, x, y):
-    """What the panels say of a pixel."""
+    """Texts of the panels for a pixel."""
     normal = prediction["normals"][y, x]
     angle = np.degrees(np.arccos(np.clip(-normal[2].astype(float), -1, 1)))
     return {
@@ -288,8 +288,9 @@ def test_who_waits_sees_how_many_are_before(client, browser):
         page.wait(f"document.getElementById('status').textContent.startsWith('Predicting {form}.image')")
     pages[1].wait("document.getElementById('status').textContent === 'PNG.image waits: 1 image before it ...'")
     client.may_answer.set()
-    for page in pages:
+    for page, form in zip(pages, ("BMP", "PNG"), strict=True):
         page.wait(SHOWN)
+        assert page.run("document.getElementById('name').textContent") == f"{form}.image"
         page.close()
 
 

@@ -6,7 +6,6 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 import pytest
@@ -15,20 +14,9 @@ from input_pipeline import folder, pipeline
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation.best_constant import LabelSample
 from taskexpert_jax.tasks import build, from_config, kinds
-from tests.input_pipeline import labelled_folder
 from tests.input_pipeline.labelled_folder import ALL, CLASSES, HEIGHT, WIDTH, numbers, save
 
 RECORDS = {task.name: task for task in build(ALL, loss_weights=dict.fromkeys(ALL, 1.0), semseg_classes=CLASSES)}
-
-
-@pytest.fixture
-def root(tmp_path: pathlib.Path) -> pathlib.Path:
-    return labelled_folder.write(tmp_path)
-
-
-@pytest.fixture
-def config(root: pathlib.Path) -> ConfigDict:
-    return labelled_folder.config_of(root)
 
 
 # --- decoding of labels ---

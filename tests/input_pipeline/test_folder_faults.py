@@ -4,7 +4,6 @@ from collections.abc import Callable
 import pathlib
 import re
 
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
@@ -12,18 +11,7 @@ from configs import folder as folder_config
 from input_pipeline import folder, pipeline, show
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import from_config
-from tests.input_pipeline import labelled_folder
 from tests.input_pipeline.labelled_folder import ALL, CLASSES, HEIGHT, WIDTH, save
-
-
-@pytest.fixture
-def root(tmp_path: pathlib.Path) -> pathlib.Path:
-    return labelled_folder.write(tmp_path)
-
-
-@pytest.fixture
-def config(root: pathlib.Path) -> ConfigDict:
-    return labelled_folder.config_of(root)
 
 
 def spoilt(root: pathlib.Path, fault: str) -> None:

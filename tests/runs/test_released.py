@@ -128,10 +128,13 @@ def test_a_changed_file_is_one_line(folder, name):
 
 
 def test_the_card_may_be_edited(folder):
+    before = loaded(folder)
     (folder / released.CARD).write_text("better words")
-    loaded(folder)
+    edited = loaded(folder)
     (folder / released.CARD).unlink()
-    loaded(folder)
+    for variables, selected in (edited, loaded(folder)):
+        assert selected == before[1]
+        jax.tree.map(np.testing.assert_array_equal, variables, before[0])
 
 
 @pytest.mark.parametrize(
