@@ -4,8 +4,10 @@ The environment is set here, at import, because JAX and TensorFlow read it once,
 imports this file before any test module. Programs that a test starts inherit it.
 """
 
+from collections.abc import Iterator
 import os
 import pathlib
+import uuid
 
 import jaxtyping
 import pytest
@@ -59,3 +61,24 @@ def golden_dir() -> pathlib.Path:
 def data_dir() -> pathlib.Path:
     """Folder of real pictures and labels; the test is skipped where it is absent."""
     return _folder("data")
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[str]:
+    """Address of a bucket of the emulator, shared by the tests of this process; skips where there is no emulator."""
+    from tests import emulator
+
+    with emulator.running() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(store) -> str:
+    """A fresh gs:// address of the emulator, nothing below it; the test is skipped where there is no emulator."""
+    return f"{store}/{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def session_bucket(store) -> str:
+    """A gs:// address as `bucket`, the same for all tests of this process."""
+    return f"{store}/session"
