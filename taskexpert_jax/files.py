@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from typing import BinaryIO
 
+from taskexpert_jax import storage
 from taskexpert_jax.errors import UserError, disk_refusal
 
 _PROBE = 1 << 16  # bytes written to find out whether a folder takes files
@@ -28,13 +29,17 @@ def atomic(path: pathlib.Path, partial: pathlib.Path | None = None, *, durable: 
     """Yields a binary file that replaces `path` when the body has succeeded; otherwise nothing is changed.
 
     Args:
-      path: the file to write.
+      path: the file to write. An object of a bucket is sent as a whole when the body has succeeded.
       partial: where it is written first; default: a hidden file in the same folder.
       durable: waits until the disk has it, before it replaces `path`.
 
     Raises:
       OSError: it cannot be written.
     """
+    if storage.is_bucket(path):
+        with path.open("wb") as file:
+            yield file
+        return
     partial = partial or path.with_name(f".{secrets.token_hex(4)}.partial")
     try:
         raw = io.FileIO(partial, "w")
@@ -95,9 +100,14 @@ def folder_for_results(path: pathlib.Path, flag: str = "--output") -> pathlib.Pa
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as file:
-            file.write(bytes(_PROBE))
-            file.flush()
+        if storage.is_bucket(path):
+            probe = path / f".{secrets.token_hex(4)}.partial"
+            probe.write_bytes(b"")
+            probe.unlink(missing_ok=True)
+        else:
+            with tempfile.TemporaryFile(dir=path) as file:
+                file.write(bytes(_PROBE))
+                file.flush()
     except OSError as error:
         in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
         reason = "it, or a folder above it, is a file" if in_the_way else error.strerror
@@ -135,6 +145,11 @@ def new_folder(path: pathlib.Path, last: str, flag: str = "--output") -> Iterato
       UserError: `path` is not empty, or cannot be written to: before the body runs.
     """
     refuse_taken(path, flag)
+    if storage.is_bucket(path):
+        with tempfile.TemporaryDirectory(prefix="taskexpert_") as scratch:
+            yield pathlib.Path(scratch)
+            storage.copy_tree(pathlib.Path(scratch), path, last=last)
+        return
     existed = path.is_dir()
     partial = folder_for_results(path, flag) / f".{secrets.token_hex(4)}.partial"  # inside: `path` may be a mount
     try:

@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 from absl import flags
 
+from taskexpert_jax import storage
 from taskexpert_jax.errors import UserError
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # gs://bucket/x; also gs:/bucket/x, as path libraries shorten it
-
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # s3://bucket/x; also s3:/bucket/x, as path libraries shorten it
+# An object's name has no empty part: path libraries would shorten it.
+_BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](?:/[^/\r\n]+)*/?", re.ASCII)
+BUCKET_FORM = "gs://BUCKET/NAME"
 
 # OWNER/NAME[@REVISION][/SUBFOLDER]; a / of the revision is %2F. Neither . nor .. nor a wildcard is a part.
 _PART = r"(?!\.\.?(?:[/@%]|$))[\w.+-]+"
@@ -31,8 +34,11 @@ def refusal(text: str, *, hub: bool = False) -> str | None:
         return "a path has no NUL character"
     if match := _ADDRESS.match(text):
         scheme = match.group().partition(":")[0]
+        if scheme == "gs":
+            well_formed = _BUCKET.fullmatch(text) and not {".", ".."} & set(text.split("/"))
+            return None if well_formed else f"is no address of a bucket or an object; give {BUCKET_FORM}"
         if scheme != "hf":
-            return f"{scheme}:// addresses are not supported; give a local path, such as that of a mounted bucket"
+            return f"{scheme}:// addresses are not supported; give a local path or {BUCKET_FORM}"
         if not hub:
             return "hf:// addresses are for a trained model, and --output of release; give a local path"
         return None if _HUB.fullmatch(text) else f"is no address of a model on the hub; give {HUB_FORM}"
@@ -75,18 +81,21 @@ def local(text: str, name: str) -> pathlib.Path:
     """The path with `~` expanded; `name` is the field that gave it, for the message.
 
     Raises:
-      UserError: an empty path, an address such as gs://bucket, or the home of an unknown user.
+      UserError: an empty path, an address other than of a bucket, or the home of an unknown user.
     """
     if problem := refusal(text):
         raise UserError(f"{name}={text!r}: {problem}")
-    return pathlib.Path(os.path.expanduser(text))
+    return storage.path(os.path.expanduser(text))
 
 
 def argument(text: str, *, hub: bool = False) -> pathlib.Path:
     """The path of a command-line argument, as `type` of `argparse`; refuses what `refusal` refuses."""
     if problem := refusal(text, hub=hub):
         raise argparse.ArgumentTypeError(f"{text!r}: {problem}")
-    return pathlib.Path(os.path.expanduser(text))
+    try:
+        return storage.path(os.path.expanduser(text))
+    except UserError as error:  # argparse would print its own line for a ValueError
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def model_argument(text: str) -> pathlib.Path:
@@ -105,7 +114,7 @@ class _PathParser(flags.ArgumentParser[pathlib.Path]):
         """The path; ValueError for what `refusal` refuses, which absl prints after the flag's name."""
         if problem := refusal(str(argument), hub=self._hub):
             raise ValueError(problem)
-        return pathlib.Path(os.path.expanduser(argument))
+        return storage.path(os.path.expanduser(argument))
 
     def flag_type(self) -> str:
         """For --help."""

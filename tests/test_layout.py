@@ -35,6 +35,7 @@ FLOORS = (
         "json_file",
         "paths",
         "progress",
+        "storage",
         "terminal",
         "text_table",
     ),

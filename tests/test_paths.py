@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 import re
+import sys
 
 from absl import flags
 import pytest
@@ -13,8 +14,11 @@ from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
 
 REFUSED = [
-    "gs://bucket/run",
     "s3://bucket",
+    "gs://",
+    "gs://B/run",
+    "gs://bucket/a//b",
+    "gs://bucket/../b",
     "gs:/bucket/run",
     "file:///tmp/x",
     "hf://o/n",
@@ -26,7 +30,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_what_is_no_local_path_is_refused_everywhere(text):
+def test_what_is_no_path_is_refused_everywhere(text):
     with pytest.raises(UserError, match=r"^config\.x="):
         paths.local(text, "config.x")
     with pytest.raises(argparse.ArgumentTypeError):
@@ -48,6 +52,21 @@ def test_what_is_no_local_path_is_refused_everywhere(text):
 @pytest.mark.parametrize("text", ["run", "a:b/c", "./~run", "x://y"[:2], "...png", "C:x"])
 def test_odd_names_are_paths(text):
     assert paths.local(text, "x") == paths.argument(text) == pathlib.Path(text)
+
+
+@pytest.mark.parametrize("text", ["gs://bucket", "gs://bucket/run", "gs://my.bucket-1/a b/c.py/", "gs://abc/ä"])
+def test_addresses_in_buckets_are_paths(text):
+    for found in (paths.local(text, "x"), paths.argument(text), paths._PathParser().parse(text)):
+        assert isinstance(found, pathlib.Path) and str(found) == text.rstrip("/")
+        assert str(found / "x") == f"{text.rstrip('/')}/x"
+
+
+def test_without_googles_package_the_line_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("taskexpert_jax.storage.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "google.cloud", None)
+    with pytest.raises(argparse.ArgumentTypeError, match=r'pip install "taskexpert-jax\[gcs\]"'):
+        paths.argument("gs://bucket/run")
 
 
 def test_the_home_directory_is_filled_in(monkeypatch):

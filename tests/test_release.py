@@ -224,7 +224,7 @@ def test_the_program_says_what_is_wrong_in_a_line(run, tmp_path, capsys):
     assert "is a released model already: copy the folder, or push it" in error(tmp_path / "out", f"{out}2")
 
 
-@pytest.mark.parametrize("output", ["gs://b/x", "hf://x", ""])
+@pytest.mark.parametrize("output", ["s3://b/x", "hf://x", ""])
 def test_addresses_that_are_none_are_refused_at_once(run, capsys, output):
     with pytest.raises(SystemExit) as ended:
         main(run, f"--output={output}")

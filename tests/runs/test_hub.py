@@ -61,7 +61,7 @@ def test_a_local_path_is_left_alone(tmp_path, monkeypatch):
     assert hub.located("demo") == pathlib.Path(taskexpert_jax.__path__[0]) / "demo_model"
     (tmp_path / "demo").mkdir()
     assert hub.located(pathlib.Path("demo")) == pathlib.Path("demo")
-    for text, reason in (("gs://b/x", "gs:// addresses are not supported"), ("hf://x", "is no address of a model on")):
+    for text, reason in (("s3://b/x", "s3:// addresses are not supported"), ("hf://x", "is no address of a model on")):
         with pytest.raises(UserError, match=f"^--workdir={text}: {reason}|^--workdir='{text}': {reason}"):
             hub.located(text)
 

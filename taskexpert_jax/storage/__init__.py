@@ -1,0 +1,96 @@
+"""Storage: paths on a disk or in a bucket of Google Cloud Storage, behind one interface.
+
+A path in a bucket, `gs://BUCKET/NAME`, is a `pathlib.Path` too (`bucket.BucketPath`); packages of Google are imported
+when the first one is made.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import pathlib
+import shutil
+import tempfile
+from typing import TYPE_CHECKING
+
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.storage.facts import Facts
+
+if TYPE_CHECKING:
+    from taskexpert_jax.storage.bucket import BucketPath
+
+BUCKET = "gs://"
+
+
+def path(text: str | pathlib.Path) -> pathlib.Path:
+    """The path that a user names: on the disk, or `gs://BUCKET/NAME`.
+
+    Raises:
+      UserError: a bucket, and google-cloud-storage is not installed.
+    """
+    if isinstance(text, pathlib.Path):
+        return text
+    if not text.startswith(BUCKET):
+        return pathlib.Path(text)
+    return _bucket_path(text)
+
+
+def _bucket_path(path: str | pathlib.Path) -> "BucketPath":
+    try:
+        from taskexpert_jax.storage.bucket import BucketPath
+    except ImportError:
+        raise UserError(f'{path} needs google-cloud-storage: pip install "taskexpert-jax[gcs]"') from None
+    return BucketPath(path)
+
+
+def is_bucket(path: object) -> bool:
+    """True for a path in a bucket."""
+    return str(path).startswith(BUCKET)
+
+
+def listed(folder: pathlib.Path) -> Mapping[str, Facts]:
+    """All objects below a folder of a bucket by their name relative to it, in one listing.
+
+    Raises:
+      StoreError: the bucket does not exist or cannot be read.
+    """
+    from taskexpert_jax.storage import transfer
+
+    return transfer.listed(_bucket_path(folder))
+
+
+def remove(folder: pathlib.Path) -> None:
+    """Removes a folder and all that is in it; nothing happens if it does not exist."""
+    if is_bucket(folder):
+        _bucket_path(folder).rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_tree(source: pathlib.Path, target: pathlib.Path, *, last: str = "") -> None:
+    """Copies a local folder to a bucket: files that are there already with the same content are not sent again.
+
+    Args:
+      source: a local folder.
+      target: folder in a bucket; other objects in it stay.
+      last: file that is written after all others, which tells that they are complete.
+
+    Raises:
+      StoreError: an upload failed, or does not have the file's checksum.
+    """
+    from taskexpert_jax.storage import transfer
+
+    transfer.copy_tree(source, _bucket_path(target), last=last)
+
+
+@contextlib.contextmanager
+def local_copy(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path on the disk with the content of a file or folder, for libraries that need one.
+
+    It is the path itself unless that is in a bucket: then a verified copy, deleted afterwards.
+    """
+    if not is_bucket(path):
+        yield path
+        return
+    from taskexpert_jax.storage import transfer
+
+    with tempfile.TemporaryDirectory(prefix="taskexpert_") as folder:
+        yield transfer.download(_bucket_path(path), pathlib.Path(folder) / path.name)

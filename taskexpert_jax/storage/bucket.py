@@ -1,0 +1,259 @@
+"""Paths in a bucket of Google Cloud Storage."""
+
+from collections.abc import Iterator
+import errno
+import fnmatch
+import functools
+import io
+import pathlib
+import re
+import types
+from typing import Any, Self
+
+from etils import epath
+from etils.epath import gpath, stat_utils
+from google.cloud import storage
+
+from taskexpert_jax.storage import client
+
+_MAGIC = re.compile(r"[*?\[]")
+_FIELDS = "items(name),prefixes,nextPageToken"
+# A folder without these is no checkpoint: removed first, so that a removal that is cut short leaves no half of one.
+_FIRST_REMOVED = ("commit_success.txt", "manifest.json")
+_LOCAL_ONLY = ("chmod", "hardlink_to", "lchmod", "lstat", "owner", "group", "readlink", "samefile", "symlink_to")
+
+
+class Stat(stat_utils.StatResult):
+    """Facts of an object, with the names of `os.stat_result` that are used here too."""
+
+    @property
+    def st_size(self) -> int:
+        """Bytes."""
+        return self.length
+
+    @property
+    def st_mtime(self) -> float:
+        """Seconds since 1970 at the last write, by the store's clock."""
+        return self.mtime
+
+
+@epath.register_path_cls("gs://")  # Orbax, TFDS and JAX make their own from text: they get the same client and retries
+class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
+    """A path `gs://BUCKET/NAME`: a `pathlib.Path`, and one of etils for the libraries that take those.
+
+    A folder exists while an object has its name as a prefix, so `mkdir` does nothing. An object is written as a whole,
+    when its file is closed without an exception, and there is no appending. Methods raise OSError as those of a local
+    path do: FileNotFoundError, or `StoreError` after bounded retries.
+    """
+
+    __slots__ = ()
+
+    @property
+    def key(self) -> str:
+        """Name of the object in its bucket; empty for the bucket itself."""
+        return "/".join(self.parts[3:])
+
+    @property
+    def bucket(self) -> storage.Bucket:
+        """The bucket's handle."""
+        return client.bucket(self.parts[2])
+
+    @property
+    def blob(self) -> storage.Blob:
+        """The object's handle, without a request."""
+        return self.bucket.blob(self.key)
+
+    def _asked(self, *, of_bucket: bool = False) -> Any:
+        return client.errors(self, of_bucket=of_bucket)
+
+    def is_file(self) -> bool:
+        """True if there is an object of this name."""
+        with self._asked():
+            return bool(self.key) and self.blob.exists(**client.options(self))
+
+    def is_dir(self) -> bool:
+        """True if an object's name begins with this one."""
+        with self._asked(of_bucket=True):
+            prefix = f"{self.key}/" if self.key else ""
+            return any(self.bucket.list_blobs(prefix=prefix, max_results=1, fields=_FIELDS, **client.options(self)))
+
+    def exists(self) -> bool:
+        """True for an object or a folder."""
+        return self.is_file() or self.is_dir()
+
+    def iterdir(self) -> Iterator[Self]:
+        """Objects and folders of this folder; none if it does not exist."""
+        prefix = f"{self.key}/" if self.key else ""
+        with self._asked(of_bucket=True):
+            found = self.bucket.list_blobs(prefix=prefix, delimiter="/", fields=_FIELDS, **client.options(self))
+            names = {blob.name.removeprefix(prefix) for blob in found}
+            names |= {name.removeprefix(prefix).rstrip("/") for name in found.prefixes}
+        yield from (self / name for name in sorted(names - {""}))  # "" is a marker of the folder itself
+
+    def glob(self, pattern: str) -> Iterator[Self]:
+        """Objects and folders that match a pattern, without `**`."""
+        first, _, rest = pattern.partition("/")
+        if not _MAGIC.search(first):
+            found = iter([self / first])
+        else:
+            found = (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, first))
+        for path in found:
+            if rest:
+                yield from path.glob(rest)
+            elif _MAGIC.search(first) or path.exists():
+                yield path
+
+    def rglob(self, pattern: str) -> Iterator[Self]:
+        """Objects at any depth whose last part matches a pattern; folders are left out."""
+        prefix = f"{self.key}/" if self.key else ""
+        with self._asked(of_bucket=True):
+            found = self.bucket.list_blobs(prefix=prefix, fields=_FIELDS, **client.options(self))
+            names = [blob.name.removeprefix(prefix) for blob in found if not blob.name.endswith("/")]
+        yield from (self / name for name in names if fnmatch.fnmatchcase(name.rpartition("/")[2], pattern))
+
+    def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
+        """Does nothing, unless there is an object of this name."""
+        if self.is_file():
+            raise FileExistsError(errno.EEXIST, "it is a file", str(self))
+
+    def rmdir(self) -> None:
+        """Does nothing: a folder without objects does not exist."""
+
+    def rmtree(self, missing_ok: bool = False) -> None:
+        """Removes all objects of this folder."""
+        paths = list(self.rglob("*"))
+        early = [path for path in paths if path.name in _FIRST_REMOVED]
+        for some in (early, [path for path in paths if path not in early]):
+            client.each(lambda path: path.unlink(missing_ok=True), some)
+        if not paths and not missing_ok:
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(self))
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Removes the object."""
+        try:
+            with self._asked():
+                self.blob.delete(**client.options(self))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def open(self, mode: str = "r", buffering: int = -1, encoding: str | None = None, **kwargs: Any) -> Any:
+        """Opens the object to read it, all at once, or to write it when the file is closed."""
+        kind = mode.replace("b", "").replace("t", "")
+        if kind not in ("r", "w"):
+            raise io.UnsupportedOperation(f"{self}: mode {mode!r}; objects are read or written as a whole")
+        if kind == "r":
+            with self._asked():
+                raw: io.BytesIO = io.BytesIO(self.blob.download_as_bytes(**client.options(self)))
+        else:
+            raw = _Upload(self)
+        return raw if "b" in mode else _Text(raw, encoding=encoding or "utf-8", write_through=True, **kwargs)
+
+    def write_bytes(self, data: Any) -> int:
+        """Writes the object."""
+        content = bytes(data)
+        with self._asked(of_bucket=True):
+            self.blob.upload_from_string(content, "application/octet-stream", checksum="crc32c", **client.options(self))
+        return len(content)
+
+    def write_text(self, data: str, encoding: Any = None, errors: Any = None, newline: Any = None) -> int:
+        """Writes the object; the arguments are those of a local path, and lines end as in `data`."""
+        return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
+
+    def read_text(self, encoding: Any = None, errors: Any = None, newline: Any = None) -> str:
+        """Reads the object."""
+        return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
+
+    def touch(self, mode: int = 0o666, exist_ok: bool = True) -> None:
+        """Writes an empty object unless there is one."""
+        if not self.is_file():
+            self.write_bytes(b"")
+        elif not exist_ok:
+            raise FileExistsError(errno.EEXIST, "it exists", str(self))
+
+    def replace(self, target: Any) -> Self:
+        """Copies an object or the objects of a folder, and removes them here: not at once, unlike on a disk."""
+        target = type(self)(target)
+        pairs = [(path, target / path.relative_to(self)) for path in self.rglob("*")] or [(self, target)]
+        client.each(lambda pair: _copy(*pair), pairs)
+        client.each(lambda pair: pair[0].unlink(missing_ok=True), pairs)
+        return target
+
+    def rename(self, target: Any) -> Self:
+        """As `replace`."""
+        return self.replace(target)
+
+    def stat(self, *, follow_symlinks: bool = True) -> Stat:
+        """Size and time of the last write; those of a folder are 0."""
+        with self._asked():
+            blob = self.bucket.get_blob(self.key, **client.options(self)) if self.key else None
+        if blob is not None and blob.updated is not None:
+            return Stat(is_directory=False, length=blob.size or 0, mtime=int(blob.updated.timestamp()))
+        if not self.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
+        return Stat(is_directory=True, length=0, mtime=0)
+
+    def absolute(self) -> Self:
+        """The path itself."""
+        return self
+
+    def resolve(self, strict: bool = False) -> Self:
+        """The path itself."""
+        return self
+
+    def is_symlink(self) -> bool:
+        """False."""
+        return False
+
+
+def _refused(name: str, self: BucketPath, *args: Any, **kwargs: Any) -> Any:
+    raise io.UnsupportedOperation(f"{self}: a bucket has no {name}")
+
+
+for _name in _LOCAL_ONLY:
+    setattr(BucketPath, _name, functools.partialmethod(functools.partial(_refused, _name)))
+
+
+def _copy(source: BucketPath, target: BucketPath) -> None:
+    with client.errors(source):
+        token, blob, copy = None, source.blob, target.blob
+        while True:  # a large object takes several requests
+            token, _, _ = copy.rewrite(blob, token=token, **client.options(source))
+            if token is None:
+                return
+
+
+class _Upload(io.BytesIO):
+    """A file that becomes an object when it is closed, unless its `with` block raises."""
+
+    def __init__(self, path: BucketPath):
+        super().__init__()
+        self._path, self._wanted = path, True
+
+    def discard(self) -> None:
+        """Writes nothing when it is closed."""
+        self._wanted = False
+
+    def close(self) -> None:
+        """Writes the object."""
+        if not self.closed:
+            wanted, self._wanted = self._wanted, False
+            content = self.getvalue()
+            super().close()
+            if wanted:
+                self._path.write_bytes(content)
+
+    def __exit__(self, kind: Any, value: Any, traceback: types.TracebackType | None) -> None:
+        if kind is not None:
+            self.discard()
+        super().__exit__(kind, value, traceback)
+
+    def __del__(self) -> None:  # not closed: nothing is written
+        self.discard()
+
+
+class _Text(io.TextIOWrapper):
+    def __exit__(self, kind: Any, value: Any, traceback: types.TracebackType | None) -> None:
+        if kind is not None and isinstance(self.buffer, _Upload):
+            self.buffer.discard()
+        super().__exit__(kind, value, traceback)

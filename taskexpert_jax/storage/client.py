@@ -1,0 +1,129 @@
+"""The client of Google Cloud Storage: one for a process, bounded retries, and errors as `StoreError` in one line."""
+
+from collections.abc import Callable, Iterable, Iterator
+import concurrent.futures
+import contextlib
+import errno
+import functools
+import time
+from typing import Any
+
+from absl import logging
+from google.api_core import exceptions, retry
+import google.auth.exceptions
+from google.cloud import storage
+from google.cloud.storage.exceptions import InvalidResponse
+import requests.exceptions
+import urllib3.exceptions
+
+from taskexpert_jax.errors import StoreError
+
+RETRY_SECONDS = 120.0  # for which a request that failed for a while is repeated, with backoff
+TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two parts of an answer
+_SECONDS_BETWEEN_WARNINGS = 10.0
+_THREADS = 8
+_PASSING = (408, 429, 500, 502, 503, 504)  # HTTP status of errors that pass
+_NETWORK = (
+    ConnectionError,
+    requests.exceptions.ConnectionError,
+    requests.exceptions.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    urllib3.exceptions.HTTPError,
+)
+_LOG_IN = "log in (gcloud auth application-default login), or grant this account access to the bucket"
+
+
+@functools.cache
+def client() -> storage.Client:
+    """The client of this process; without credentials an anonymous one, which reads public buckets."""
+    try:
+        return storage.Client(project=None)
+    except google.auth.exceptions.DefaultCredentialsError:
+        return storage.Client.create_anonymous_client()
+
+
+def bucket(name: str) -> storage.Bucket:
+    """A bucket by name, without a request."""
+    return client().bucket(name)
+
+
+def retrying(where: object) -> retry.Retry:
+    """Repeats a request after errors that pass (429, 5xx, the network), with backoff and a warning.
+
+    where: the path, for the warning.
+    """
+    last = -_SECONDS_BETWEEN_WARNINGS
+
+    def warn(error: Exception) -> None:
+        nonlocal last
+        if time.monotonic() - last > _SECONDS_BETWEEN_WARNINGS:
+            last = time.monotonic()
+            logging.warning(f"{where}: {reason(error)}; trying again for up to {RETRY_SECONDS:g} s")
+
+    return retry.Retry(_passes, initial=0.5, maximum=8.0, multiplier=2.0, timeout=RETRY_SECONDS, on_error=warn)
+
+
+def _passes(error: BaseException) -> bool:
+    """True for an error after which the same request may succeed."""
+    if isinstance(error, google.auth.exceptions.TransportError):
+        return True
+    if isinstance(error, InvalidResponse):
+        return error.response.status_code in _PASSING
+    return isinstance(error, _NETWORK) or (isinstance(error, exceptions.GoogleAPICallError) and error.code in _PASSING)
+
+
+def options(where: object) -> dict[str, Any]:
+    """Retry and timeout of a request, for the client's methods."""
+    return {"retry": retrying(where), "timeout": TIMEOUT}
+
+
+@contextlib.contextmanager
+def errors(where: object, *, of_bucket: bool = False) -> Iterator[None]:
+    """Turns errors of the client into OSError: FileNotFoundError for a missing object, StoreError for all others.
+
+    where: the path, which becomes the error's `filename`.
+    of_bucket: the request needs no object, as to write or to list, so what is missing is the bucket.
+    """
+    try:
+        yield
+    except exceptions.NotFound as error:
+        if of_bucket or "bucket does not exist" in str(error).lower():
+            missing = "the bucket does not exist; create it, or check its name"
+            raise StoreError(errno.ENOENT, missing, str(where)) from error
+        raise FileNotFoundError(errno.ENOENT, "no such object", str(where)) from error
+    except (exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError, InvalidResponse, *_NETWORK) as error:
+        code = errno.EACCES if _status(error) in (401, 403) else errno.EIO
+        raise StoreError(code, reason(error), str(where)) from error
+
+
+def _status(error: BaseException) -> int | None:
+    cause = error.__cause__ if isinstance(error, exceptions.RetryError) else error
+    return getattr(cause, "code", None) if isinstance(cause, exceptions.GoogleAPICallError) else None
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong with a request, as a clause of one line."""
+    if isinstance(error, exceptions.RetryError) and error.cause is not None:
+        return reason(error.cause)
+    status = _status(error)
+    if isinstance(error, google.auth.exceptions.GoogleAuthError):
+        return f"no valid credentials ({_first_line(error)}); {_LOG_IN}"
+    if status in (401, 403):
+        return f"no permission (HTTP {status}); {_LOG_IN}"
+    if status == 429:
+        return "the store receives too many requests (HTTP 429)"
+    if status is not None:
+        return f"the store answered HTTP {int(status)}: {_first_line(error)}"
+    if isinstance(error, _NETWORK):
+        return "the store cannot be reached; check the network"
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")[:200]
+
+
+def each(call: Callable[[Any], object], items: Iterable[Any]) -> None:
+    """Calls a function for each item, eight at a time; raises the first error."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(call, items))
