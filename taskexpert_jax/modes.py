@@ -21,6 +21,13 @@ from taskexpert_jax.tasks import Task
 _CONFIG = command_line.define_config("Config file: configs/nyud.py:vit_b16; default: the run's.")
 _WORKDIR = paths.define("workdir", "The run's directory; to evaluate or predict also a released model.", hub=True)
 _EXTEND = flags.DEFINE_bool("extend", False, "For train: accept a larger num_steps than the run's.")
+_PREEMPTED_STATUS = flags.DEFINE_integer(
+    "preempted_status",
+    0,
+    "For train: exit status after SIGTERM; with 143, a launcher can tell a preempted run from a finished one.",
+    lower_bound=0,
+    upper_bound=255,
+)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "For evaluate, predict and export: best, latest or a step.")
 _IMAGES = paths.define("images", "For predict: an image or a folder of images.")
 _OUTPUT = paths.define(
@@ -57,7 +64,8 @@ def _train(config: ConfigDict) -> None:
     def train_batches(start_step: int) -> Iterator[Any]:
         return pipeline.train_batches(config, tasks, start_step=start_step, rows=_rows(config, config.batch_size))
 
-    train(config, workdir, train_batches, _eval_batches(config, tasks), extend=_EXTEND.value)
+    wanted = {"extend": _EXTEND.value, "preempted_status": _PREEMPTED_STATUS.value}
+    train(config, workdir, train_batches, _eval_batches(config, tasks), **wanted)
 
 
 def _evaluate(config: ConfigDict) -> None:
@@ -126,7 +134,12 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    "train": Mode(_train, ("extend",), "interrupted; checkpoints are kept: the same command resumes", several=True),
+    "train": Mode(
+        _train,
+        ("extend", "preempted_status"),
+        "interrupted; checkpoints are kept: the same command resumes",
+        several=True,
+    ),
     "evaluate": Mode(_evaluate, ("checkpoint", "output"), several=True, reads_run=True),
     "predict": Mode(
         _predict,

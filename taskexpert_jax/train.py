@@ -46,6 +46,7 @@ def train(
     eval_batches: Callable[[], HostBatches],
     *,
     extend: bool = False,
+    preempted_status: int = 0,
 ) -> TrainState:
     """Trains `config` in `workdir`, resuming from its latest good checkpoint if there is one.
 
@@ -57,6 +58,7 @@ def train(
       train_batches: start step -> this process's rows of the batches from that step on.
       eval_batches: returns one pass over the evaluation set; `examples`, if it has that, is their number.
       extend: accept a larger `num_steps` than the run's, to train it further.
+      preempted_status: if not 0, exit with this status after SIGTERM instead of returning.
 
     Returns:
       The final state.
@@ -194,6 +196,8 @@ def train(
         logging.info(
             f"preempted (SIGTERM): saved step {step} of {config.num_steps}; the same command resumes from there"
         )
+        if preempted_status:
+            raise SystemExit(preempted_status)
     else:
         logging.info(f"trained to step {config.num_steps}: {workdir}")
         if first == config.num_steps:

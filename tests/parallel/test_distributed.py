@@ -140,15 +140,15 @@ def resumed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     workdir = folder / "run"
     command = ["main.py", CONFIG, f"--workdir={workdir}", *FLAGS]
-    with two_processes(folder / "stopped", *command) as started:
+    with two_processes(folder / "stopped", *command, "--preempted_status=143") as started:
         deadline = time.monotonic() + 280
         while not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
             assert all(process.poll() is None for process in started), said(folder / "stopped")
             assert time.monotonic() < deadline
             time.sleep(0.02)
         started[1].send_signal(signal.SIGTERM)  # it is enough that one is told
-        assert [process.wait(timeout=280) for process in started] == [0, 0], said(folder / "stopped")
-    assert statuses(folder / "resumed", *command) == [0, 0], said(folder / "resumed")
+        assert [process.wait(timeout=280) for process in started] == [143, 143], said(folder / "stopped")
+    assert statuses(folder / "resumed", *command, "--preempted_status=143") == [0, 0], said(folder / "resumed")
     return workdir, folder
 
 
