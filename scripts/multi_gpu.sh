@@ -37,6 +37,7 @@ PORT=${PORT:-$(.venv/bin/python -c 'import socket; s = socket.socket(); s.bind((
 
 started=()
 
+# shellcheck disable=SC2329 # the trap calls it
 stop() { # ends the processes of this script: SIGTERM, and SIGKILL after a minute
     kill "${started[@]}" 2>/dev/null || return 0
     for ((second = 0; second < 60; second++)); do

@@ -1,34 +1,23 @@
 """The launchers print what they would run; the commands reach the program as the user wrote them."""
 
-import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 
 import pytest
 
-SCRIPTS = pathlib.Path(__file__).resolve().parent.parent / "scripts"
-FLAGS = ["--config=configs/nyud.py:vit_b16", "--workdir=a folder/run", "--config.tasks=('semseg','depth')"]
+from tests.scripts.commands import ROOT, SCRIPTS, TASKS, call, dry, refusal
+
+FLAGS = ["--config=configs/nyud.py:vit_b16", "--workdir=a folder/run", TASKS]
 PROGRAM = [".venv/bin/python", "main.py", *FLAGS]
-
-
-def dry(script, *arguments, **env):
-    """The commands that a script prints, each split as a shell would."""
-    done = subprocess.run(
-        [SCRIPTS / script, *arguments],
-        capture_output=True,
-        text=True,
-        env={"PATH": os.environ["PATH"], **env},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
 def test_all_scripts_have_a_test():
     assert {path.name for path in SCRIPTS.iterdir()} == {
-        *("tpu_pod.sh", "slurm.sbatch", "multi_gpu.sh"),
+        *("tpu_pod.sh", "tpu_queued.sh", "tpu_worker.sh", "slurm.sbatch", "multi_gpu.sh"),
         *("space.sh", "space"),
     }
 
@@ -49,8 +38,8 @@ def test_a_pod_slice_runs_the_command_on_every_worker(how):
 
 
 def test_a_pod_slice_must_be_named():
-    done = subprocess.run([SCRIPTS / "tpu_pod.sh", *FLAGS], capture_output=True, text=True, env={}, check=False)
-    assert done.returncode != 0 and "TPU=NAME ZONE=ZONE" in done.stderr
+    line = "error: give the TPU's name and zone: TPU=NAME ZONE=ZONE scripts/tpu_pod.sh --config=..."
+    assert refusal("tpu_pod.sh", *FLAGS, TPU="pod") == refusal("tpu_pod.sh", *FLAGS, ZONE="z") == line
 
 
 def test_slurm_starts_one_task_for_each_gpu():
@@ -73,9 +62,8 @@ def test_several_processes_have_gpus_of_their_own():
 
 
 def test_processes_must_divide_the_gpus():
-    env = {"PATH": os.environ["PATH"], "PROCESSES": "3", "GPUS": "8", "DRY_RUN": "1"}
-    done = subprocess.run([SCRIPTS / "multi_gpu.sh"], capture_output=True, text=True, env=env, check=False)
-    assert (done.returncode, done.stderr) == (2, "error: PROCESSES=3 must divide the number of GPUs, 8\n")
+    line = "error: PROCESSES=3 must divide the number of GPUs, 8"
+    assert refusal("multi_gpu.sh", PROCESSES="3", GPUS="8", DRY_RUN="1") == line
 
 
 def space(tmp_path, folder):
@@ -83,13 +71,7 @@ def space(tmp_path, folder):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nprintf "%s|" "$@" >> "{tmp_path}/asked"; echo >> "{tmp_path}/asked"\n')
     python.chmod(0o755)
-    return subprocess.run(
-        [SCRIPTS / "space.sh", "runs/my demo", folder],
-        capture_output=True,
-        text=True,
-        env={"PATH": os.environ["PATH"], "PYTHON": str(python)},
-        check=False,
-    )
+    return call("space.sh", "runs/my demo", str(folder), PYTHON=str(python))
 
 
 def test_the_folder_of_a_space_has_all_that_its_dockerfile_copies(tmp_path):
@@ -103,3 +85,13 @@ def test_the_folder_of_a_space_has_all_that_its_dockerfile_copies(tmp_path):
     assert " ".join(copied).split() == ["requirements.lock", "*.whl", "model"]
     assert {path.name for path in folder.iterdir()} == {"Dockerfile", "README.md", "requirements.lock"}
     assert space(tmp_path, folder).stderr == f"error: {folder} is not empty: give another folder\n"
+
+
+def test_shellcheck_finds_nothing():
+    shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(pathlib.Path(sys.executable).parent))
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed: requirements-ci.txt has it")
+    scripts = [path for pattern in ("scripts/*.sh", "scripts/*.sbatch", ".ci/run") for path in ROOT.glob(pattern)]
+    assert len(scripts) > 6
+    done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True, check=False)
+    assert done.stdout == ""
