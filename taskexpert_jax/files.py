@@ -92,6 +92,23 @@ def write(texts: Mapping[pathlib.Path, str]) -> None:
                 file.flush()
 
 
+def append(path: pathlib.Path, text: str) -> None:
+    """Appends text to a file, in UTF-8; an object of a bucket is read and written anew, for files of few lines.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    if not storage.is_bucket(path):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+        return
+    try:
+        before = path.read_text()
+    except FileNotFoundError:
+        before = ""
+    path.write_text(before + text)
+
+
 def folder_for_results(path: pathlib.Path, flag: str = "--output") -> pathlib.Path:
     """Makes a folder for results and returns it, after a trial: before the work and not after it.
 

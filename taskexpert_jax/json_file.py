@@ -104,6 +104,7 @@ def _check(value: Any, form: Any, where: str) -> None:
     if not any(_is_kind(value, each) for each in alternatives):
         words = " or ".join(_words(each) for each in alternatives)
         raise MalformedError(f"{where or 'it'} is {shown(value)}, and must be {words}")
+    form = next(each for each in alternatives if _is_kind(value, each))
     inner: list[tuple[str, Any, Any]] = []
     if isinstance(form, Each):
         inner = [(key, each, form.form) for key, each in value.items()]

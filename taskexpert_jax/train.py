@@ -144,6 +144,7 @@ def train(
 
         def save(state: TrainState, metrics: results.Values | None) -> None:
             with watchdog.doing("saving"):
+                writer.wait()  # a run that resumes from this step has all lines before it
                 checkpoints.save(int(state.step), state.to_items(), plain_config, metrics)
 
         def due(step: int, every_steps: int) -> bool:

@@ -66,6 +66,7 @@ class Checkpoints:
             if self._first_process:
                 for what in sealing.remove_unfinished(self.path):
                     logging.info(f"{what} was being written when the run ended: removed")
+                sealing.commit_copied(self.path)
             processes.gather(None)  # all processes wait for the removal
         self._manager = manager.for_run(
             self.path, self._best_key, higher_is_better=best.higher_is_better, create=not read_only
@@ -163,7 +164,12 @@ class Checkpoints:
         while self._manager.is_saving_in_progress():
             time.sleep(_POLL_SECONDS)
         folder = self.path / str(step)
-        if folder.is_dir() and not self._presence.gone:
+        try:
+            written = sealing.complete(folder)
+        except OSError as error:
+            self._unsealed = error
+            return
+        if written and not self._presence.gone:
             self._incomplete = None
             try:
                 sealing.seal(folder)

@@ -6,24 +6,29 @@ import os
 import pathlib
 import shutil
 
+from taskexpert_jax import storage
 from taskexpert_jax.errors import UserError
 
 
 class Presence:
-    """Tells whether a folder is still the one that a run started with."""
+    """Tells whether a folder is still the one that a run started with; a bucket has no folders, but see `lease`."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY)  # while it is open, no new folder gets the same inode
+        # While it is open, no new folder gets the same inode.
+        self._descriptor = None if storage.is_bucket(path) else os.open(path, os.O_RDONLY)
 
     @property
     def gone(self) -> bool:
         """True if there is no such folder any more, or another one."""
+        if self._descriptor is None:
+            return False
         return not self._path.is_dir() or not os.path.samestat(self._path.stat(), os.fstat(self._descriptor))
 
     def close(self) -> None:
         """Ends the watch."""
-        os.close(self._descriptor)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
     @contextlib.contextmanager
     def needed(self) -> Iterator[None]:

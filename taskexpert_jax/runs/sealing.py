@@ -1,40 +1,62 @@
 """Seals of checkpoints: a manifest with the size and checksum of every file, to detect damage.
 
-Once a checkpoint is complete, `manifest.json` is written to its folder.
+Once a checkpoint is complete, `manifest.json` is written to its folder. In a bucket, sizes and checksums are those that
+the store keeps of each object, so nothing is read again.
 """
 
 from collections.abc import Iterator, Mapping
 import json
 import pathlib
 import re
-import shutil
+from typing import NamedTuple
 import zlib
 
-from taskexpert_jax import files, json_file
-from taskexpert_jax.errors import shown
+from taskexpert_jax import files, json_file, storage
+from taskexpert_jax.errors import StoreError, shown
 
 MANIFEST = "manifest.json"
 METRICS = "metrics/metrics"  # Orbax's file name for a checkpoint's metrics
 RECORD = "data/metadata"  # Orbax's file name for the position in the data and the version of the code
+COMMIT = "commit_success.txt"  # Orbax's file in a complete checkpoint of a bucket, which has no renaming of folders
 _LONGEST_NAME = 500  # of a file of a checkpoint
+_ALTERED = "has another checksum than when it was written"
 _BLOCK = 1 << 22  # bytes read at a time
+
+
+class Sum(NamedTuple):
+    """Size in bytes and checksum of a file: its CRC-32 on a disk, its CRC-32C in a bucket."""
+
+    size: int
+    checksum: int
+    castagnoli: bool = False  # CRC-32C
 
 
 def contents(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """All files of a checkpoint except its manifest."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / MANIFEST:
+        if (storage.is_bucket(path) or path.is_file()) and path != folder / MANIFEST:
             yield path
 
 
 def size(folder: pathlib.Path) -> int:
     """Total size of a folder's files in bytes, without the manifest."""
+    if storage.is_bucket(folder):
+        return sum(each.size for each in _in_bucket(folder).values())
     return sum(path.stat().st_size for path in contents(folder))
+
+
+def _in_bucket(folder: pathlib.Path) -> dict[str, Sum]:
+    """The store's own sizes and checksums of all objects of a checkpoint except its manifest."""
+    found = storage.listed(folder)
+    return {name: Sum(each.size, each.crc32c, True) for name, each in found.items() if name != MANIFEST}
 
 
 def seal(folder: pathlib.Path) -> None:
     """Writes the manifest of a complete checkpoint, atomically."""
-    found = {str(path.relative_to(folder)): (path.stat().st_size, _checksum(path)) for path in contents(folder)}
+    if storage.is_bucket(folder):
+        found = _in_bucket(folder)
+    else:
+        found = {path.relative_to(folder).as_posix(): _sum(path) for path in contents(folder)}
     _write_manifest(folder, found)
 
 
@@ -47,7 +69,8 @@ def add(folder: pathlib.Path, name: str, text: str) -> None:
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     _write(folder, path, text)
-    _write_manifest(folder, {**found, name: (path.stat().st_size, _checksum(path))})
+    added = _in_bucket(folder)[name] if storage.is_bucket(folder) else _sum(path)
+    _write_manifest(folder, {**found, name: added})
 
 
 def has(folder: pathlib.Path, name: str) -> bool:
@@ -58,6 +81,11 @@ def has(folder: pathlib.Path, name: str) -> bool:
 def sealed(folder: pathlib.Path) -> bool:
     """True if the checkpoint has a manifest."""
     return (folder / MANIFEST).is_file()
+
+
+def complete(folder: pathlib.Path) -> bool:
+    """True if Orbax has written all of a checkpoint: it then has its final name, in a bucket its last object."""
+    return (folder / COMMIT).is_file() if storage.is_bucket(folder) else folder.is_dir()
 
 
 def problem(folder: pathlib.Path, *parts: str) -> str | None:
@@ -71,15 +99,18 @@ def problem(folder: pathlib.Path, *parts: str) -> str | None:
         return None
     try:
         expected = _listed(folder)
+    except StoreError:  # no damage
+        raise
     except OSError as error:
         return f"{MANIFEST} cannot be read: {error.strerror}"
     except json_file.MalformedError as error:
         return f"{MANIFEST} is malformed: {error}"
     if not expected:
         return f"{MANIFEST} lists no files"
-    for name, (length, checksum) in expected.items():
+    there = _in_bucket(folder) if storage.is_bucket(folder) else {}
+    for name, each in expected.items():
         wanted = not parts or pathlib.PurePath(name).parts[0] in parts
-        if wanted and (found := _difference(folder / name, length, checksum)):
+        if wanted and there.get(name) != each and (found := _difference(folder / name, each)):
             return f"{name} {found}"
     return renamed(folder)
 
@@ -88,6 +119,8 @@ def renamed(folder: pathlib.Path) -> str | None:
     """Describes a checkpoint that is of another step than its folder says; None if it has no readable record."""
     try:
         step = json_file.read(folder / RECORD, {"next_batch": int})["next_batch"]
+    except StoreError:
+        raise
     except (OSError, json_file.MalformedError):
         return None
     return None if folder.name == str(step) else f"it is of step {step}, copied or renamed"
@@ -100,23 +133,33 @@ def unlisted(folder: pathlib.Path, *parts: str) -> list[str]:
     """
     try:
         expected = _listed(folder)
+    except StoreError:
+        raise
     except (OSError, json_file.MalformedError):
         return []
     names = (path.relative_to(folder) for path in contents(folder))
     return [str(name) for name in names if str(name) not in expected and (not parts or name.parts[0] in parts)]
 
 
-def _listed(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """The manifest: name -> (size in bytes, CRC-32)."""
-    listed = json_file.read(folder / MANIFEST, json_file.Each([int, int]))
+def _listed(folder: pathlib.Path) -> dict[str, Sum]:
+    """The manifest: name -> size and checksum."""
+    on_disk, in_bucket = [int, int], {"size": int, "crc32c": int}
+    listed = json_file.read(folder / MANIFEST, json_file.Each((on_disk, in_bucket)))
     for name in listed:
         if len(name) > _LONGEST_NAME or not name.isprintable() or not pathlib.PurePath(name).parts:
             raise json_file.MalformedError(f"{shown(name)} is no name of a file")
-    return {name: (length, checksum) for name, (length, checksum) in listed.items()}
+    return {
+        name: Sum(*each) if isinstance(each, list) else Sum(each["size"], each["crc32c"], True)
+        for name, each in listed.items()
+    }
 
 
-def _write_manifest(folder: pathlib.Path, listed: Mapping[str, tuple[int, int]]) -> None:
-    _write(folder, folder / MANIFEST, json.dumps(listed, indent=0))
+def _write_manifest(folder: pathlib.Path, listed: Mapping[str, Sum]) -> None:
+    found = {
+        name: {"size": each.size, "crc32c": each.checksum} if each.castagnoli else [each.size, each.checksum]
+        for name, each in listed.items()
+    }
+    _write(folder, folder / MANIFEST, json.dumps(found, indent=0))
 
 
 def _write(folder: pathlib.Path, path: pathlib.Path, text: str) -> None:
@@ -126,13 +169,15 @@ def _write(folder: pathlib.Path, path: pathlib.Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _difference(path: pathlib.Path, length: int, checksum: int) -> str | None:
+def _difference(path: pathlib.Path, wanted: Sum) -> str | None:
     try:
         if not path.is_file():
             return "is missing"
-        if path.stat().st_size != length:
-            return f"has {path.stat().st_size} of {length} bytes"
-        return None if _checksum(path) == checksum else "has another checksum than when it was written"
+        if (length := path.stat().st_size) != wanted.size:
+            return f"has {length} of {wanted.size} bytes"
+        return None if _sum(path, castagnoli=wanted.castagnoli) == wanted else _ALTERED
+    except StoreError:
+        raise
     except OSError as error:
         return f"cannot be read: {error.strerror}"
 
@@ -148,9 +193,9 @@ def set_aside(folder: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
 def remove_unfinished(root: pathlib.Path) -> list[str]:
     """Removes remains of interrupted writes from a folder of checkpoints; returns what they are of."""
     found = set()
-    for path in sorted(root.glob("*.orbax-checkpoint-tmp*")):
+    for path in _unfinished(root):
         found |= {f"step {step}" for step in re.findall(r"^\d+", path.name)}
-        shutil.rmtree(path, ignore_errors=True)
+        storage.remove(path)
     for manifest in root.glob(f"[0-9]*/{MANIFEST}"):
         if unlisted(manifest.parent, "metrics") == [METRICS]:  # `add` lists them last
             (manifest.parent / METRICS).unlink()
@@ -160,9 +205,30 @@ def remove_unfinished(root: pathlib.Path) -> list[str]:
     return sorted(found)
 
 
-def _checksum(path: pathlib.Path) -> int:
-    value = 0
+def _unfinished(root: pathlib.Path) -> list[pathlib.Path]:
+    """Folders of checkpoints that were being written."""
+    if not storage.is_bucket(root):
+        return sorted(root.glob("*.orbax-checkpoint-tmp*"))
+    names = storage.listed(root)
+    steps = {name.partition("/")[0] for name in names if "/" in name}
+    return [root / step for step in sorted(steps) if not {f"{step}/{COMMIT}", f"{step}/{MANIFEST}"} & names.keys()]
+
+
+def commit_copied(root: pathlib.Path) -> None:
+    """Marks the sealed checkpoints of a bucket as complete that were copied to it from a disk, for Orbax."""
+    if storage.is_bucket(root):
+        for manifest in root.glob(f"[0-9]*/{MANIFEST}"):
+            if not complete(manifest.parent):
+                (manifest.parent / COMMIT).write_text("copied from a disk, complete")
+
+
+def _sum(path: pathlib.Path, *, castagnoli: bool = False) -> Sum:
+    if castagnoli:
+        from taskexpert_jax.runs import crc32c  # compiles, and only a copy from a bucket to a disk needs it
+
+        return Sum(path.stat().st_size, crc32c.of_file(path), True)
+    value, length = 0, 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
-            value = zlib.crc32(block, value)
-    return value
+            value, length = zlib.crc32(block, value), length + len(block)
+    return Sum(length, value)

@@ -14,7 +14,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from taskexpert_jax import files, json_file
+from taskexpert_jax import files, json_file, storage
 from taskexpert_jax.errors import UserError
 
 _SECONDS_TO_START = 30  # to reach the server, else the run is recorded offline
@@ -43,14 +43,15 @@ class WandbWriter:
 
     Args:
       project: PROJECT or ENTITY/PROJECT.
-      workdir: the run's directory. wandb.json keeps the id of the W&B run, and wandb/ what W&B records.
+      workdir: the run's directory. wandb.json keeps the id of the W&B run, and wandb/ what W&B records; of a run in a
+        bucket, that is in the current folder.
       config: uploaded.
       resumed: continues the W&B run of wandb.json, if it is of the same project; otherwise a new one begins.
     """
 
     def __init__(self, project: str, workdir: pathlib.Path, config: Mapping[str, Any], *, resumed: bool):
         self._wandb = installed()
-        self._folder = workdir / "wandb"
+        self._folder = pathlib.Path("wandb") if storage.is_bucket(workdir) else workdir / "wandb"
         record = workdir / "wandb.json"
         known = _known_id(record, project) if resumed else None
         run_id = known or secrets.token_hex(4)
@@ -64,7 +65,7 @@ class WandbWriter:
             name=None if known else workdir.resolve().name,
             resume="allow",  # not "must": what was recorded offline may not be on the server yet
             reinit="create_new",
-            dir=str(workdir),
+            dir=str(self._folder.parent),
             config=dict(config),
         )
         self._try(self._define_step)

@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from taskexpert_jax import files
+from taskexpert_jax import files, storage
 from taskexpert_jax.config import flat, read_run
 from taskexpert_jax.errors import UserError
 
@@ -38,6 +38,9 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
       UserError: another program holds the lock; the message names it. Nothing is changed.
     """
+    if storage.is_bucket(workdir):
+        yield
+        return
     path = workdir / ".lock"
     with _written(workdir):
         workdir.mkdir(parents=True, exist_ok=True)

@@ -5,17 +5,23 @@ import contextlib
 import json
 import os
 import pathlib
+import tempfile
 import time
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from absl import logging
 from ml_collections import ConfigDict
 import numpy as np
 
-from taskexpert_jax import files, json_file
+from taskexpert_jax import files, json_file, storage
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.runs import wandb_writer
 
+if TYPE_CHECKING:
+    from taskexpert_jax.storage.mirror import Mirror
+
+LINES = "metrics.jsonl"
+_MOST_BYTES = 1 << 20  # of a file of TensorBoard events in a bucket
 _START = b'{"step": '  # of a line of scalars
 
 
@@ -61,16 +67,32 @@ class RunWriter:
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, first: int, *, active: bool = True):
         self._writers: dict[pathlib.Path, MetricWriter] = {}  # by the path to name if the disk refuses a write
+        self._open = contextlib.ExitStack()
+        self._mirror: Mirror | None = None
         if not active:
             return
-        lines = workdir / "metrics.jsonl"
+        folder = self._local(workdir) if storage.is_bucket(workdir) else workdir
+        lines = workdir / LINES
         with writing(lines):
-            self._writers[lines] = LinesWriter(lines, first)
-        if (summary := _summary_writer(workdir)) is not None:
+            self._writers[lines] = LinesWriter(folder / LINES, first, of=workdir)
+        if (summary := _summary_writer(folder, rotating=folder is not workdir)) is not None:
             self._writers[workdir / "events.*"] = summary
         if project := config.log.wandb:
             writer = wandb_writer.WandbWriter(project, workdir, config.to_dict(), resumed=first > 0)
             self._writers[workdir / "wandb"] = writer
+
+    def _local(self, workdir: pathlib.Path) -> pathlib.Path:
+        """A local folder in place of a workdir in a bucket, where nothing can be appended: sent in the background."""
+        from taskexpert_jax.storage.mirror import Mirror
+
+        folder = pathlib.Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="taskexpert_logs_")))
+        for name in (LINES, f"damaged/{LINES}"):
+            with contextlib.suppress(FileNotFoundError):
+                content = (workdir / name).read_bytes()
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_bytes(content)
+        self._mirror = self._open.enter_context(contextlib.closing(Mirror(folder, storage.bucket_path(workdir))))
+        return folder
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars of a step."""
@@ -86,12 +108,21 @@ class RunWriter:
             with writing(path):
                 write(writer)
                 writer.flush()
+        if self._mirror is not None:
+            self._mirror.changed()
+
+    def wait(self) -> None:
+        """Returns when everything written is on the disk or in the bucket; raises UserError if it cannot be."""
+        if self._mirror is not None:
+            self._mirror.wait()
 
     def close(self) -> None:
         """Flushes and closes the writers."""
         for path, writer in self._writers.items():
             with contextlib.suppress(UserError), writing(path):  # a failed write has been reported
                 writer.close()
+        with contextlib.suppress(UserError):
+            self._open.close()
 
 
 class LinesWriter:
@@ -100,11 +131,12 @@ class LinesWriter:
     Args:
       path: the file.
       first: existing lines of later steps are removed.
+      of: the workdir, for messages; default: the file's folder.
     """
 
-    def __init__(self, path: pathlib.Path, first: int):
+    def __init__(self, path: pathlib.Path, first: int, of: pathlib.Path | None = None):
         self._path = path
-        self._lines = _open_lines(path, first)
+        self._lines = _open_lines(path, first, of or path.parent)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends a line; null for NaN and Inf."""
@@ -125,7 +157,7 @@ class LinesWriter:
         self._lines.close()
 
 
-def _open_lines(path: pathlib.Path, first: int) -> TextIO:
+def _open_lines(path: pathlib.Path, first: int, workdir: pathlib.Path) -> TextIO:
     """Opens the file for appending, after removing lines of steps after `first` and an incomplete last line.
 
     Lines that are no scalars of a step are moved to damaged/metrics.jsonl.
@@ -146,13 +178,49 @@ def _open_lines(path: pathlib.Path, first: int) -> TextIO:
             with aside.open("ab") as file:
                 file.writelines(line + b"\n" for _, _, line in damaged)
             number, error, _ = damaged[0]
-            logging.warning(f"{path}: {len(damaged)} damaged lines moved to {aside}, such as line {number}: {error}")
+            where = workdir / "damaged" / path.name
+            logging.warning(
+                f"{workdir / path.name}: {len(damaged)} damaged lines moved to {where}, such as line {number}: {error}"
+            )
         with files.atomic(path) as file:
             file.writelines(line + b"\n" for line in kept)
     return path.open("a")
 
 
-def _summary_writer(workdir: pathlib.Path) -> MetricWriter | None:
+class RotatingWriter:
+    """TensorBoard events in files of limited size, because those in a bucket are sent anew whenever they grow.
+
+    Args:
+      open_writer: opens a writer with a file of its own.
+      folder: where the files are.
+    """
+
+    def __init__(self, open_writer: Callable[[], MetricWriter], folder: pathlib.Path):
+        self._open_writer, self._folder = open_writer, folder
+        self._writer = open_writer()
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes scalars of a step."""
+        self._writer.write_scalars(step, scalars)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes images of a step."""
+        self._writer.write_images(step, images)
+
+    def flush(self) -> None:
+        """Flushes the file, and begins another one if it is large."""
+        self._writer.flush()
+        newest = max(self._folder.glob("events.*"), key=lambda path: path.stat().st_mtime_ns)
+        if newest.stat().st_size > _MOST_BYTES:
+            self._writer.close()
+            self._writer = self._open_writer()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._writer.close()
+
+
+def _summary_writer(folder: pathlib.Path, *, rotating: bool) -> MetricWriter | None:
     """clu's writer of TensorBoard events; None if TensorFlow or tensorboard is not installed."""
     try:
         from clu import metric_writers
@@ -161,4 +229,6 @@ def _summary_writer(workdir: pathlib.Path) -> MetricWriter | None:
             "TensorBoard events: not written, as TensorFlow or tensorboard is not installed (metrics.jsonl is)"
         )
         return None
-    return metric_writers.SummaryWriter(str(workdir))
+    if rotating:
+        return RotatingWriter(lambda: metric_writers.SummaryWriter(str(folder)), folder)
+    return metric_writers.SummaryWriter(str(folder))

@@ -30,10 +30,11 @@ def path(text: str | pathlib.Path) -> pathlib.Path:
         return text
     if not text.startswith(BUCKET):
         return pathlib.Path(text)
-    return _bucket_path(text)
+    return bucket_path(text)
 
 
-def _bucket_path(path: str | pathlib.Path) -> "BucketPath":
+def bucket_path(path: str | pathlib.Path) -> "BucketPath":
+    """A path in a bucket, with the methods that a path on the disk does not have; raises as `path`."""
     try:
         from taskexpert_jax.storage.bucket import BucketPath
     except ImportError:
@@ -54,13 +55,13 @@ def listed(folder: pathlib.Path) -> Mapping[str, Facts]:
     """
     from taskexpert_jax.storage import transfer
 
-    return transfer.listed(_bucket_path(folder))
+    return transfer.listed(bucket_path(folder))
 
 
 def remove(folder: pathlib.Path) -> None:
     """Removes a folder and all that is in it; nothing happens if it does not exist."""
     if is_bucket(folder):
-        _bucket_path(folder).rmtree(missing_ok=True)
+        bucket_path(folder).rmtree(missing_ok=True)
     else:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -78,7 +79,7 @@ def copy_tree(source: pathlib.Path, target: pathlib.Path, *, last: str = "") -> 
     """
     from taskexpert_jax.storage import transfer
 
-    transfer.copy_tree(source, _bucket_path(target), last=last)
+    transfer.copy_tree(source, bucket_path(target), last=last)
 
 
 @contextlib.contextmanager
@@ -93,4 +94,4 @@ def local_copy(path: pathlib.Path) -> Iterator[pathlib.Path]:
     from taskexpert_jax.storage import transfer
 
     with tempfile.TemporaryDirectory(prefix="taskexpert_") as folder:
-        yield transfer.download(_bucket_path(path), pathlib.Path(folder) / path.name)
+        yield transfer.download(bucket_path(path), pathlib.Path(folder) / path.name)

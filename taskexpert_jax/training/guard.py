@@ -8,6 +8,7 @@ from absl import logging
 from ml_collections import ConfigDict
 import numpy as np
 
+from taskexpert_jax import files
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import processes
 from taskexpert_jax.runs.writer import writing
@@ -111,8 +112,8 @@ class Guard:
             logging.warning(f"step {step}: loss {peak:.4g} is {peak / self._mean:.3g} times the mean before")
             if self._active:
                 path = self._workdir / "spikes.jsonl"
-                with writing(path), path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                with writing(path):
+                    files.append(path, json.dumps(line) + "\n")
         self._mean = _DECAY * self._mean + (1 - _DECAY) * mean
 
 

@@ -54,7 +54,7 @@ def _metrics(path: pathlib.Path) -> None:
 
 def _lines(path: pathlib.Path) -> None:
     logging.set_verbosity(logging.ERROR)
-    writer._open_lines(path, 1).close()
+    writer._open_lines(path, 1, path.parent).close()
 
 
 def _record(path: pathlib.Path) -> None:
