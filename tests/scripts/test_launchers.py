@@ -17,7 +17,7 @@ PROGRAM = [".venv/bin/python", "main.py", *FLAGS]
 
 def test_all_scripts_have_a_test():
     assert {path.name for path in SCRIPTS.iterdir()} == {
-        *("tpu_pod.sh", "tpu_queued.sh", "tpu_worker.sh", "slurm.sbatch", "multi_gpu.sh"),
+        *("tpu_pod.sh", "tpu_queued.sh", "tpu_worker.sh", "gke.sh", "gke_jobset.yaml", "slurm.sbatch", "multi_gpu.sh"),
         *("space.sh", "space"),
     }
 
