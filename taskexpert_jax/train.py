@@ -87,8 +87,9 @@ def train(
             model, tx, mesh, config.seed, averaged=config.optimizer.ema_decay > 0
         )
         finished_at = None  # num_steps before it was raised
+        hold: workdirs.Hold = workdirs.Locked()
         if first_process:
-            stack.enter_context(workdirs.lock(workdir))
+            hold = stack.enter_context(workdirs.lock(workdir))
             finished_at = workdirs.claim(workdir, config, extend=extend)
         logging.info(f"TaskExpert-JAX {installation.version_text()}")
         logging.info(
@@ -97,7 +98,7 @@ def train(
         for line in budget.count(model).table().splitlines():
             logging.info(line)
         stop = stack.enter_context(on_sigterm())
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, best)))
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, best, hold=hold)))
 
         # --- state: fresh, or the latest good checkpoint's ---
         restored = checkpoints.restore_newest(abstract.to_items())
@@ -119,7 +120,8 @@ def train(
             if finished_at is not None:
                 logging.warning(optimizer.extension(config, finished_at, restored.step))
         first = int(state.step)
-        writer = stack.enter_context(contextlib.closing(RunWriter(config, workdir, first, active=first_process)))
+        writer = RunWriter(config, workdir, first, active=first_process, hold=hold)
+        stack.enter_context(contextlib.closing(writer))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(config.guard.stall_seconds, first)))
         throughput = Throughput(first, config.num_steps, config.batch_size)
         reports = Reports(config, workdir, writer, throughput, train_batches, mesh)

@@ -1,6 +1,7 @@
 """Checks that the processes of a run are one program: the same config, data and code, in the same directory."""
 
 from collections.abc import Iterator, Mapping
+import contextlib
 import importlib.metadata
 import json
 import pathlib
@@ -14,7 +15,7 @@ import zlib
 import jax
 from ml_collections import ConfigDict
 
-from taskexpert_jax import installation
+from taskexpert_jax import installation, storage
 from taskexpert_jax.config import flat
 from taskexpert_jax.errors import UserError, shown
 from taskexpert_jax.parallel import processes
@@ -105,33 +106,48 @@ def differences(found: list[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
 def refuse_unshared(workdir: pathlib.Path) -> None:
     """Raises UserError, in every process, if they do not all see the same directory; it need not exist yet.
 
-    Process 0 creates a file in it, or in its nearest existing parent, and removes it again.
+    Process 0 creates a file in it, or in its nearest existing parent, and removes it again. In a bucket all do, each
+    its own, because there each has permissions of its own.
     """
     if jax.process_count() == 1:
         return
     workdir = workdir.absolute()
-    first = jax.process_index() == 0
-    above = next(i for i, folder in enumerate((workdir, *workdir.parents)) if folder.is_dir())
+    index, bucket = jax.process_index(), storage.is_bucket(workdir)
+    folders = (workdir, *workdir.parents)
+    above = 0 if bucket else next(i for i, folder in enumerate(folders) if folder.is_dir())
     above, name = processes.gather((above, f".shared_by_all_processes_{secrets.token_hex(8)}"))[0]
-    token = ((workdir, *workdir.parents)[: above + 1])[-1] / name
-    problem = None
-    if first:
+    tokens = [folders[: above + 1][-1] / f"{name}_{of}" for of in range(jax.process_count())]
+    written = index == 0 or bucket
+    problem = ""
+    if written:
         try:
-            token.touch()
+            tokens[index].write_bytes(b"")
         except OSError as error:
-            problem = f"--workdir={workdir}: cannot be written to: {error}"
-    problem = processes.gather(problem)[0]
-    deadline = time.monotonic() + _SECONDS_TO_SEE_A_FILE
-    while problem is None and not token.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    seen = processes.gather((socket.gethostname(), token.exists()))
-    if first:
-        token.unlink(missing_ok=True)
-    blind = [f"{index} on {host}" for index, (host, sees) in enumerate(seen) if not sees]
-    if problem is None and blind:
-        problem = (
-            f"--workdir={workdir} is not shared: what process 0 writes there is not seen by process "
-            f"{', '.join(blind)}; give a directory on a file system that all hosts mount at the same place"
+            problem = f"cannot be written to by process {index} on {socket.gethostname()}: {error.strerror}"
+    problem = next(filter(None, processes.gather(problem)), "")
+    blind = "" if problem else _unseen(tokens[0], 0 if bucket else _SECONDS_TO_SEE_A_FILE)
+    seen = processes.gather((socket.gethostname(), blind))
+    if written:
+        with contextlib.suppress(OSError):
+            tokens[index].unlink(missing_ok=True)
+    if lines := [f"process {of} on {host} {why}" for of, (host, why) in enumerate(seen) if why]:
+        problem = f"is not shared: {', '.join(lines)}; " + (
+            "all processes need the same store, with permission to read and write"
+            if bucket
+            else "give a directory on a file system that all hosts mount at the same place"
         )
-    if problem is not None:
-        raise UserError(problem)
+    if problem:
+        raise UserError(f"--workdir={workdir} {problem}")
+
+
+def _unseen(token: pathlib.Path, seconds: float) -> str:
+    """Why this process does not see a file that process 0 has written; empty if it does within some seconds."""
+    deadline = time.monotonic() + seconds
+    try:
+        while not token.exists():
+            if time.monotonic() >= deadline:
+                return "does not see what process 0 writes there"
+            time.sleep(0.1)
+    except OSError as error:
+        return f"cannot read what process 0 writes there: {error.strerror}"
+    return ""

@@ -25,6 +25,7 @@ from taskexpert_jax.parallel import processes
 from taskexpert_jax.runs import manager, sealing, tree
 from taskexpert_jax.runs.presence import Presence
 from taskexpert_jax.runs.tree import Tree
+from taskexpert_jax.runs.workdir import Hold, Locked
 from taskexpert_jax.tasks import Task
 
 _POLL_SECONDS = 0.1  # interval between checks whether a save is complete
@@ -48,12 +49,14 @@ class Checkpoints:
     Args:
       workdir: the run's directory; checkpoints are in its `checkpoints/`.
       best: the task whose main metric selects the best checkpoint.
+      hold: what this process holds of the workdir; if that is lost, nothing more is written.
       read_only: for evaluation and prediction; the checkpoints must exist.
     """
 
-    def __init__(self, workdir: pathlib.Path, best: Task, *, read_only: bool = False):
+    def __init__(self, workdir: pathlib.Path, best: Task, *, hold: Hold | None = None, read_only: bool = False):
         self.path = workdir.absolute() / "checkpoints"
         self._best_key = f"{best.name}/{best.main_metric}"
+        self._hold = hold or Locked()
         self._read_only = read_only
         if read_only and not self.path.is_dir():
             raise UserError(f"no checkpoints in {workdir}: train first, or give the --workdir of a finished run")
@@ -75,7 +78,7 @@ class Checkpoints:
         self._incomplete: int | None = None  # step of a checkpoint that is being written
         self._writers: set[threading.Thread] = set()  # of the last checkpoint
         self._sealing: threading.Thread | None = None
-        self._unsealed: OSError | None = None  # error of sealing the last checkpoint
+        self._unsealed: OSError | UserError | None = None  # error of sealing the last checkpoint
         self._refused = False  # a write has failed (disk full, no permission)
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(manager.quiet_late_writes())
@@ -104,12 +107,14 @@ class Checkpoints:
             best; it is NaN if no label of the task was evaluated, or if a prediction was NaN or Inf.
 
         Raises:
-          UserError: this checkpoint or the previous one cannot be written, or the folder of checkpoints is gone.
+          UserError: this checkpoint or the previous one cannot be written, the folder of checkpoints is gone, or
+            another run has taken the workdir over.
         """
         best = math.nan if metrics is None else metrics[self._best_key]
         numbers = {self._best_key: best} if math.isfinite(best) else {}
         with self._presence.needed(), refused_by_disk(self._refusal):  # Orbax would make a deleted folder again
             self._finish()
+            self._hold.renew()
             if step in self._manager.all_steps():
                 if metrics is not None:
                     self._add_metrics(step, numbers)
@@ -172,8 +177,9 @@ class Checkpoints:
         if written and not self._presence.gone:
             self._incomplete = None
             try:
+                self._hold.check()
                 sealing.seal(folder)
-            except OSError as error:
+            except (OSError, UserError) as error:
                 self._unsealed = error
 
     def _clear(self) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import socket
-from typing import Any
+from typing import Any, Protocol
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -29,18 +29,49 @@ def _written(workdir: pathlib.Path) -> Iterator[None]:
         raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}; use another") from error
 
 
+class Hold(Protocol):
+    """A workdir that this program alone writes to. A lock of the operating system cannot be lost, but a lease can."""
+
+    def check(self) -> None:
+        """Raises UserError if another program has taken the workdir over; called before each write to it."""
+
+    def renew(self) -> None:
+        """As `check`, and asks the store; called before writes that take long."""
+
+
+class Locked:
+    """A `Hold` that cannot be lost: a kernel lock, or that of process 0 where this is another one."""
+
+    def check(self) -> None:
+        """Does nothing."""
+
+    renew = check
+
+
 @contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
+def lock(workdir: pathlib.Path) -> Iterator[Hold]:
     """Creates the directory and locks it for this program while the body runs.
 
-    The operating system releases the lock when the program ends for any reason; the lock file remains.
+    On a disk the operating system releases the lock when the program ends for any reason, and the lock file remains. In
+    a bucket it is a lease (`lease.py`), which expires.
 
     Raises:
       UserError: another program holds the lock; the message names it. Nothing is changed.
     """
-    if storage.is_bucket(workdir):
-        yield
-        return
+    with contextlib.ExitStack() as stack:
+        if storage.is_bucket(workdir):
+            from taskexpert_jax.runs import lease
+
+            with _written(workdir):
+                hold = stack.enter_context(lease.held(workdir))
+        else:
+            stack.enter_context(_locked(workdir))
+            hold = Locked()
+        yield hold
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
     path = workdir / ".lock"
     with _written(workdir):
         workdir.mkdir(parents=True, exist_ok=True)

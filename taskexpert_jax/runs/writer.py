@@ -16,6 +16,7 @@ import numpy as np
 from taskexpert_jax import files, json_file, storage
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.runs import wandb_writer
+from taskexpert_jax.runs.workdir import Hold, Locked
 
 if TYPE_CHECKING:
     from taskexpert_jax.storage.mirror import Mirror
@@ -63,9 +64,19 @@ class RunWriter:
       workdir: the run's directory.
       first: the step that the run resumes from; existing lines of later steps are removed.
       active: False in all but one process of a run; nothing is written then.
+      hold: what this process holds of the workdir; if that is lost, nothing more is written.
     """
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path, first: int, *, active: bool = True):
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        first: int,
+        *,
+        active: bool = True,
+        hold: Hold | None = None,
+    ):
+        self._hold = hold or Locked()
         self._writers: dict[pathlib.Path, MetricWriter] = {}  # by the path to name if the disk refuses a write
         self._open = contextlib.ExitStack()
         self._mirror: Mirror | None = None
@@ -104,6 +115,7 @@ class RunWriter:
             self._each(lambda writer: writer.write_images(step, examples))
 
     def _each(self, write: Callable[[MetricWriter], None]) -> None:
+        self._hold.check()
         for path, writer in self._writers.items():
             with writing(path):
                 write(writer)

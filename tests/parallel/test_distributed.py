@@ -317,7 +317,7 @@ import os, pathlib, sys
 from absl import app, flags
 import jax
 from configs import demo
-from taskexpert_jax import command_line
+from taskexpert_jax import command_line, storage
 from taskexpert_jax.parallel import agreement, distributed, processes
 from taskexpert_jax.errors import UserError
 
@@ -336,7 +336,7 @@ def main(argv):
             config.batch_size += jax.process_index()
             config.dataset.data_dir = workdir + str(jax.process_index())  # hosts have disks of their own
             agreement.refuse_other_programs(config, 100, mode="train", checkpoint=f"{jax.process_index()}")
-        agreement.refuse_unshared(pathlib.Path(workdir))
+        agreement.refuse_unshared(storage.path(workdir))
         if jax.process_index() == 1 and how == "user":
             raise UserError("frame 7 is broken")
         if jax.process_index() == 0 and how == "fault":
@@ -440,6 +440,8 @@ def test_a_workdir_that_is_not_shared_is_refused_by_all(tmp_path):
     codes, errors, _ = ending(tmp_path, "none", tmp_path / "INDEX" / "run")
     assert codes == [2, 2]
     for text in errors:
-        assert re.match(r"error: --workdir=.* process 0 .* process 1 ", text)
+        assert re.match(
+            r"error: --workdir=.* is not shared: process 1 on \S+ does not see what process 0 writes there; ", text
+        )
         assert len(text.splitlines()) == 1
     assert [list((tmp_path / str(index)).iterdir()) for index in range(2)] == [[], []]

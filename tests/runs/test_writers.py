@@ -13,6 +13,7 @@ import pytest
 from taskexpert_jax.errors import UserError, disk_refusal
 from taskexpert_jax.runs import manager
 from taskexpert_jax.runs import writer as writers
+from taskexpert_jax.runs.workdir import Locked
 
 CONFIG = ConfigDict({"log": {"wandb": ""}})
 
@@ -105,3 +106,16 @@ def test_lines_are_not_written_to_a_file_that_is_gone(tmp_path):
         writer.scalars(2, {"loss": 0.5})
     writer.close()
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_run_that_has_lost_its_workdir_reports_nothing_more(tmp_path, monkeypatch):
+    def lost(self):
+        raise UserError("run has been taken over")
+
+    writer = writers.RunWriter(CONFIG, tmp_path, 0, hold=Locked())
+    writer.scalars(1, {"loss": 1.0})
+    monkeypatch.setattr(Locked, "check", lost)
+    with pytest.raises(UserError, match="taken over"):
+        writer.scalars(2, {"loss": 1.0})
+    writer.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1]
