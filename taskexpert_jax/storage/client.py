@@ -20,6 +20,7 @@ from taskexpert_jax.errors import StoreError
 
 RETRY_SECONDS = 120.0  # for which a request that failed for a while is repeated, with backoff
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two parts of an answer
+_SECONDS_TO_WARN = 4.0
 _SECONDS_BETWEEN_WARNINGS = 10.0
 _THREADS = 8
 _PASSING = (408, 429, 500, 502, 503, 504)  # HTTP status of errors that pass
@@ -61,17 +62,16 @@ def settings(name: str) -> storage.Bucket:
 
 
 def retrying(where: object) -> retry.Retry:
-    """Repeats a request after errors that pass (429, 5xx, the network), with backoff and a warning.
+    """Repeats a request after errors that pass (429, 5xx, the network), with backoff, and a warning if that takes long.
 
     where: the path, for the warning.
     """
-    last = -_SECONDS_BETWEEN_WARNINGS
+    begin = time.monotonic()
 
     def warn(error: Exception) -> None:
-        nonlocal last
-        if time.monotonic() - last > _SECONDS_BETWEEN_WARNINGS:
-            last = time.monotonic()
-            logging.warning(f"{where}: {reason(error)}; trying again for up to {RETRY_SECONDS:g} s")
+        if time.monotonic() - begin > _SECONDS_TO_WARN:  # single errors are usual
+            text = f"{where}: {reason(error)}; trying again for up to {RETRY_SECONDS:g} s"
+            logging.log_every_n_seconds(logging.WARNING, "%s", _SECONDS_BETWEEN_WARNINGS, text)
 
     return retry.Retry(_passes, initial=0.5, maximum=8.0, multiplier=2.0, timeout=RETRY_SECONDS, on_error=warn)
 
@@ -109,9 +109,13 @@ def errors(where: object, *, of_bucket: bool = False) -> Iterator[None]:
         raise StoreError(code, reason(error), str(where)) from error
 
 
-def _status(error: BaseException) -> int | None:
-    cause = error.__cause__ if isinstance(error, exceptions.RetryError) else error
-    return getattr(cause, "code", None) if isinstance(cause, exceptions.GoogleAPICallError) else None
+def _status(error: BaseException | None) -> int | None:
+    """HTTP status of an answer that was an error."""
+    if isinstance(error, exceptions.RetryError):
+        return _status(error.cause)
+    if isinstance(error, InvalidResponse):
+        return error.response.status_code
+    return error.code if isinstance(error, exceptions.GoogleAPICallError) else None
 
 
 def reason(error: BaseException) -> str:
@@ -125,6 +129,8 @@ def reason(error: BaseException) -> str:
         return f"no permission (HTTP {status}); {_LOG_IN}"
     if status == 429:
         return "the store receives too many requests (HTTP 429)"
+    if status in _PASSING:
+        return f"the store is not available (HTTP {int(status)})"
     if status is not None:
         return f"the store answered HTTP {int(status)}: {_first_line(error)}"
     if isinstance(error, _NETWORK):
