@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from benchmarks.fault_injection.program import ROOT
+from taskexpert_jax import storage
 
 
 def digests(workdir: pathlib.Path, flags: list[str], step: int) -> dict[str, str]:
@@ -54,4 +55,4 @@ def print_digests(workdir: pathlib.Path, step: int, flags: list[str]) -> None:
 
 if __name__ == "__main__":
     folder, number, given = json.loads(sys.argv[1])
-    print_digests(pathlib.Path(folder), number, given)
+    print_digests(storage.path(folder), number, given)

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 import contextlib
 import pathlib
 import shutil
-import signal
 import subprocess
 import tempfile
 
+from benchmarks.fault_injection import injected
 from benchmarks.fault_injection.injected import Fault
-from benchmarks.fault_injection.program import Program, newest, remarks
+from benchmarks.fault_injection.program import Launch, Program, newest, remarks
 
 
 @contextlib.contextmanager
@@ -26,7 +26,7 @@ def small_disk(mebibytes: int) -> Iterator[pathlib.Path | None]:
         folder.rmdir()
 
 
-def full_disk(workdir: pathlib.Path, flags: list[str]) -> Fault | None:
+def full_disk(workdir: pathlib.Path, launch: Launch) -> Fault | None:
     """Resumes a copy of the run on a disk with room for half a checkpoint, until it is full."""
     size = sum(path.stat().st_size for path in workdir.rglob("*") if path.is_file()) / 2**20
     each = size / max(len(list((workdir / "checkpoints").glob("[0-9]*"))), 1)
@@ -39,15 +39,11 @@ def full_disk(workdir: pathlib.Path, flags: list[str]) -> Fault | None:
         filler = disk / "filler"
         free = shutil.disk_usage(disk).free
         filler.write_bytes(bytes(max(free - round(each * 2**19), 0)))
-        program = Program(copy, flags)
+        program = Program(copy, launch)
         fault = Fault("a full disk", 0, program.status(), newest(copy), said=remarks(program))
         fault.step = program.last
         filler.unlink()
-        again = Program(copy, flags)
-        again.wait_for(r"^step \d+/")
-        again.send(signal.SIGKILL)
-        again.status()
-        fault.resumed = again.resumed
+        injected.resume(fault, copy, launch)
         fault.ok = fault.status not in (0, 1) and fault.resumed == fault.newest > 0
     print(f"{fault.what}: {fault.said}", flush=True)
     return fault

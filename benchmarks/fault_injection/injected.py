@@ -1,13 +1,12 @@
 """Faults of any run: signals at random moments, damaged checkpoints, a second run in the same workdir."""
 
 import dataclasses
-import os
 import pathlib
 import random
 import signal
 import time
 
-from benchmarks.fault_injection.program import EVERY, Program, newest, remarks, shortened
+from benchmarks.fault_injection.program import EVERY, Launch, Program, newest, remarks, shortened
 
 
 @dataclasses.dataclass
@@ -23,11 +22,11 @@ class Fault:
     ok: bool = False
 
 
-def killing(rng: random.Random, workdir: pathlib.Path, flags: list[str], signals: list[signal.Signals]) -> list[Fault]:
+def killing(rng: random.Random, workdir: pathlib.Path, launch: Launch, signals: list[signal.Signals]) -> list[Fault]:
     """One start for each signal, ended by it at a random moment: while it starts, steps, saves or evaluates."""
     faults: list[Fault] = []
     for number in signals:
-        program = Program(workdir, flags)
+        program = Program(workdir, launch)
         if number is signal.SIGKILL and rng.random() < 0.2:
             time.sleep(rng.uniform(0.5, 12.0))  # during start-up
         else:
@@ -40,12 +39,23 @@ def killing(rng: random.Random, workdir: pathlib.Path, flags: list[str], signals
         fault.step = max(step, program.last)
         faults.append(fault)
         print(f"{len(faults)}: {fault.what} after step {fault.step}, status {fault.status}", flush=True)
-    program = Program(workdir, flags)  # resumes after the last fault
+    program = Program(workdir, launch)  # resumes after the last fault
     program.wait_for(r"^step \d+/")
     program.send(signal.SIGKILL)
     program.status()
     finish(faults, program)
     return faults
+
+
+def resume(fault: Fault, workdir: pathlib.Path, launch: Launch) -> Program:
+    """Records how a start after the fault resumes, kills that start at its first step and returns it."""
+    program = Program(workdir, launch)
+    program.wait_for(r"^step \d+/")
+    program.send(signal.SIGKILL)
+    program.status()
+    fault.resumed = program.resumed
+    fault.said = fault.said or remarks(program)
+    return program
 
 
 def finish(faults: list[Fault], program: Program) -> None:
@@ -65,43 +75,39 @@ def damage(workdir: pathlib.Path, how: str) -> str:
     """Damages the largest file of the newest checkpoint; returns how and which."""
     folder = workdir / "checkpoints" / str(newest(workdir))
     victim = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
     if how == "deleted":
         victim.unlink()
     elif how == "truncated":
-        os.truncate(victim, victim.stat().st_size // 2)
+        victim.write_bytes(content[: len(content) // 2])
     else:
-        content = bytearray(victim.read_bytes())
         content[len(content) // 2] ^= 1
         victim.write_bytes(content)
     return shortened(f"{how} {victim.relative_to(folder.parent)}")
 
 
-def damaging(workdir: pathlib.Path, flags: list[str]) -> list[Fault]:
+def damaging(workdir: pathlib.Path, launch: Launch) -> list[Fault]:
     """Damages the newest checkpoint in three ways; each start must report it and resume from the one before."""
     faults = []
     for how in ("deleted", "truncated", "altered"):
         before = newest(workdir)
-        program = Program(workdir, flags)
+        program = Program(workdir, launch)
         program.wait_for_checkpoint(before + 2 * EVERY)  # so that there is one to fall back to
         program.send(signal.SIGKILL)
         fault = Fault("", program.last, program.status(), newest(workdir))
         fault.what = damage(workdir, how)
-        program = Program(workdir, flags)
-        program.wait_for(r"^step \d+/")
-        program.send(signal.SIGKILL)
-        program.status()
-        fault.resumed, fault.said = program.resumed, remarks(program)
+        resume(fault, workdir, launch)
         fault.ok = 0 < fault.resumed < fault.newest and bool(fault.said) and fault.newest >= before
         faults.append(fault)
         print(f"{fault.what}: {fault.said}", flush=True)
     return faults
 
 
-def second_run(workdir: pathlib.Path, flags: list[str]) -> Fault:
+def second_run(workdir: pathlib.Path, launch: Launch) -> Fault:
     """Starts a second run in the workdir of a running one: it must be refused and the first must continue."""
-    first = Program(workdir, flags)
+    first = Program(workdir, launch)
     first.wait_for(r"^step \d+/")
-    second = Program(workdir, flags)
+    second = Program(workdir, launch)
     status = second.status()
     step = first.last
     alive = first.wait_for(rf"^step {step + 2}/")

@@ -1,5 +1,7 @@
 """One start of the training program, and what it left in the workdir."""
 
+from collections.abc import Callable
+import dataclasses
 import os
 import pathlib
 import re
@@ -10,6 +12,7 @@ import sys
 import threading
 import time
 
+from taskexpert_jax import storage
 from taskexpert_jax.runs import sealing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -18,18 +21,35 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 
 EVERY = 4  # steps between checkpoints
 PATIENCE = 600  # seconds before a wait fails
+POLL = 0.01  # seconds between two looks at the program's lines
+POLL_CHECKPOINTS = {False: 0.01, True: 0.3}  # at the checkpoints, by whether they are in a bucket: those are requests
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """How to start the training program: its flags, and variables of its environment besides those of this one."""
+
+    flags: list[str]
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Program:
     """One start of the training program, and the lines that it has printed so far."""
 
-    def __init__(self, workdir: pathlib.Path, flags: list[str]):
-        command = [sys.executable, "main.py", *flags, f"--workdir={workdir}"]
+    def __init__(self, workdir: pathlib.Path, launch: Launch):
+        command = [sys.executable, "main.py", *launch.flags, f"--workdir={workdir}"]
+        environment = {**os.environ, **launch.environment}
         self.workdir = workdir
         self.started = time.monotonic()
         self.lines: list[str] = []
         self._process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -47,7 +67,7 @@ class Program:
                 return sum(bool(re.search(pattern, line)) for line in self.lines) >= count
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no {pattern!r} in {PATIENCE} s; the last lines: {self.lines[-3:]}")
-            time.sleep(0.01)
+            time.sleep(POLL)
         return True
 
     def wait_for_checkpoint(self, step: int) -> None:
@@ -56,7 +76,23 @@ class Program:
         while newest(self.workdir) < step:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise TimeoutError(f"no checkpoint of step {step}; the last lines: {self.lines[-3:]}")
-            time.sleep(0.01)
+            time.sleep(POLL_CHECKPOINTS[storage.is_bucket(self.workdir)])
+
+    def wait_until(self, condition: Callable[[], bool]) -> bool:
+        """Waits until a condition holds; False if the program ends before."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if self._process.poll() is not None:
+                return False
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nothing happened in {PATIENCE} s; the last lines: {self.lines[-3:]}")
+            time.sleep(POLL)
+        return True
+
+    @property
+    def running(self) -> bool:
+        """True until the program ends."""
+        return self._process.poll() is None
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal, if the program still runs."""
@@ -94,7 +130,10 @@ def newest(workdir: pathlib.Path) -> int:
 
 def remarks(program: Program) -> str:
     """Warnings and errors of a start about checkpoints, without machine-specific paths and names."""
-    said = "; ".join(line for line in program.lines if re.search(r"^(warning|error)|being written", line))
+    lines = [line for line in program.lines if re.search(r"^(warning|error)|being written", line)]
+    said = "; ".join(dict.fromkeys(line for line in lines if "trying again" not in line))
+    if retried := sum("trying again" in line for line in lines):
+        said = f"{said}; {retried} warnings that a request is tried again".removeprefix("; ")
     said = said.replace(str(program.workdir), "WORKDIR").replace(f" on {socket.gethostname()} ", " on HOST ")
     return shortened(said)
 

@@ -6,8 +6,10 @@ import contextlib
 import http.client
 import http.server
 import random
+import re
 import threading
 import time
+import urllib.parse
 
 _REASONS = {403: "forbidden", 429: "rateLimitExceeded", 503: "backendError"}
 # Of one connection, not of the message (RFC 9110, 7.6.1); Expect is answered here.
@@ -28,6 +30,7 @@ class Proxy:
         self.counts: Counter[int] = Counter()
         self._lock = threading.Lock()
         self._down_until = 0.0
+        self._down_at: tuple[re.Pattern[str], float] | None = None
         self._refusal = 0
         self._one_in = 0
         self._random = random.Random(0)
@@ -49,14 +52,29 @@ class Proxy:
         with self._lock:
             self._random, self._one_in = random.Random(seed), number
 
-    def be_down(self, seconds: float) -> None:
-        """Closes connections without an answer for a time, from now on; 0 ends this."""
-        self._down_until = time.monotonic() + seconds
+    def be_down(self, seconds: float, at: str = "") -> None:
+        """Closes connections without an answer for a time; 0 ends this.
+
+        Args:
+          seconds: how long.
+          at: waits for a request that writes an object whose name matches this pattern; from now on if empty.
+        """
+        with self._lock:
+            self._down_at = (re.compile(at), seconds) if at else None
+            self._down_until = 0.0 if at else time.monotonic() + seconds
 
     @property
     def is_down(self) -> bool:
         """Whether connections are closed without an answer."""
         return time.monotonic() < self._down_until
+
+    def see(self, path: str, body: bytes) -> None:
+        """Looks at a request that writes, before it is answered."""
+        if (waiting := self._down_at) is None:
+            return
+        start = body[:1000].decode("latin-1") if "uploadType=" in path else ""  # may have the object's name
+        if waiting[0].search(urllib.parse.unquote(f"{path} {start}")):
+            self.be_down(waiting[1])
 
     def fault(self) -> tuple[int, bool]:
         """Status that the next request gets instead of the store's, or 0, and whether it reaches the store."""
@@ -118,6 +136,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answers a request of any method."""
         body = self._body()
+        if self.command != "GET":
+            self.proxy.see(self.path, body)
         if self.proxy.is_down:
             return self._hang_up()
         status, reaches = self.proxy.fault()

@@ -99,6 +99,17 @@ def test_a_store_that_is_down_closes_connections_for_its_time(between):
     assert found == (200, b"kept") and time.monotonic() - begin >= 0.25
 
 
+def test_a_store_goes_down_in_the_middle_of_a_named_write(between):
+    between.be_down(0.2, at=r"run/metrics\.jsonl")
+    assert upload(between, "run%2Fother", b"x") == 200 and not between.is_down
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        upload(between, "run%2Fmetrics.jsonl", b"x")
+    assert between.is_down
+    time.sleep(0.25)
+    assert download(between, "run%2Fmetrics.jsonl")[0] == 404
+    assert upload(between, "run%2Fmetrics.jsonl", b"x") == 200
+
+
 def test_a_bucket_is_empty_and_subprocesses_use_the_same_store(bucket):
     from google.cloud import storage
 
