@@ -82,3 +82,15 @@ def bucket(store) -> str:
 def session_bucket(store) -> str:
     """A gs:// address as `bucket`, the same for all tests of this process."""
     return f"{store}/session"
+
+
+@pytest.fixture
+def failing_store(store, monkeypatch):
+    """A proxy (benchmarks/fault_injection/proxy.py) that fails requests of this process to the emulator when told to.
+
+    TensorStore and programs that the test starts reach the emulator directly.
+    """
+    from tests import emulator
+
+    with emulator.failing(monkeypatch) as between:
+        yield between

@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from benchmarks.fault_injection import emulator
+from benchmarks.fault_injection import emulator, proxy
 
 
 @contextlib.contextmanager
@@ -27,3 +27,19 @@ def running() -> Iterator[str]:
             pytest.skip(str(error))
         os.environ.update(emulator.environment(address))
         yield f"gs://{emulator.BUCKET}"
+
+
+@contextlib.contextmanager
+def failing(monkeypatch) -> Iterator[proxy.Proxy]:
+    """A proxy before the emulator that runs already, for this process's client of google-cloud-storage alone."""
+    from google.auth import credentials
+    from google.cloud import storage
+
+    from taskexpert_jax.storage import client
+
+    with proxy.running(os.environ["STORAGE_EMULATOR_HOST"]) as between:
+        options = {"api_endpoint": between.address}
+        through = storage.Client("test-project", credentials.AnonymousCredentials(), client_options=options)
+        monkeypatch.setattr(client, "client", lambda: through)
+        yield between
+        through.close()

@@ -33,6 +33,7 @@ class Proxy:
         self._down_at: tuple[re.Pattern[str], float] | None = None
         self._refusal = 0
         self._one_in = 0
+        self._next: tuple[int, bool] | None = None
         self._random = random.Random(0)
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = _Server(("127.0.0.1", 0), handler)
@@ -51,6 +52,11 @@ class Proxy:
         """
         with self._lock:
             self._random, self._one_in = random.Random(seed), number
+
+    def fail_next(self, *, reaches: bool) -> None:
+        """Answers 503 to the next request, which the store carries out nevertheless if it `reaches` it."""
+        with self._lock:
+            self._next = (503, reaches)
 
     def be_down(self, seconds: float, at: str = "") -> None:
         """Closes connections without an answer for a time; 0 ends this.
@@ -81,6 +87,9 @@ class Proxy:
         if self._refusal:
             return self._refusal, False
         with self._lock:
+            if self._next:
+                fault, self._next = self._next, None
+                return fault
             if self._one_in and self._random.randrange(self._one_in) == 0:
                 return 503, self._random.random() < 0.5
         return 0, True

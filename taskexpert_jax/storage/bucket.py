@@ -130,11 +130,12 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Removes the object."""
+        failed: list[Exception] = []  # a request whose answer was lost may have removed it
         try:
             with self._asked():
-                self.blob.delete(**client.options(self))
+                self.blob.delete(retry=client.retrying(self, failed.append), timeout=client.TIMEOUT)
         except FileNotFoundError:
-            if not missing_ok:
+            if not (missing_ok or failed):
                 raise
 
     def open(self, mode: str = "r", buffering: int = -1, encoding: str | None = None, **kwargs: Any) -> Any:

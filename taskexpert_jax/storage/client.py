@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import errno
 import functools
+import os
 import time
 from typing import Any
 
@@ -17,6 +18,9 @@ import requests.exceptions
 import urllib3.exceptions
 
 from taskexpert_jax.errors import StoreError
+
+# Or a thread of the client asks for the bucket's settings, for traces that nobody records.
+os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 RETRY_SECONDS = 120.0  # for which a request that failed for a while is repeated, with backoff
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two parts of an answer
@@ -61,19 +65,30 @@ def settings(name: str) -> storage.Bucket:
         return bucket(name)
 
 
-def retrying(where: object) -> retry.Retry:
+def retrying(where: object, failed: Callable[[Exception], object] = lambda error: None) -> retry.Retry:
     """Repeats a request after errors that pass (429, 5xx, the network), with backoff, and a warning if that takes long.
 
-    where: the path, for the warning.
+    Args:
+      where: the path, for the warning.
+      failed: called for each error that passes; the store may have carried the request out nevertheless.
     """
     begin = time.monotonic()
 
     def warn(error: Exception) -> None:
+        _release(error)
+        failed(error)
         if time.monotonic() - begin > _SECONDS_TO_WARN:  # single errors are usual
             text = f"{where}: {reason(error)}; trying again for up to {RETRY_SECONDS:g} s"
             logging.log_every_n_seconds(logging.WARNING, "%s", _SECONDS_BETWEEN_WARNINGS, text)
 
     return retry.Retry(_passes, initial=0.5, maximum=8.0, multiplier=2.0, timeout=RETRY_SECONDS, on_error=warn)
+
+
+def _release(error: BaseException) -> None:
+    """Closes the answer that an error came from: the client leaves it unread, and its connection open."""
+    response = getattr(error, "response", None)
+    if isinstance(response, requests.Response):
+        response.close()
 
 
 def _passes(error: BaseException) -> bool:
@@ -100,11 +115,13 @@ def errors(where: object, *, of_bucket: bool = False) -> Iterator[None]:
     try:
         yield
     except exceptions.NotFound as error:
+        _release(error)
         if of_bucket or "bucket does not exist" in str(error).lower():
             missing = "the bucket does not exist; create it, or check its name"
             raise StoreError(errno.ENOENT, missing, str(where)) from error
         raise FileNotFoundError(errno.ENOENT, "no such object", str(where)) from error
     except (exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError, InvalidResponse, *_NETWORK) as error:
+        _release(error)
         code = errno.EACCES if _status(error) in (401, 403) else errno.EIO
         raise StoreError(code, reason(error), str(where)) from error
 

@@ -1,0 +1,77 @@
+"""Paths in a bucket while the store fails: a lost answer, a refusal, a store that is down."""
+
+import errno
+
+import pytest
+
+from taskexpert_jax import storage
+from taskexpert_jax.errors import StoreError
+
+
+@pytest.fixture
+def folder(bucket, failing_store):
+    return storage.path(bucket)
+
+
+@pytest.mark.parametrize("reaches", [True, False])
+def test_a_request_that_fails_once_is_repeated_whether_the_store_has_carried_it_out_or_not(
+    folder, failing_store, reaches
+):
+    path = folder / "object"
+    failing_store.fail_next(reaches=reaches)
+    path.write_text("content")
+    failing_store.fail_next(reaches=reaches)
+    assert path.read_text() == "content"
+    failing_store.fail_next(reaches=reaches)
+    path.replace(folder / "moved")
+    assert sorted(storage.listed(folder)) == ["moved"]
+    failing_store.fail_next(reaches=reaches)
+    (folder / "moved").unlink()
+    assert storage.listed(folder) == {}
+    assert failing_store.counts[503] == 4
+
+
+def test_an_object_that_was_never_there_cannot_be_removed(folder):
+    with pytest.raises(FileNotFoundError):
+        (folder / "object").unlink()
+
+
+def test_a_store_that_is_down_for_a_moment_is_waited_for(folder, failing_store):
+    (folder / "object").write_bytes(b"before")
+    failing_store.be_down(0.3)
+    (folder / "object").write_bytes(b"after")
+    assert failing_store.counts[0] >= 1
+    assert (folder / "object").read_bytes() == b"after"
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda folder: (folder / "object").read_bytes(),
+        lambda folder: (folder / "object").write_bytes(b"x"),
+        lambda folder: (folder / "object").unlink(),
+        lambda folder: (folder / "object").exists(),
+        lambda folder: (folder / "object").stat(),
+        lambda folder: list(folder.iterdir()),
+        lambda folder: storage.listed(folder),
+    ],
+)
+def test_a_refusal_is_one_line_and_not_repeated(folder, failing_store, request_of):
+    failing_store.refuse(403)
+    with pytest.raises(StoreError, match=r"no permission \(HTTP 403\)") as raised:
+        request_of(folder)
+    assert raised.value.errno == errno.EACCES and raised.value.filename.startswith(str(folder))
+    assert "\n" not in str(raised.value) and failing_store.counts[403] == 1
+
+
+@pytest.mark.parametrize(("status", "reason"), [(429, "too many requests"), (503, "the store is not available .HTTP 503")])
+def test_what_does_not_pass_is_one_line_after_bounded_retries(folder, failing_store, monkeypatch, status, reason):
+    from taskexpert_jax.storage import client
+
+    monkeypatch.setattr(client, "RETRY_SECONDS", 0.6)
+    (folder / "object").write_bytes(b"x")
+    failing_store.refuse(status)
+    for request in ((folder / "object").read_bytes, (folder / "object").exists):
+        with pytest.raises(StoreError, match=reason) as raised:
+            request()
+        assert "\n" not in str(raised.value)
