@@ -1,9 +1,14 @@
 """Commands that a script prints or runs."""
 
+from collections.abc import Sequence
+import json
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
+
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SCRIPTS = ROOT / "scripts"
@@ -35,3 +40,20 @@ def refusal(script: pathlib.Path | str, *arguments: str, **env: str) -> str:
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     (line,) = done.stderr.splitlines()
     return line
+
+
+def refused_by_gcloud(commands: Sequence[str], folder: pathlib.Path) -> list[str]:
+    """What gcloud finds wrong with its commands, which it parses and does not run; skips the test without gcloud."""
+    if not shutil.which("gcloud"):
+        pytest.skip("gcloud is not installed")
+    (folder / "commands.json").write_text(json.dumps([{"command_string": command.strip()} for command in commands]))
+    done = subprocess.run(
+        ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={folder / 'commands.json'}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CLOUDSDK_CONFIG": str(folder / "settings")},
+        check=False,
+    )
+    if done.returncode and "lint-gcloud-commands" in done.stderr:
+        pytest.skip("this gcloud has no `meta lint-gcloud-commands`")
+    return [each["error_message"] for each in json.loads(done.stdout) if not each["success"]]

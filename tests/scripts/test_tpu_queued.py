@@ -1,6 +1,5 @@
 """scripts/tpu_queued.sh: its commands, what it does when the TPU is preempted, and its part on the workers."""
 
-import json
 import os
 import pathlib
 import shlex
@@ -11,7 +10,7 @@ import time
 
 import pytest
 
-from tests.scripts.commands import ROOT, SCRIPTS, TASKS, call, dry, refusal
+from tests.scripts.commands import SCRIPTS, TASKS, call, dry, refusal, refused_by_gcloud
 
 SCRIPT = "tpu_queued.sh"
 TPU = {"TPU": "my-tpu", "ZONE": "zone-a", "ACCELERATOR": "v5litepod-16"}
@@ -245,23 +244,9 @@ def test_a_run_that_does_not_end_is_killed(worker):
 
 def test_gcloud_knows_the_commands(tmp_path):
     """Each command, parsed by the command line of Google Cloud itself."""
-    if not shutil.which("gcloud"):
-        pytest.skip("gcloud is not installed")
     wanted = {"SPOT": "1", "SLICES": "2", "VALID_UNTIL": "6h", "SERVICE_ACCOUNT": "a@b"}
     lines = [line for env in ({}, wanted) for line in call(SCRIPT, "--dry-run", *RUN, **TPU, **env).stdout.splitlines()]
     lines += call("tpu_pod.sh", "--dry-run", TASKS, **TPU).stdout.splitlines()
     commands = [line.strip() for line in lines if line.startswith("gcloud ")]
     assert len(commands) == 13
-    (tmp_path / "commands.json").write_text(json.dumps([{"command_string": command} for command in commands]))
-    done = subprocess.run(
-        ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={tmp_path / 'commands.json'}"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "CLOUDSDK_CONFIG": str(tmp_path / "settings")},
-        check=False,
-        cwd=ROOT,
-    )
-    if done.returncode and "lint-gcloud-commands" in done.stderr:
-        pytest.skip("this gcloud has no `meta lint-gcloud-commands`")
-    problems = [each["error_message"] for each in json.loads(done.stdout) if not each["success"]]
-    assert problems == []
+    assert refused_by_gcloud(commands, tmp_path) == []
