@@ -4,7 +4,7 @@ A path in a bucket, `gs://BUCKET/NAME`, is a `pathlib.Path` too (`bucket.BucketP
 when the first one is made.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import pathlib
 import shutil
@@ -66,20 +66,46 @@ def remove(folder: pathlib.Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def copy_tree(source: pathlib.Path, target: pathlib.Path, *, last: str = "") -> None:
+def copy_tree(source: pathlib.Path, target: pathlib.Path, *, last: str = "", replace: bool = True) -> None:
     """Copies a local folder to a bucket: files that are there already with the same content are not sent again.
 
     Args:
       source: a local folder.
       target: folder in a bucket; other objects in it stay.
       last: file that is written after all others, which tells that they are complete.
+      replace: False writes new objects alone, and refuses a folder with any other object; of two programs that write
+        there at once, only one completes it.
 
     Raises:
       StoreError: an upload failed, or does not have the file's checksum.
     """
     from taskexpert_jax.storage import transfer
 
-    transfer.copy_tree(source, bucket_path(target), last=last)
+    transfer.copy_tree(source, bucket_path(target), last=last, replace=replace)
+
+
+def download(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    found: Mapping[str, Facts] | None = None,
+    *,
+    received: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Copies an object or a folder to the disk: files that are there with the same content are not fetched again.
+
+    Args:
+      source: object or folder in a bucket.
+      target: the local path.
+      found: what `listed` returned for the folder, to get just that; default: what is there now.
+      received: called with the number of bytes of each part, by several threads.
+
+    Raises:
+      FileNotFoundError: there is nothing of this name.
+      StoreError: it cannot be read, or has changed meanwhile, or its checksum is wrong.
+    """
+    from taskexpert_jax.storage import transfer
+
+    transfer.download(bucket_path(source), target, found, received=received)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import errno
 import functools
 import os
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import logging
 from google.api_core import exceptions, retry
@@ -21,6 +21,8 @@ from taskexpert_jax.errors import StoreError
 
 # Or a thread of the client asks for the bucket's settings, for traces that nobody records.
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
+
+Result = TypeVar("Result")
 
 RETRY_SECONDS = 120.0  # for which a request that failed for a while is repeated, with backoff
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two parts of an answer
@@ -159,7 +161,7 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")[:200]
 
 
-def each(call: Callable[[Any], object], items: Iterable[Any]) -> None:
-    """Calls a function for each item, eight at a time; raises the first error."""
+def each(call: Callable[[Any], Result], items: Iterable[Any]) -> list[Result]:
+    """Calls a function for each item, eight at a time; returns the results in order, or raises the first error."""
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(call, items))
+        return list(pool.map(call, items))

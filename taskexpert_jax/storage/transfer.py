@@ -1,10 +1,11 @@
 """Folders of a bucket: listing, and verified copies from and to the disk."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 import errno
 import pathlib
 
+from google.api_core.exceptions import PreconditionFailed
 from google.cloud import storage
 import google_crc32c
 
@@ -15,6 +16,8 @@ from taskexpert_jax.storage.facts import Facts
 
 _FIELDS = "items(name,size,crc32c,updated,generation),nextPageToken"
 _BLOCK = 1 << 22  # bytes read at a time
+_PART = 1 << 24  # bytes of an object that a request fetches
+_TWO_WRITERS = "another program wrote it: remove the folder and start again"
 
 
 def crc32c(path: pathlib.Path) -> int:
@@ -41,43 +44,111 @@ def listed(folder: BucketPath) -> Mapping[str, Facts]:
         return {blob.name.removeprefix(prefix): facts(blob) for blob in blobs if not blob.name.endswith("/")}
 
 
-def copy_tree(source: pathlib.Path, target: BucketPath, *, last: str = "") -> None:
+def copy_tree(source: pathlib.Path, target: BucketPath, *, last: str = "", replace: bool = True) -> None:
     """See `storage.copy_tree`."""
+    paths = {path.relative_to(source).as_posix(): path for path in sorted(source.rglob("*")) if path.is_file()}
+    wanted = dict(zip(paths, client.each(_content, paths.values()), strict=True))
     there = listed(target)
-    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
-    names = {path.relative_to(source).as_posix(): path for path in files}
-    for some in ([name for name in names if name != last], [name for name in names if name == last]):
-        client.each(lambda name: _upload(names[name], target / name, there.get(name)), some)
+    if not replace:
+        _refuse_others(target, wanted, there)
+    first = [name for name in paths if name != last]
+    for names in (first, [last] if last in paths else []):
+        client.each(lambda name: _upload(paths[name], target / name, wanted[name], there.get(name), replace), names)
+        if not replace:
+            _refuse_others(target, wanted, listed(target), complete=names)
 
 
-def _upload(path: pathlib.Path, target: BucketPath, there: Facts | None) -> None:
-    wanted = (path.stat().st_size, crc32c(path))
+def _content(path: pathlib.Path) -> tuple[int, int]:
+    """Size and CRC-32C of a local file."""
+    return path.stat().st_size, crc32c(path)
+
+
+def _refuse_others(
+    target: BucketPath, wanted: Mapping[str, tuple[int, int]], there: Mapping[str, Facts], complete: Iterable[str] = ()
+) -> None:
+    """Raises StoreError for an object with another name or content than wanted, or one of `complete` that is missing.
+
+    wanted: size and CRC-32C by name.
+    """
+    for name in [*there, *complete]:
+        if name not in there or there[name][:2] != wanted.get(name):
+            found = (
+                "it was removed after it was sent"
+                if name not in there
+                else "it has another content than the file to send"
+            )
+            raise StoreError(errno.EEXIST, f"{found}; {_TWO_WRITERS}", str(target / name))
+
+
+def _upload(
+    path: pathlib.Path, target: BucketPath, wanted: tuple[int, int], there: Facts | None, replace: bool
+) -> None:
     if there is not None and there[:2] == wanted:
         return
     blob = target.blob
+    precondition = {} if replace else {"if_generation_match": 0}
     with client.errors(target, of_bucket=True):
-        blob.upload_from_filename(str(path), checksum="crc32c", **client.options(target))
+        try:
+            blob.upload_from_filename(str(path), checksum="crc32c", **precondition, **client.options(target))
+        except PreconditionFailed:  # there is an object: of another program, or of an answer that was lost
+            blob.reload(**client.options(target))
     if facts(blob)[:2] != wanted:
-        raise StoreError(errno.EIO, f"it was sent with another content than {path} has", str(target))
+        raise StoreError(errno.EEXIST, f"it has another content than {path}; {_TWO_WRITERS}", str(target))
 
 
-def download(path: BucketPath, target: pathlib.Path) -> pathlib.Path:
-    """Copies an object or a folder to the disk; the client compares the checksum of each.
+def download(
+    path: BucketPath,
+    target: pathlib.Path,
+    found: Mapping[str, Facts] | None = None,
+    *,
+    received: Callable[[int], None] = lambda count: None,
+) -> pathlib.Path:
+    """See `storage.download`; returns `target`. Large objects come in parts: a lost connection costs one of them."""
+    if found is None:
+        found = listed(path) or {"": _facts_of(path)}
+    files = {path / name: (target / name, of_object) for name, of_object in found.items()}
+    parts = []
+    for source, (file, of_object) in files.items():
+        size = of_object.size
+        if file.is_file() and file.stat().st_size == size and crc32c(file) == of_object.crc32c:
+            received(size)
+            continue
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+        parts += [(source, file, of_object, start, min(start + _PART, size)) for start in range(0, size, _PART)]
 
-    Raises:
-      FileNotFoundError: there is nothing of this name.
-    """
-    found = listed(path)
-    if not found:
-        _download(path, target)
-        return target
-    files = [(path / name, target / name) for name in found]
-    for folder in {file.parent for _, file in files}:
-        folder.mkdir(parents=True, exist_ok=True)
-    client.each(lambda pair: _download(*pair), files)
+    def fetch(part: tuple[BucketPath, pathlib.Path, Facts, int, int]) -> None:
+        _fetch(*part)
+        received(part[4] - part[3])
+
+    client.each(fetch, parts)
+    client.each(lambda source: _verify(source, *files[source]), dict.fromkeys(part[0] for part in parts))
     return target
 
 
-def _download(path: BucketPath, target: pathlib.Path) -> None:
+def _verify(source: BucketPath, file: pathlib.Path, of_object: Facts) -> None:
+    if crc32c(file) != of_object.crc32c:
+        raise StoreError(errno.EIO, "it was received with another checksum than it has in the store", str(source))
+
+
+def _facts_of(path: BucketPath) -> Facts:
+    blob = path.blob
     with client.errors(path):
-        path.blob.download_to_filename(str(target), checksum="crc32c", **client.options(path))
+        blob.reload(**client.options(path))
+    return facts(blob)
+
+
+def _fetch(source: BucketPath, file: pathlib.Path, of_object: Facts, start: int, end: int) -> None:
+    """Fetches the bytes [start, end) of an object and writes them to their place in the file."""
+    with client.errors(source):
+        content = source.blob.download_as_bytes(
+            start=start,
+            end=end - 1,
+            raw_download=True,  # as stored, which the checksum is of
+            if_generation_match=of_object.generation,
+            checksum=None,  # pyright: ignore[reportArgumentType] # there is none of a part
+            **client.options(source),
+        )
+    with file.open("r+b") as opened:
+        opened.seek(start)
+        opened.write(content)
