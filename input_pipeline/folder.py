@@ -19,7 +19,7 @@ import numpy as np
 
 from input_pipeline import transforms
 from input_pipeline.records import Example, repeated_ids
-from taskexpert_jax import images
+from taskexpert_jax import images, storage
 from taskexpert_jax import paths as user_paths
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import Task, build
@@ -130,6 +130,11 @@ def source(config: ConfigDict, split: str) -> FolderSource:
       UserError: no folder, no id list, an id without image, or a task without any label in the split.
     """
     root = user_paths.local(config.data_dir, "config.dataset.data_dir")
+    if storage.is_bucket(root):
+        raise UserError(
+            f"config.dataset.data_dir={root}: files of a bucket are read from a copy on the disk; set "
+            "--config.dataset.local_cache=auto, or a folder for the copy"
+        )
     tasks = build(
         config.labels,
         loss_weights=dict.fromkeys(config.labels, 1.0),

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import records, transforms
+from input_pipeline import local_cache, records, transforms
 from input_pipeline.records import Example, Source
 from input_pipeline.sources import KeptSource, ReducedSource, ReplacingSource
 from taskexpert_jax.config import frame_size
@@ -62,8 +62,9 @@ def open_source(config: ConfigDict, tasks: Sequence[Task], split: str) -> Source
     config: the `dataset` part of the config.
 
     Raises:
-      UserError: an unknown data set, or one without labels for a task.
+      UserError: an unknown data set, or one without labels for a task; data in a bucket that cannot be read or copied.
     """
+    config = local_cache.located(config)
     key = "\n".join([config.to_json_best_effort(sort_keys=True), split, *(task.name for task in tasks)])
     if config.cache and key in _kept:
         return _kept[key]
@@ -91,10 +92,11 @@ def record_fingerprint(config: ConfigDict) -> None:
     """
     dataset = config.dataset
     module = records.dataset_module(dataset.name)
+    data = local_cache.located(dataset)
     if hasattr(module, "fingerprint"):
-        found = module.fingerprint(dataset)
+        found = module.fingerprint(data)
     elif hasattr(module, "Builder"):
-        found = records.fingerprint(module.Builder, dataset.data_dir)
+        found = records.fingerprint(module.Builder, data.data_dir)
     else:
         return
     if dataset.fingerprint not in ("", found):

@@ -9,49 +9,27 @@ and leaves no partial data set.
 import argparse
 from collections.abc import Iterator, Sequence
 import contextlib
-import fcntl
+import errno
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from input_pipeline import archives
-from taskexpert_jax import command_line, paths, progress, terminal
-from taskexpert_jax.errors import UserError
+from absl import logging
+
+from input_pipeline import archives, downloads, file_lock
+from taskexpert_jax import command_line, files, paths, progress, storage, terminal
+from taskexpert_jax.errors import StoreError, UserError
 from taskexpert_jax.parallel import threads
 
 SHOWN_FAULTS = 20
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path, what: str) -> Iterator[None]:
-    """Holds the lock file `path` and removes it at the end; the operating system releases the lock of a killed process.
-
-    what: the locked resource, for the message.
-
-    Raises:
-      UserError: another process holds the lock.
-    """
-    while True:
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"{what} is being built by another process; wait until it has finished") from error
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                try:
-                    yield
-                finally:
-                    path.unlink()
-                return
-        # Another process removed the file after it was opened here, so the lock protects nothing: try again.
 
 
 @contextlib.contextmanager
@@ -127,8 +105,8 @@ def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path, *, allo
 
     Args:
       dataset: a module of input_pipeline that has a `Builder`.
-      archive: a tar file or the folder extracted from it.
-      data_dir: folder of built data sets.
+      archive: a tar file or the folder extracted from it; of a bucket, it is copied to the disk first.
+      data_dir: folder of built data sets; of a bucket, the data set is built on the disk and uploaded.
       allow_subset: accepts other counts than the published ones, and omits ids without an image.
 
     Raises:
@@ -139,32 +117,12 @@ def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path, *, allo
 
     start = time.monotonic()
     module = records.dataset_module(dataset)
-    if not hasattr(module, "Builder"):
-        raise UserError(f"data set {dataset!r} is not built from an archive: nothing to prepare")
-    if not archive.exists():
-        raise UserError(
-            f"--archive={archive} does not exist; give {module.FOLDER}.tar.gz or the folder extracted from it"
-        )
-    if data_dir.resolve().is_relative_to(_members(archive, module).resolve()):
-        raise UserError(
-            f"--data_dir={data_dir} lies inside of the archive folder, which is not modified; choose another folder"
-        )
-    target = data_dir / module.Builder.name / str(module.Builder.VERSION)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        _lock(data_dir / f".{dataset}-lock", str(target)),
-        _scratch_folder(data_dir / f".{dataset}-incomplete") as scratch,
-    ):
-        if target.exists():
-            raise UserError(f"{target} exists already; delete it to build it again")
-        root = archive
-        if not archive.is_dir():
-            root = scratch / "archive"
-            root.mkdir()
-            archives.extract(archive, root)
-        root = _members(root, module)
+    _check_arguments(dataset, module, archive, data_dir)
+    target = data_dir / module.Builder.folder()
+    with _scratch(data_dir, target, dataset) as scratch:
+        root = _members(_extracted(archive, scratch), module)
         listing = archives.list_examples(root, module, allow_subset=allow_subset)
-        built = scratch / target.relative_to(data_dir)
+        built = scratch / module.Builder.folder()
         built.mkdir(parents=True)
         fingerprint = _build(module, root, listing, built)
         figures, table = _summarise(module, listing, scratch)
@@ -176,11 +134,79 @@ def prepare(dataset: str, archive: pathlib.Path, data_dir: pathlib.Path, *, allo
             "splits": figures,
         }
         (built / records.PREPARED).write_text(json.dumps(record, indent=2) + "\n")
-        target.parent.mkdir(exist_ok=True)
-        built.rename(target)
-    size = sum(path.stat().st_size for path in target.iterdir())
+        size = sum(path.stat().st_size for path in built.iterdir())
+        if storage.is_bucket(target):
+            _upload(built, target, size, last=records.COMPLETE)
+        else:
+            target.parent.mkdir(exist_ok=True)
+            built.rename(target)
     lines = [*table, "", f"fingerprint {fingerprint}"]
     return [*lines, f"built {target}: {size / 2**20:.0f} MiB in {time.monotonic() - start:.0f} s"]
+
+
+def _check_arguments(dataset: str, module: ModuleType, archive: pathlib.Path, data_dir: pathlib.Path) -> None:
+    if not hasattr(module, "Builder"):
+        raise UserError(f"data set {dataset!r} is not built from an archive: nothing to prepare")
+    if not archive.exists():
+        raise UserError(
+            f"--archive={archive} does not exist; give {module.FOLDER}.tar.gz or the folder extracted from it"
+        )
+    if data_dir.resolve().is_relative_to(_members(archive, module).resolve()):
+        raise UserError(
+            f"--data_dir={data_dir} lies inside of the archive folder, which is not modified; choose another folder"
+        )
+
+
+@contextlib.contextmanager
+def _scratch(data_dir: pathlib.Path, target: pathlib.Path, dataset: str) -> Iterator[pathlib.Path]:
+    """An empty folder to build `target` in, hidden in `data_dir`; for a bucket, in TMPDIR.
+
+    Raises:
+      UserError: `target` exists or is being built on this disk, or the bucket cannot be written to.
+    """
+    from input_pipeline import records
+
+    if storage.is_bucket(data_dir):
+        files.folder_for_results(data_dir, "--data_dir")  # before the work and not after it
+        if (target / records.COMPLETE).is_file():
+            raise UserError(f"{target} exists already; remove it to build it again: gcloud storage rm -r {target}")
+        with tempfile.TemporaryDirectory(prefix="taskexpert_") as folder:
+            yield pathlib.Path(folder)
+        return
+    data_dir.mkdir(parents=True, exist_ok=True)
+    refusal = f"{target} is being built by another process; wait until it has finished"
+    with (
+        file_lock.held(data_dir / f".{dataset}-lock", refusal=refusal),
+        _scratch_folder(data_dir / f".{dataset}-incomplete") as scratch,
+    ):
+        if target.exists():
+            raise UserError(f"{target} exists already; delete it to build it again")
+        yield scratch
+
+
+def _extracted(archive: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
+    """The archive as a local folder: its own, or one in `scratch`."""
+    if storage.is_bucket(archive):
+        local = scratch / "download" / archive.name
+        local.parent.mkdir()
+        downloads.fetch(archive, local, then="free space, or set TMPDIR for a --data_dir in a bucket")
+        archive = local
+    if archive.is_dir():
+        return archive
+    root = scratch / "archive"
+    root.mkdir()
+    archives.extract(archive, root)
+    return root
+
+
+def _upload(built: pathlib.Path, target: pathlib.Path, size: int, *, last: str) -> None:
+    """Sends the files of a data set that the bucket does not have; `last` goes last and makes the data set complete."""
+    logging.info(f"uploading {size >> 20} MiB to {target}")
+    try:
+        storage.copy_tree(built, target, last=last, replace=False)
+    except StoreError as error:
+        then = "" if error.errno == errno.EEXIST else "; the same command builds it again and sends what is missing"
+        raise UserError(f"{error}; {target} is incomplete{then}") from error
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -196,7 +222,10 @@ def _run(args: argparse.Namespace) -> None:
         faults = "faults" if count > 1 else "fault"
         raise UserError(f"{args.archive}: {count} {faults}, see above; nothing was built") from problems
     except OSError as error:
-        raise UserError(f"{error.filename or args.data_dir}: {error.strerror}; nothing was built") from error
+        larger = "; set TMPDIR to a folder on a larger disk" * (
+            error.errno == errno.ENOSPC and storage.is_bucket(args.data_dir)
+        )
+        raise UserError(f"{error.filename or args.data_dir}: {error.strerror}; nothing was built{larger}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -216,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--verbosity", type=int, help="-1 shows no progress")
     args = parser.parse_args(arguments)
     command_line.configure_logging(args.verbosity)
-    return command_line.ended(lambda: _run(args), "interrupted; nothing was built: the same command starts anew")
+    return command_line.ended(lambda: _run(args), "interrupted; no data set was built: the same command starts anew")
 
 
 def _stop(number: int, frame: Any) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from taskexpert_jax import json_file, paths
-from taskexpert_jax.errors import UserError, disk_refusal, shown
+from taskexpert_jax import json_file, paths, storage
+from taskexpert_jax.errors import StoreError, UserError, disk_refusal, shown
 
 Example = dict[str, Any]
 
@@ -88,6 +88,7 @@ class Part(NamedTuple):
 
 
 PREPARED = "prepared.json"  # in the folder of the records: fingerprint and statistics, written by `prepare`
+COMPLETE = "dataset_info.json"  # TFDS's; in a bucket it is written after all others
 _SHARD = 1000  # examples per file
 JPEG = Part("jpeg", 3)  # the unchanged JPEG file, decoded at every read; a tenth of the size of its pixels
 
@@ -104,6 +105,11 @@ class ArchiveBuilder:
     name: ClassVar[str]
     VERSION: ClassVar[tfds.core.Version]
     PARTS: ClassVar[Mapping[str, Part]]
+
+    @classmethod
+    def folder(cls) -> str:
+        """Folder of the data set below `data_dir`: NAME/VERSION."""
+        return f"{cls.name}/{cls.VERSION}"
 
     def __init__(self, directory: pathlib.Path, splits: Iterable[str]):
         """Starts a data set with these splits in the existing folder `directory`."""
@@ -170,19 +176,21 @@ def _decoded(parts: Mapping[str, Part], serialized: bytes) -> Example:
     return example
 
 
-def _directory(builder: type[ArchiveBuilder], data_dir: str) -> pathlib.Path:
+def directory(builder: type[ArchiveBuilder], data_dir: str) -> pathlib.Path:
     """Folder of the data set built under `data_dir`.
 
     Raises:
-      UserError: the data set has not been built.
+      UserError: the data set has not been built, or the bucket cannot be read.
     """
-    directory = paths.local(data_dir, "config.dataset.data_dir") / builder.name / str(builder.VERSION)
-    if not (directory / "dataset_info.json").is_file():
-        raise UserError(
-            f"no built data set at {directory}; build it with "
-            f"`python -m input_pipeline.prepare {builder.name} --archive=PATH --data_dir={data_dir}`"
-        )
-    return directory
+    folder = paths.local(data_dir, "config.dataset.data_dir") / builder.folder()
+    if not (folder / COMPLETE).is_file():
+        again = f"`python -m input_pipeline.prepare {builder.name} --archive=PATH --data_dir={data_dir}`"
+        if storage.is_bucket(folder) and folder.is_dir():
+            raise UserError(
+                f"the data set at {folder} is incomplete, its upload was interrupted; resume it with {again}"
+            )
+        raise UserError(f"no built data set at {folder}; build it with {again}")
+    return folder
 
 
 def fingerprint(builder: type[ArchiveBuilder], data_dir: str) -> str:
@@ -191,7 +199,7 @@ def fingerprint(builder: type[ArchiveBuilder], data_dir: str) -> str:
     Raises:
       UserError: the data set has not been built, or its record is missing or damaged.
     """
-    path = _directory(builder, data_dir) / PREPARED
+    path = directory(builder, data_dir) / PREPARED
     try:
         return json_file.read(path, {"fingerprint": str})["fingerprint"]
     except (OSError, json_file.MalformedError) as error:
@@ -219,19 +227,21 @@ class RecordSource:
         Raises:
           UserError: the data set has not been built under `data_dir`, has no such split, or is damaged.
         """
-        directory = _directory(builder, data_dir)
+        folder = directory(builder, data_dir)
         try:
-            built: Any = tfds.builder_from_directory(str(directory))
+            built: Any = tfds.builder_from_directory(str(folder))
             splits = sorted(built.info.splits)
             # The inner `.data_source` returns the stored bytes; TFDS's own decodes them, slowly.
             found = built.as_data_source(split=split).data_source if split in splits else None
+        except StoreError:
+            raise
         except Exception as error:  # TFDS and protobuf raise many types
             raise UserError(
-                f"{directory} is damaged ({' '.join(str(error).split())[:300]}); delete it and build it again"
+                f"{folder} is damaged ({' '.join(str(error).split())[:300]}); delete it and build it again"
             ) from error
         if found is None:
-            raise UserError(f"{directory} has no split {split!r}; it has {shown(', '.join(splits))}")
-        self._directory, self._records = directory, found
+            raise UserError(f"{folder} has no split {split!r}; it has {shown(', '.join(splits))}")
+        self._folder, self._records = folder, found
         self._decode = functools.partial(_decoded, builder.PARTS)
         self._finish = finish
         self.labels = tuple(part for part in builder.PARTS if part != "image")
@@ -249,7 +259,7 @@ class RecordSource:
             example = self._decode(self._records[index])
         except Exception as error:  # ArrayRecord and protobuf raise many types
             raise UserError(
-                f"{self._directory}: record {index} cannot be read ({' '.join(str(error).split())[:300]}); restore the "
+                f"{self._folder}: record {index} cannot be read ({' '.join(str(error).split())[:300]}); restore the "
                 "folder, or delete it and build it again"
             ) from error
         return self._finish(example)

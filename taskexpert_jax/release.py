@@ -145,13 +145,15 @@ def push(workdir: pathlib.Path, address: paths.Address, which: str, words: Words
 def portable(config: ConfigDict) -> ConfigDict:
     """The config without paths of this machine, which nobody else needs or should see.
 
-    `dataset.data_dir` and `log.wandb` get their defaults; of `model.pretrained` and of any other absolute path only the
-    last part stays.
+    `dataset.data_dir`, `dataset.local_cache` and `log.wandb` get their defaults; of `model.pretrained` and of any other
+    absolute path only the last part stays.
     """
     fields: dict[str, Any] = {}
     for field, value in flat(config):
         if field == "dataset.data_dir":
             fields[field] = "data"
+        elif field == "dataset.local_cache":
+            fields[field] = "auto"
         elif field == "log.wandb":
             fields[field] = ""
         elif not isinstance(value, str) or paths.is_hub(value):

@@ -46,6 +46,7 @@ REFUSED = {
     "dataset.cache": NO_SWITCH,
     "dataset.threads": COUNT_OR_0,
     "dataset.data_dir": NO_TEXT,
+    "dataset.local_cache": ("gs://bucket/cache", "s3://x", "~nobody-of-this-name/x", 1, None),
     "dataset.labels": NO_NAMES,
     "dataset.zero_is_void": (*NO_NAMES, ("depth",)),
     "dataset.seed": COUNT_OR_0,

@@ -105,7 +105,7 @@ def test_an_address_of_another_form_is_one_line(text):
         paths.model_argument(text)
     config = nyud.get_config("tiny")
     config.model.pretrained = text
-    with pytest.raises(UserError, match=r"not supported, but hf://OWNER/NAME"):
+    with pytest.raises(UserError, match=r"or hf://OWNER/NAME"):
         check(config)
 
 

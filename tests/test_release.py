@@ -105,11 +105,13 @@ def test_paths_of_the_machine_stay_there(run, tmp_path, monkeypatch):
     assert "starts from `vit.npz`" in texts[1]
     config = nyud.get_config("tiny")
     config.update_from_flattened_dict({"dataset.data_dir": "../secret/data", "model.pretrained": "hf://o/vit"})
+    config.dataset.local_cache = "/secret/disk"
     config.log.wandb = "team/project"
     with config.unlocked():
         config.dataset.list_file, config.dataset.note = "~/lists/a.txt", "a/b"
     shared = release.portable(config)
     assert (shared.dataset.data_dir, shared.dataset.list_file, shared.dataset.note) == ("data", "a.txt", "a/b")
+    assert shared.dataset.local_cache == "auto"
     assert (
         shared.model.pretrained == "hf://o/vit"
         and shared.log.wandb == ""

@@ -13,6 +13,7 @@ from taskexpert_jax.config.rules import (
     Rule,
     choice,
     flag,
+    local_path,
     matching,
     names,
     number,
@@ -238,14 +239,21 @@ FIELDS: Mapping[str, Field] = {
 
 LOSS_WEIGHT = Field(REQUIRED, number(0), "loss_weights.TASK: weight of a task's loss in the total")
 
-_DATA_DIR = Field("data", path(), "directory of the data")
+_ON_DISK = {
+    "dataset.data_dir": Field("data", path(), "directory of the data, on a disk or gs://BUCKET/NAME"),
+    "dataset.local_cache": Field(
+        "auto",
+        local_path(empty=True),
+        "where a host copies data of a bucket once: a folder; auto: in ~/.cache; empty: read from the bucket",
+    ),
+}
 
 # Further fields by dataset.name. A data set of your own may have any fields.
 DATA_SETS: Mapping[str, Mapping[str, Field]] = {
-    "nyud": {"dataset.data_dir": _DATA_DIR},
-    "pascal_context": {"dataset.data_dir": _DATA_DIR},
+    "nyud": _ON_DISK,
+    "pascal_context": _ON_DISK,
     "folder": {
-        "dataset.data_dir": _DATA_DIR,
+        **_ON_DISK,
         "dataset.labels": Field((), names(empty=True), "label folders to read; all tasks must be among them"),
         "dataset.zero_is_void": Field(
             (), names(empty=True), "tasks in whose label maps 0 is unlabelled and the classes count from 1"

@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from taskexpert_jax import paths
+from taskexpert_jax import paths, storage
 
 _MOST = 2**31 - 1  # devices compute with whole numbers of 32 bits
 SIZE = 65_536  # of a side of an image or of a part of the model
@@ -83,8 +83,17 @@ def path(*, empty: bool = False, hub: bool = False) -> Rule:
     def allows(value: Any) -> bool:
         return isinstance(value, str) and ((empty and value == "") or paths.refusal(value, hub=hub) is None)
 
-    words = "must be the path of a local file or folder; addresses such as gs:// are not supported"
-    return Rule(f"{words}{f', but {paths.HUB_FORM} is' * hub}", allows)
+    hub_form = f" or {paths.HUB_FORM}" * hub
+    return Rule(f"must be the path of a file or folder, {paths.BUCKET_FORM}{hub_form}", allows)
+
+
+def local_path(*, empty: bool = False) -> Rule:
+    """A path on a disk; `empty` also allows ""."""
+    of_any_kind = path(empty=empty)
+    return Rule(
+        "must be the path of a local folder",
+        lambda value: of_any_kind.allows(value) and not storage.is_bucket(value),
+    )
 
 
 def names(*, empty: bool = False) -> Rule:

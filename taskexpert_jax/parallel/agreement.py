@@ -22,7 +22,12 @@ from taskexpert_jax.parallel import processes
 
 _SECONDS_TO_SEE_A_FILE = 10  # written by another host: network file systems are slow
 _SHOWN = 5  # differences in the line
-_OWN = ("dataset.data_dir", "dataset.cache", "dataset.threads")  # may differ: hosts have disks of their own
+_OWN = (
+    "dataset.data_dir",
+    "dataset.local_cache",
+    "dataset.cache",
+    "dataset.threads",
+)  # may differ: hosts have disks of their own
 _PACKAGES = ("jax", "jaxlib", "numpy")
 
 

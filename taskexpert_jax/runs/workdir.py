@@ -18,7 +18,8 @@ from taskexpert_jax.config import flat, read_run
 from taskexpert_jax.errors import UserError
 
 # Fields that may change on resume: they affect speed, placement and reports, not the computation.
-FREE = ("mesh.", "eval.", "log.", "guard.", "checkpoint.", "dataset.cache", "dataset.threads", "dataset.data_dir")
+_DATA = ("dataset.cache", "dataset.threads", "dataset.data_dir", "dataset.local_cache")
+FREE = ("mesh.", "eval.", "log.", "guard.", "checkpoint.", *_DATA)
 
 
 @contextlib.contextmanager

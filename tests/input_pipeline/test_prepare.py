@@ -19,7 +19,7 @@ from preparing import build, contents, faults
 import pytest
 import tensorflow_datasets as tfds
 
-from input_pipeline import nyud, prepare, records
+from input_pipeline import file_lock, nyud, prepare, records
 from taskexpert_jax.errors import UserError
 from tests import clock
 
@@ -246,6 +246,6 @@ def test_a_lock_file_that_was_removed_in_between_keeps_nobody_out(
         flock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock_after_removal)
-    with prepare._lock(path, "it"), path.open() as other, pytest.raises(BlockingIOError):
+    with file_lock.held(path), path.open() as other, pytest.raises(BlockingIOError):
         flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert not path.exists()
