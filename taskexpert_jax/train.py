@@ -15,7 +15,7 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import inference, results, steps
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
-from taskexpert_jax.parallel import sharding
+from taskexpert_jax.parallel import sharding, slices
 from taskexpert_jax.parallel.preemption import Stopped, on_sigterm
 from taskexpert_jax.pretrained import load as pretrained
 from taskexpert_jax.progress import Progress
@@ -93,7 +93,8 @@ def train(
             finished_at = workdirs.claim(workdir, config, extend=extend)
         logging.info(f"TaskExpert-JAX {installation.version_text()}")
         logging.info(
-            f"{config.variant} on {jax.device_count()} {jax.devices()[0].device_kind} device(s), {dict(mesh.shape)}"
+            f"{config.variant} on {jax.device_count()} {jax.devices()[0].device_kind} device(s), {dict(mesh.shape)}, "
+            f"{slices.count(mesh.devices.flat, config.mesh.slices)} slice(s)"
         )
         for line in budget.count(model).table().splitlines():
             logging.info(line)

@@ -110,6 +110,8 @@ REFUSED = {
     "mesh.data": (0, -2, 1.0),
     "mesh.fsdp": (0, -1, -2, 1.0),  # -1: as data has it already
     "mesh.tensor": (0, -1, -2, 1.0),
+    "mesh.slices": COUNT_OR_0,
+    "mesh.fsdp_slices": COUNT,
     "eval.batch_size": COUNT,
     "eval.every_steps": COUNT_OR_0,
     "eval.max_examples": COUNT_OR_0,

@@ -7,6 +7,8 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from taskexpert_jax.parallel import slices
+
 Changes = Mapping[str, Any]  # config field -> value
 
 
@@ -43,9 +45,10 @@ def _images_per_device(config: ConfigDict, mesh: Mesh) -> int:
 def _single(config: ConfigDict, mesh: Mesh) -> list[dict[str, Any]]:
     """Changes that each reduce the memory."""
     found: list[dict[str, Any]] = [] if config.model.remat else [{"model.remat": True}]
-    if mesh.shape["fsdp"] == 1 and mesh.shape["data"] > 1:
-        shards = math.gcd(mesh.shape["data"], 8)
-        shards = shards if shards > 1 else mesh.shape["data"]
+    within = mesh.shape["data"] // slices.count(mesh.devices.flat, config.mesh.slices)  # fsdp stays within a slice
+    if mesh.shape["fsdp"] == 1 and within > 1:
+        shards = math.gcd(within, 8)
+        shards = shards if shards > 1 else within
         rest = {} if config.mesh.data == -1 else {"mesh.data": mesh.shape["data"] // shards}
         found.append({**rest, "mesh.fsdp": shards})
     return found

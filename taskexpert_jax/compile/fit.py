@@ -26,7 +26,7 @@ from taskexpert_jax.compile.report import Program, Report, Trial
 from taskexpert_jax.compile.steps import build, tracers
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import budget
-from taskexpert_jax.parallel import sharding
+from taskexpert_jax.parallel import sharding, slices
 
 # XLA's autotuning of Triton matmuls executes them, which needs a GPU.
 GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
@@ -77,17 +77,20 @@ def compile_steps(
     mesh, model = build(config, devices)
     counted = budget.count(model)
     limit = topologies.memory_of(devices[0])
+    slice_of = slices.of_devices(mesh.devices.flat, config.mesh.slices)
+    partitions = _partitions(slice_of, on_tpu=on_tpu)
     if quick:
-        programs = {step: _compile_until_laid_out(config, str(topology), step, mesh.size, limit) for step in steps}
+        programs = {step: _compile_until_laid_out(config, str(topology), step, partitions, limit) for step in steps}
     else:
         trace = tracers(config, model, mesh)
-        programs = {step: _compile(trace[step], mesh, limit) for step in steps}
+        programs = {step: _compile(trace[step], mesh, partitions, limit) for step in steps}
     tried = on_tpu and "train" in programs and programs["train"].fits is False
     return Report(
         config=f"{config.dataset.name} {config.variant}",
         topology=topology or "local",
         device_kind=devices[0].device_kind,
         devices=len(devices),
+        slices=len(set(slice_of)),
         mesh=dict(mesh.shape),
         batch_size=config.batch_size,
         eval_batch_size=config.eval.batch_size,
@@ -98,15 +101,34 @@ def compile_steps(
         train_flops=3 * 2 * counted.total_computed * config.batch_size,
         programs=programs,
         advice=advice.advice(config, mesh),
-        trials=tuple(_trials(config, str(topology), mesh, limit)) if tried else (),
+        trials=tuple(_trials(config, str(topology), mesh, partitions, limit)) if tried else (),
     )
 
 
-def _compile(trace: Callable[[], Any], mesh: Mesh, limit: int | None, folder: pathlib.Path | None = None) -> Program:
-    """Compiles a step. limit: bytes of a device. folder: gets XLA's dump for a TPU; default: a temporary folder."""
+def _partitions(slice_of: Sequence[int], *, on_tpu: bool) -> tuple[int, ...]:
+    """Slice of each partition of a compiled program, given that of each device of its mesh: a TPU's is of one slice."""
+    return (0,) * (len(slice_of) // len(set(slice_of))) if on_tpu else tuple(slice_of)
+
+
+def _compile(
+    trace: Callable[[], Any],
+    mesh: Mesh,
+    partitions: Sequence[int],
+    limit: int | None,
+    folder: pathlib.Path | None = None,
+) -> Program:
+    """Compiles a step.
+
+    Args:
+      trace: traces it.
+      mesh: of its devices.
+      partitions: slice of each partition of the program.
+      limit: bytes of a device.
+      folder: gets XLA's dump for a TPU; default: a temporary folder.
+    """
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
-            return _compile(trace, mesh, limit, pathlib.Path(temporary))
+            return _compile(trace, mesh, partitions, limit, pathlib.Path(temporary))
     device = mesh.devices.flat[0]
     on_tpu = device.platform == "tpu"
     options = memory.options(folder) if on_tpu else GPU_OPTIONS if device not in jax.devices() else {}
@@ -123,7 +145,7 @@ def _compile(trace: Callable[[], Any], mesh: Mesh, limit: int | None, folder: pa
     seconds = round(time.monotonic() - started, 1)
     sizes = compiled.memory_analysis()
     layout = memory.read(folder)[0] if on_tpu else memory.of_analysis(sizes)
-    program = _program(layout, compiled.as_text(), mesh.size, limit, peak=sizes.peak_memory_in_bytes)
+    program = _program(layout, compiled.as_text(), partitions, limit, peak=sizes.peak_memory_in_bytes)
     return dataclasses.replace(program, compile_seconds=seconds)
 
 
@@ -138,32 +160,39 @@ def _uncached() -> Iterator[None]:
         jax.config.update("jax_enable_compilation_cache", kept)
 
 
-def _program(layout: memory.Layout, hlo: str, devices: int, limit: int | None, peak: int | None = None) -> Program:
-    collectives, uncounted_loops = traffic.count(hlo, devices)
+def _program(
+    layout: memory.Layout, hlo: str, partitions: Sequence[int], limit: int | None, peak: int | None = None
+) -> Program:
+    counted = traffic.count(hlo, partitions)
     needed = max(peak or 0, layout.reserved)
     return Program(
         needed,
         fits=None if limit is None else needed <= limit,
         peak=peak,
-        collectives=collectives,
-        uncounted_loops=uncounted_loops,
+        collectives=counted.within,
+        between_slices=counted.between,
+        uncounted_loops=counted.uncounted_loops,
         **vars(layout),
     )
 
 
-def _compile_until_laid_out(config: ConfigDict, topology: str, step: str, devices: int, limit: int | None) -> Program:
+def _compile_until_laid_out(
+    config: ConfigDict, topology: str, step: str, partitions: Sequence[int], limit: int | None
+) -> Program:
     """Compiles a step in a separate process, which is killed as soon as the memory layout is written."""
     processes = multiprocessing.get_context("spawn")
     answer, sender = processes.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        compiler = processes.Process(target=_answer, args=(config, topology, step, limit, folder, sender), daemon=True)
+        compiler = processes.Process(
+            target=_answer, args=(config, topology, step, partitions, limit, folder, sender), daemon=True
+        )
         compiler.start()
         sender.close()
         try:
             while not answer.poll(0.2):
                 if memory.is_written(folder):
-                    return _program(*memory.read(folder), devices, limit)
+                    return _program(*memory.read(folder), partitions, limit)
             received = answer.recv()
             if isinstance(received, UserError):
                 raise received
@@ -176,22 +205,32 @@ def _compile_until_laid_out(config: ConfigDict, topology: str, step: str, device
             compiler.join()
 
 
-def _answer(config: ConfigDict, topology: str, step: str, limit: int | None, folder: pathlib.Path, sender: Any) -> None:
+def _answer(
+    config: ConfigDict,
+    topology: str,
+    step: str,
+    partitions: Sequence[int],
+    limit: int | None,
+    folder: pathlib.Path,
+    sender: Any,
+) -> None:
     """Entry point of the separate process: XLA dumps to `folder`; the program is sent if it is not killed before."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     mesh, model = build(config, topologies.devices(topology))
     try:
-        sender.send(_compile(tracers(config, model, mesh)[step], mesh, limit, folder))
+        sender.send(_compile(tracers(config, model, mesh)[step], mesh, partitions, limit, folder))
     except UserError as error:
         sender.send(error)
 
 
-def _trials(config: ConfigDict, topology: str, mesh: Mesh, limit: int | None) -> Iterator[Trial]:
+def _trials(
+    config: ConfigDict, topology: str, mesh: Mesh, partitions: Sequence[int], limit: int | None
+) -> Iterator[Trial]:
     """The train step with each of `advice.candidates`, until one fits."""
     for changes in advice.candidates(config, mesh):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(changes)
-        program = _compile_until_laid_out(changed, topology, "train", mesh.size, limit)
+        program = _compile_until_laid_out(changed, topology, "train", partitions, limit)
         yield Trial(advice.flags(changes), program.needed, program.fits is True)
         if program.fits:
             return

@@ -1,6 +1,6 @@
 """Report of `--mode=compile`: its fields and its text form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from taskexpert_jax.compile.topologies import GIB
@@ -21,7 +21,8 @@ class Program:
       reserved: the device's allocation for the whole step: arguments, results that do not alias them, and one block
         for everything else, fragmentation included.
       arguments, outputs, temporaries: state and batch, results, and that block.
-      collectives: kind -> its traffic, see `Traffic`.
+      collectives: kind -> its traffic within a slice, see `Traffic`.
+      between_slices: kind -> its traffic between slices.
       uncounted_loops: loops with collectives and an unknown trip count, counted as one iteration.
     """
 
@@ -34,6 +35,7 @@ class Program:
     outputs: int | None = None
     temporaries: int | None = None
     collectives: dict[str, Traffic] = dataclasses.field(default_factory=dict)
+    between_slices: dict[str, Traffic] = dataclasses.field(default_factory=dict)
     uncounted_loops: int = 0
 
 
@@ -52,6 +54,7 @@ class Report:
 
     Attributes:
       topology: the requested one, or "local".
+      slices: number of slices that the devices lie in.
       memory: nominal bytes of each device; None if unknown.
       train_flops: analytic FLOPs of a train step over all devices: 2 per multiply-add, the backward pass counted as
         twice the forward pass, without recomputation by remat.
@@ -64,6 +67,7 @@ class Report:
     topology: str
     device_kind: str
     devices: int
+    slices: int
     mesh: dict[str, int]
     batch_size: int
     eval_batch_size: int
@@ -90,8 +94,10 @@ def verdict(program: Program, memory: int | None, advice: Sequence[str]) -> str:
 def text(report: Report) -> str:
     """The report as text."""
     axes = " x ".join(f"{axis}={size}" for axis, size in report.mesh.items())
+    of_slices = f" in {report.slices} slices" if report.slices > 1 else ""
     lines = [
-        f"{report.config}, remat={report.remat}, on {report.topology}: {report.devices} x {report.device_kind}, {axes}",
+        f"{report.config}, remat={report.remat}, on {report.topology}: {report.devices} x {report.device_kind}"
+        f"{of_slices}, {axes}",
         f"{report.parameters / 1e6:.1f} M parameters, {report.multiply_adds / 1e9:.3g} G multiply-adds per image and "
         f"forward pass; model FLOPs of a train step: {report.train_flops:.3e}",
     ]
@@ -100,7 +106,7 @@ def text(report: Report) -> str:
         batch = report.batch_size if training else report.eval_batch_size
         advised = report.advice if training else _EVALUATION_ADVICE
         lines.append(f"\n{step} step, global batch {batch}: {verdict(program, report.memory, advised)}")
-        lines += _program_lines(program)
+        lines += _program_lines(program, report.slices)
         lines += _trial_lines(report) if training else []
         ours = 0.75 if report.device_kind.startswith("NVIDIA") else 1.0
         if report.memory and ours * report.memory < program.needed <= report.memory:
@@ -108,7 +114,7 @@ def text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _program_lines(program: Program) -> list[str]:
+def _program_lines(program: Program, slices: int) -> list[str]:
     if program.reserved is None:
         return ["  compilation failed: out of memory"]
     seconds = program.compile_seconds
@@ -116,11 +122,20 @@ def _program_lines(program: Program) -> list[str]:
     parts = {part: getattr(program, part) for part in ("peak", "reserved", "arguments", "outputs", "temporaries")}
     sizes = ", ".join(f"{part} {size / 2**20:.1f}" for part, size in parts.items() if size is not None)
     lines.append(f"  MiB per device: {sizes}")
-    for kind, of_kind in program.collectives.items():
-        whole, sent = of_kind.bytes / 2**20, of_kind.sent / 2**20
-        lines.append(f"  {kind:<18}{of_kind.count:>6} x, {whole:>9.1f} MiB per device, {sent:>9.1f} MiB sent")
+    lines += _traffic_lines("within a slice", program.collectives, slices)
+    if slices > 1:
+        lines += _traffic_lines("between slices (DCN)", program.between_slices, slices)
     if program.uncounted_loops:
         lines.append(f"  {program.uncounted_loops} loops of unknown length are counted as one iteration")
+    return lines
+
+
+def _traffic_lines(where: str, traffic: Mapping[str, Traffic], slices: int) -> list[str]:
+    total = sum(of_kind.sent for of_kind in traffic.values()) / 2**20
+    lines = [f"  {where}: {total:.1f} MiB sent per device"] if slices > 1 else []
+    for kind, of_kind in traffic.items():
+        whole, sent = of_kind.bytes / 2**20, of_kind.sent / 2**20
+        lines.append(f"  {kind:<18}{of_kind.count:>6} x, {whole:>9.1f} MiB per device, {sent:>9.1f} MiB sent")
     return lines
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import importlib.util
 import os
+import re
 from typing import Any, Literal
 
 import jax
@@ -47,6 +48,7 @@ ACCELERATORS = {
     "h200": Accelerator("cuda", 141, _HOSTS, "NVIDIA H200"),
 }
 NAMES = tuple(f"{name}:{shape}" for name, of in ACCELERATORS.items() for shape in of.shapes)
+_SLICES = re.compile(r"([1-9]\d{0,2}) ?x ?(?=[a-z])")  # of "2x v5e:4x4"
 
 _GPUS_PER_HOST = 8
 
@@ -71,20 +73,29 @@ _BANDWIDTH = {"h100": 3_350_000_000_000, "h200": 4_800_000_000_000}  # bytes per
 
 
 def devices(name: str) -> Sequence[Any]:
-    """Device descriptions of a topology in `NAMES`, to build a mesh from and compile for.
+    """Device descriptions of a topology in `NAMES`, or of several TPU slices, to build a mesh from and compile for.
 
     Restricts this process to its CPU, so call it before JAX initialises its devices.
+
+    Args:
+      name: such as "v5e:4x4", "h100:8", or "2x v5e:4x4" for two slices.
 
     Raises:
       UserError: an unknown name, or the compiler's package is not installed.
     """
-    if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+    slices, of_slice = _split(name)
+    if of_slice not in NAMES:
+        near = difflib.get_close_matches(of_slice, NAMES, n=1)
+        hint = f"did you mean {'' if slices == 1 else f'{slices}x '}{near[0]}? " if near else ""
         known = "; ".join(f"{kind}:{', '.join(of.shapes)}" for kind, of in ACCELERATORS.items())
-        raise UserError(f"--topology={name}: {hint}known are {known}")
-    kind, shape = name.split(":")
+        raise UserError(f'--topology={name}: {hint}known are {known}; several TPU slices: "2x v5e:4x4"')
+    kind, shape = of_slice.split(":")
     accelerator = ACCELERATORS[kind]
+    if slices > 1 and accelerator.platform != "tpu":
+        raise UserError(
+            f"--topology={name}: slices are of TPUs; for several nodes give the number of all GPUs, and the nodes by "
+            "--config.mesh.slices"
+        )
     package = {"tpu": "libtpu", "cuda": "jax_cuda13_plugin"}[accelerator.platform]
     if importlib.util.find_spec(package) is None:
         raise UserError(
@@ -95,7 +106,7 @@ def devices(name: str) -> Sequence[Any]:
     from jax.experimental import topologies
 
     if accelerator.platform == "cuda":
-        return topologies.get_topology_desc(platform="cuda", topology_name=name, **_gpus(kind, int(shape))).devices
+        return topologies.get_topology_desc(platform="cuda", topology_name=of_slice, **_gpus(kind, int(shape))).devices
     # By default libtpu queries the cloud's metadata server, and can be loaded by only one process at a time.
     for key, value in {
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -104,13 +115,22 @@ def devices(name: str) -> Sequence[Any]:
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     }.items():
         os.environ.setdefault(key, value)
-    options = {"chip_config_name": "megacore"} if shape in _CUBES else {}  # both cores of a chip as one device
-    return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    options: dict[str, Any] = {} if slices == 1 else {"num_slices": slices}
+    if shape in _CUBES:
+        options["chip_config_name"] = "megacore"  # both cores of a chip as one device
+    return topologies.get_topology_desc(platform="tpu", topology_name=of_slice, **options).devices
 
 
 def platform_of(name: str | None) -> str | None:
-    """tpu or cuda; None for a name that is not in `NAMES`."""
-    return ACCELERATORS[name.split(":")[0]].platform if name in NAMES else None
+    """tpu or cuda; None for a name that `devices` does not know."""
+    of_slice = _split(name or "")[1]
+    return ACCELERATORS[of_slice.split(":")[0]].platform if of_slice in NAMES else None
+
+
+def _split(name: str) -> tuple[int, str]:
+    """The number of slices in the name of a topology, and the name of one."""
+    found = _SLICES.match(name)
+    return (int(found[1]), name[found.end() :]) if found else (1, name)
 
 
 def _gpus(kind: str, count: int) -> dict[str, str]:

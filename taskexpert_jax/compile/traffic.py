@@ -3,15 +3,21 @@
 A collective in a loop counts once per iteration; all branches of a conditional count. A split collective counts once:
 `-start` and `-done`, or several fusions with the same channel, into which XLA's TPU compiler splits a collective to
 overlap it with computation.
+
+Traffic between slices, over the data-centre network (DCN), is counted apart. XLA's TPU compiler writes the program of
+one slice: its collectives stay within the slice, and exchanges with other slices are `send`s. Other compilers know no
+slices: a collective with a group that spans slices counts as a whole.
 """
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math
 import re
 from typing import NamedTuple
+
+from taskexpert_jax.compile import groups
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -60,18 +66,29 @@ Computation = dict[str, Instruction]  # by name, in program order
 Computations = dict[str, Computation]
 
 
-def count(hlo: str, devices: int) -> tuple[dict[str, Traffic], int]:
-    """Traffic of a program for `devices` devices, by kind of collective; only kinds that occur.
+class Counted(NamedTuple):
+    """Traffic of a program by kind of collective; only kinds that occur.
 
-    The second value is the number of loops with collectives and unknown trip count; they count as one iteration.
+    Attributes:
+      within: traffic within a slice.
+      between: traffic between slices.
+      uncounted_loops: number of loops with collectives and unknown trip count; they count as one iteration.
     """
+
+    within: dict[str, Traffic]
+    between: dict[str, Traffic]
+    uncounted_loops: int
+
+
+def count(hlo: str, slices: Sequence[int]) -> Counted:
+    """Traffic of a program. slices: the slice of each partition of the program, in their order."""
     computations, entry = parse(hlo)
     begun_in = _begun_in(computations)
     uncounted = set()
 
     @functools.cache
-    def of(name: str) -> Mapping[str, Traffic]:
-        total: dict[str, Traffic] = collections.defaultdict(Traffic)
+    def of(name: str) -> Mapping[tuple[str, bool], Traffic]:  # by kind, and whether it is between slices
+        total: dict[tuple[str, bool], Traffic] = collections.defaultdict(Traffic)
         channels = set()
         for place, instruction in _with_fused(name, computations):
             if kind := _kind(instruction.opcode):
@@ -83,17 +100,22 @@ def count(hlo: str, devices: int) -> tuple[dict[str, Traffic], int]:
                     continue
                 channels |= {channel[1]} if channel else set()
                 kind = "reduce-scatter" if scattered else kind
-                total[kind] += _traffic(kind, instruction, computations[place], devices)
+                spans, traffic = _traffic(kind, instruction, computations[place], slices)
+                total[kind, spans] += traffic
                 continue
+            if instruction.opcode == "send" and (transfer := groups.between_slices(instruction.rest)):
+                total[transfer.kind, True] += _between(transfer, instruction, computations[place])
             turns = turns_of(instruction, computations[place], computations)
             for called in called_by(instruction):
                 if turns is None and of(called):
                     uncounted.add((name, instruction.name))
-                for kind, traffic in of(called).items():
-                    total[kind] += traffic.times(turns or 1)
+                for key, traffic in of(called).items():
+                    total[key] += traffic.times(turns or 1)
         return total
 
-    return dict(sorted(of(entry).items())), len(uncounted)
+    found = sorted(of(entry).items())
+    within, between = ({kind: of_kind for (kind, spans), of_kind in found if spans is side} for side in (False, True))
+    return Counted(within, between, len(uncounted))
 
 
 def parse(hlo: str) -> tuple[Computations, str]:
@@ -197,25 +219,29 @@ def _kind(opcode: str) -> str | None:
     return kind if kind in KINDS else None
 
 
-def _traffic(kind: str, instruction: Instruction, computation: Computation, devices: int) -> Traffic:
+def _traffic(
+    kind: str, instruction: Instruction, computation: Computation, slices: Sequence[int]
+) -> tuple[bool, Traffic]:
+    """Whether a collective spans slices, and its traffic."""
     described = instruction
     if instruction.opcode.endswith("-done"):  # the start has the groups
         described = computation[operands_of(instruction)[0]]
-    group = _group_size(described.rest, devices)
+    found = groups.of(described.rest, len(slices))
+    spans = any(len({slices[device] for device in group}) > 1 for group in found)
     size = bytes_of(instruction.type)
     if kind == "reduce-scatter" and described.opcode.startswith("reduce-scatter"):
-        size *= group  # its result is one shard
+        size *= len(found[0])  # its result is one shard
+    return spans, Traffic(1, size, _sent(kind, size, len(found[0])))
+
+
+def _between(transfer: groups.Transfer, send: Instruction, computation: Computation) -> Traffic:
+    """Traffic of an exchange between slices, given what the device sends to its host."""
+    size = bytes_of(computation[operands_of(send)[0]].type)
+    if transfer.kind == "all-gather":
+        size *= transfer.slices  # one shard is sent
+    return Traffic(1, size, _sent(transfer.kind, size, transfer.slices))
+
+
+def _sent(kind: str, size: int, group: int) -> int:
     share = 1.0 if kind == "collective-permute" else (group - 1) / group
-    return Traffic(1, size, round(size * share * (2 if kind == "all-reduce" else 1)))
-
-
-def _group_size(attributes: str, devices: int) -> int:
-    """Number of devices in a group; HLO has lists, an iota `[groups,size]<=[...]`, or mesh axes."""
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
-        return len(listed[1].split(","))
-    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
-        return int(iota[1])
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", mesh[2]))
-    return devices
+    return round(size * share * (2 if kind == "all-reduce" else 1))

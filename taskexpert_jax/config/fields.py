@@ -174,6 +174,12 @@ FIELDS: Mapping[str, Field] = {
     "mesh.data": Field(-1, whole(-1), "copies of the model, each with its share of the batch"),
     "mesh.fsdp": Field(1, whole(-1), "shards of parameters and optimiser state; also splits the batch"),
     "mesh.tensor": Field(1, whole(-1), "shards of attention heads, MLPs and feature maps"),
+    "mesh.slices": Field(
+        0,
+        whole(0),
+        "groups of devices that a slower network joins; 0: TPU slices or nodes of GPUs, as the devices report",
+    ),
+    "mesh.fsdp_slices": Field(1, whole(1), "slices that fsdp spans; data spans the others"),
     # --- evaluation and inference ---
     "eval.batch_size": Field(8, whole(1), "global batch size"),
     "eval.every_steps": Field(

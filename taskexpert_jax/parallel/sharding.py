@@ -2,7 +2,7 @@
 
 Parameters and activations carry logical axis names; `RULES` maps them to the mesh axes data (data parallel), fsdp
 (shards parameters and optimiser state, and the batch) and tensor (shards heads, MLPs and feature maps). The same
-program runs on one CPU and on a pod: an axis of size 1 changes nothing.
+program runs on one CPU and on a pod: an axis of size 1 changes nothing. `slices.py` lays the axes over several slices.
 """
 
 import collections
@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.parallel import processes
+from taskexpert_jax.parallel import processes, slices
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -40,12 +40,14 @@ def make_mesh(sizes: Mapping[str, int], batch_sizes: Mapping[str, int], devices:
     """Device mesh of `config.mesh` over all devices, or over the given ones.
 
     Args:
-      sizes: devices along data, fsdp and tensor; one of them may be -1, for all remaining devices.
+      sizes: devices along data, fsdp and tensor; one of them may be -1, for all remaining devices. Optional: `slices`
+        and `fsdp_slices`.
       batch_sizes: config field -> global batch size; each must be divisible by data * fsdp.
       devices: None for all devices of the program.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices, or a batch is not divisible.
+      UserError: the sizes do not multiply to the number of devices, a batch is not divisible, or the axes do not fit
+        the slices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -64,8 +66,9 @@ def make_mesh(sizes: Mapping[str, int], batch_sizes: Mapping[str, int], devices:
                 f"config.{field}={size} is not divisible by {split} devices (mesh data={shape[0]} x fsdp={shape[1]}); "
                 f"choose a multiple of {split}"
             )
+    arranged = slices.arrange(devices, shape, sizes.get("slices", 0), sizes.get("fsdp_slices", 1))
     # Explicit axes, JAX's default, break Linen's logical constraints.
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def one_device_mesh() -> Mesh:

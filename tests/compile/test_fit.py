@@ -47,8 +47,10 @@ def small_config(*, data: int = -1, fsdp: int = 1):
 
 @pytest.fixture(scope="module")
 def report():
-    """Report of both steps on eight devices, with two copies of the model."""
-    return fit.compile_steps(small_config(data=2, fsdp=4))
+    """Report of both steps on eight devices in two slices, with a copy of the model in each."""
+    config = small_config(data=2, fsdp=4)
+    config.mesh.slices = 2
+    return fit.compile_steps(config)
 
 
 def bytes_of(tree) -> int:
@@ -99,9 +101,9 @@ def test_arguments_are_the_shards_of_state_and_batch_and_results_take_the_states
 
 @pytest.mark.multidevice
 def test_kernels_are_gathered_and_every_gradient_is_reduced(report):
-    found = report.programs["train"].collectives
-    assert {"all-gather", "all-reduce"} <= found.keys()
-    assert found["all-reduce"].bytes + found["all-gather"].bytes > 4 * report.parameters
+    train = report.programs["train"]
+    gathered, reduced = train.collectives["all-gather"], train.between_slices["all-reduce"]
+    assert gathered.bytes + reduced.bytes > 4 * report.parameters
 
 
 @pytest.mark.multidevice
@@ -137,6 +139,57 @@ def test_a_topology_whose_compiler_is_not_installed_says_what_to_install(monkeyp
         topologies.devices("h200:8")
 
 
+@pytest.mark.parametrize("name", ["2x v5e:4x4", "2xv5e:4x4", "2 x v5e:4x4", "12x v5p:2x2x1", "v5e:4x4"])
+def test_a_topology_of_several_slices_is_asked_for_by_their_number(name, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "installed")
+    described = SimpleNamespace(devices=["a device"])
+    asked = {}
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", lambda **of: asked.update(of) or described)
+    assert topologies.devices(name) == ["a device"] and topologies.platform_of(name) == "tpu"
+    assert asked.pop("platform") == "tpu"
+    expected = {"topology_name": "v5e:4x4" if "v5e" in name else "v5p:2x2x1"}
+    expected |= {} if name == "v5e:4x4" else {"num_slices": 12 if "12" in name else 2}
+    expected |= {"chip_config_name": "megacore"} if "v5p" in name else {}
+    assert asked == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        (
+            "2x v5e:4x5",
+            r"^--topology=2x v5e:4x5: did you mean 2x v5e:4x8\? known are .*; several TPU slices: .2x v5e:4x4.$",
+        ),
+        ("0x v5e:4x4", r"^--topology=0x v5e:4x4: "),
+        ("2x h100:8", r"^--topology=2x h100:8: slices are of TPUs; .* the number of all GPUs.* --config.mesh.slices$"),
+    ],
+)
+def test_slices_that_cannot_be_are_refused(name, line):
+    with pytest.raises(UserError, match=line):
+        topologies.devices(name)
+
+
+@pytest.mark.multidevice
+def test_the_report_tells_traffic_between_slices_apart(report):
+    """fsdp lies within a slice, so kernels are gathered there; gradients are reduced over both slices."""
+    train = report.programs["train"]
+    assert report.slices == 2 and "all-gather" in train.collectives
+    assert "all-gather" not in train.between_slices
+    assert train.between_slices["all-reduce"].bytes > report.parameters  # at least a quarter of their 4 bytes
+    between = f"{sum(of.sent for of in train.between_slices.values()) / 2**20:.1f}"
+    lines = compile_report.text(report).splitlines()
+    assert lines[0].endswith("8 x cpu in 2 slices, data=2 x fsdp=4 x tensor=1")
+    at = lines.index(f"  between slices (DCN): {between} MiB sent per device")
+    assert any(line.startswith("  all-gather ") for line in lines[:at])
+    assert lines[at + 1].startswith("  all-reduce ")
+
+
+def test_advised_fsdp_stays_within_a_slice():
+    config = small_config()
+    config.mesh.slices = 4
+    assert "--config.mesh.fsdp=2" in advice.advice(config, sharding.make_mesh(config.mesh, {}))
+
+
 def test_too_large_a_program_is_a_verdict_with_advice():
     error = (
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. "
@@ -163,8 +216,8 @@ def tried(monkeypatch):
     """Configs that are tried; only remat, fsdp=8 and two micro-batches together fit."""
     seen = []
 
-    def compiled(config, topology, step, devices, memory):
-        assert (topology, step, devices, memory) == ("v5e:2x4", "train", 8, 16 * GIB)
+    def compiled(config, topology, step, partitions, memory):
+        assert (topology, step, partitions, memory) == ("v5e:2x4", "train", (0,) * 8, 16 * GIB)
         seen.append((config.model.remat, config.mesh.fsdp, config.accumulate_steps))
         fits = seen[-1] == (True, 8, 2)
         needed = GIB if fits else 17 * GIB
@@ -178,7 +231,7 @@ def tried(monkeypatch):
 def test_what_does_not_fit_is_tried_with_changes_until_it_does(tried, report):
     config = small_config()
     config.batch_size = 32
-    found = tuple(fit._trials(config, "v5e:2x4", sharding.make_mesh(config.mesh, {}), 16 * GIB))
+    found = tuple(fit._trials(config, "v5e:2x4", sharding.make_mesh(config.mesh, {}), (0,) * 8, 16 * GIB))
     assert tried == [(True, 1, 1), (False, 8, 1), (True, 8, 1), (True, 8, 2)]  # not with four micro-batches
     assert (config.model.remat, config.mesh.fsdp) == (False, 1)
     program = Program(17 * GIB, fits=False)
@@ -303,7 +356,9 @@ def test_the_mode_prints_its_report_and_writes_it(report, monkeypatch, tmp_path,
     sent = report.programs["train"].collectives["all-reduce"].sent
     assert written["programs"]["train"]["collectives"]["all-reduce"]["sent"] == sent
     printed = capsys.readouterr().out
-    assert "8 x cpu, data=2 x fsdp=4 x tensor=1" in printed and "eval step, global batch 8: needs" in printed
+    assert (
+        "8 x cpu in 2 slices, data=2 x fsdp=4 x tensor=1" in printed and "eval step, global batch 8: needs" in printed
+    )
     with pytest.raises(UserError, match=r"--report=.*/nowhere/report\.json: .*/nowhere "):
         fit.run(None, None, tmp_path / "nowhere" / "report.json")
 
@@ -324,3 +379,16 @@ def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
     quick = fit.compile_steps(config, "v5e:2x4", steps=("train",), quick=True).programs["train"]
     assert quick == dataclasses.replace(program, compile_seconds=None, peak=None, needed=quick.needed)
     assert quick.needed == quick.reserved >= program.peak > quick.arguments
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: extra tpu")
+def test_a_step_is_compiled_for_two_tpu_slices_that_are_not_there():
+    config = small_config(data=2, fsdp=4)
+    report = fit.compile_steps(config, "2x v5e:2x2", steps=("train",), quick=True)
+    program = report.programs["train"]
+    assert (report.devices, report.slices, report.mesh) == (8, 2, {"data": 2, "fsdp": 4, "tensor": 1})
+    assert "all-gather" in program.collectives and program.between_slices.keys() == {"all-reduce"}
+    # Each device exchanges its shard of the gradients, of 2 bytes each or more: small arrays are padded.
+    assert program.between_slices["all-reduce"].sent > 2 * report.parameters / 4

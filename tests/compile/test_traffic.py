@@ -5,8 +5,11 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import pytest
 
-from taskexpert_jax.compile import traffic
+from taskexpert_jax.compile import groups, traffic
 from taskexpert_jax.compile.traffic import Traffic
+from taskexpert_jax.parallel import sharding
+
+ONE_SLICE = (0,) * 8
 
 PROGRAM = """
 HloModule step, entry_computation_layout={(f32[8])->f32[8]}
@@ -93,7 +96,7 @@ ENTRY %main (x: f32[256], y: bf16[8,16]) -> f32[256] {
 
 
 def test_collectives_of_a_program_are_counted_with_their_loops_and_groups():
-    found, uncounted_loops = traffic.count(PROGRAM, devices=8)
+    found, _, uncounted_loops = traffic.count(PROGRAM, ONE_SLICE)
     assert found == {
         "all-gather": Traffic(1, 64 * 16 * 2, 64 * 16 * 2 * 7 // 8),  # one channel in two fusions
         "all-reduce": Traffic(1, 44, 66),  # groups of four: 2 * 3/4
@@ -112,8 +115,8 @@ def test_a_gather_whose_pieces_stand_in_a_loop_is_counted_where_it_begins():
     inside = PROGRAM.replace("  %x = f32[256]{0} get-tuple-element(%p), index=1\n", pieces)
     begun = inside.replace("%f1 = ", "%async-collective-start.1 = ").replace("%f2 = ", "%async-collective-done.1 = ")
     of_one = 64 * 16 * 2
-    assert traffic.count(inside, devices=8)[0]["all-gather"] == Traffic(6, 6 * of_one, 6 * of_one * 7 // 8)
-    assert traffic.count(begun, devices=8)[0]["all-gather"] == Traffic(1, of_one, of_one * 7 // 8)
+    assert traffic.count(inside, ONE_SLICE)[0]["all-gather"] == Traffic(6, 6 * of_one, 6 * of_one * 7 // 8)
+    assert traffic.count(begun, ONE_SLICE)[0]["all-gather"] == Traffic(1, of_one, of_one * 7 // 8)
 
 
 def test_an_instruction_that_is_broken_into_lines_ends_no_computation():
@@ -124,13 +127,13 @@ def test_an_instruction_that_is_broken_into_lines_ends_no_computation():
     )
     assert at in PROGRAM
     broken = PROGRAM.replace(at, at + kernel)
-    assert traffic.count(broken, devices=8) == traffic.count(PROGRAM, devices=8)
+    assert traffic.count(broken, ONE_SLICE) == traffic.count(PROGRAM, ONE_SLICE)
     found = traffic.parse(broken)[0]["inner_body"]["k"]
     assert found.rest.endswith('"profile":"{}"}}, metadata={}')
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_told():
-    found, uncounted_loops = traffic.count(PROGRAM.replace("known_trip_count", "other"), devices=8)
+    found, _, uncounted_loops = traffic.count(PROGRAM.replace("known_trip_count", "other"), ONE_SLICE)
     assert found["collective-permute"].count == 3
     assert uncounted_loops == 1
 
@@ -150,7 +153,111 @@ def test_a_real_sum_over_devices_in_a_scan_is_counted():
     values = jax.ShapeDtypeStruct((80, 3), jnp.float32, sharding=NamedSharding(mesh, split))
     compiled = jax.jit(mapped).lower(values).compile()
     size = 6 * 10 * 3 * 4
-    assert traffic.count(compiled.as_text(), 8)[0] == {"all-reduce": Traffic(6, size, size * 7 // 4)}
+    assert traffic.count(compiled.as_text(), ONE_SLICE)[0] == {"all-reduce": Traffic(6, size, size * 7 // 4)}
+
+
+TWO_SLICES = (0, 0, 0, 0, 1, 1, 1, 1)
+
+
+def test_a_collective_whose_groups_span_slices_is_counted_apart():
+    """The gather and the two reduce-scatters over all eight devices, and the one over pairs; not the groups of four."""
+    found = traffic.count(PROGRAM, TWO_SLICES)
+    whole = traffic.count(PROGRAM, ONE_SLICE)
+    assert found.within == {kind: whole.within[kind] for kind in ("all-reduce", "collective-permute")}
+    assert found.between == {kind: whole.within[kind] for kind in ("all-gather", "reduce-scatter")}
+    assert whole.between == {}
+    alternating = traffic.count(PROGRAM, (0, 1) * 4)
+    assert alternating.within == {"reduce-scatter": Traffic(1, 2 * 32 * 4, 32 * 4)}  # pairs 0 and 4, 1 and 5, ...
+    assert alternating.between["collective-permute"] == whole.within["collective-permute"]
+
+
+# Of a program that libtpu compiled for several slices: what a device of one slice hands its host.
+SENDS = """
+HloModule step, num_partitions=4
+
+%body (p: (s32[], f32[2,8,128])) -> (s32[], f32[2,8,128]) {
+  %p = (s32[], f32[2,8,128]{2,1,0}) parameter(0)
+  %x = f32[2,8,128]{2,1,0} get-tuple-element(%p), index=1
+  %token = token[] after-all()
+  %send.1 = (f32[2,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%x, %token), channel_id=1, is_host_transfer=true, \
+    frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",\
+_xla_megascale_target="{1,2,3,4}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv.1 = (f32[2,8,128]{2,1,0}, u32[], token[]) recv(%token), channel_id=2, is_host_transfer=true, \
+    frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",\
+_xla_megascale_target="{1,2,3,4}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent.1 = token[] send-done(%send.1), channel_id=1, is_host_transfer=true
+  ROOT %t = (s32[], f32[2,8,128]{2,1,0}) tuple(%i, %x)
+}
+
+%condition (p: (s32[], f32[2,8,128])) -> pred[] {
+  %p = (s32[], f32[2,8,128]{2,1,0}) parameter(0)
+  ROOT %x = pred[] custom-call(%p), custom_call_target="who knows"
+}
+
+ENTRY %main (y: bf16[1,1,512]) -> bf16[1,1,512] {
+  %y = bf16[1,1,512]{2,1,0} parameter(0)
+  %ar = bf16[1,1,512]{2,1,0} all-reduce(%y), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  %send.2 = (bf16[1,1,512]{2,1,0:T(1,128)}, u32[], token[]) send(%y, %token), channel_id=1, is_host_transfer=true, \
+    frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target=\
+{{100000,200000},{100001,200001},{300000,400000},{300001,400001}},_xla_megascale_transfer_type="ALL_GATHER"}
+  %send.3 = (bf16[1,1,512]{2,1,0:T(1,128)}, u32[], token[]) send(%y, %token), channel_id=3, is_host_transfer=true, \
+    frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target=\
+{{200000->100000},{200001->100001}},_xla_megascale_transfer_type="ONE_TO_ONE"}
+  %send.4 = (bf16[1,1,512]{2,1,0:T(1,128)}, u32[], token[]) send(%y, %token), channel_id=4, is_host_transfer=true, \
+    frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target=\
+{{100000,100001,200000,200001},{300000,300001,400000,400001}},_xla_megascale_transfer_type="ALL_TO_ALL"}
+  %send.5 = (bf16[1,1,512]{2,1,0:T(1,128)}, u32[], token[]) send(%y, %token), channel_id=5, is_host_transfer=true
+  %w = (s32[], f32[2,8,128]{2,1,0}) while(%tuple), condition=%condition, body=%body, \
+    backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %out = bf16[1,1,512]{2,1,0} copy(%ar)
+}
+"""
+
+
+def test_exchanges_of_tpu_slices_are_sends_of_the_program_of_one_slice():
+    found = traffic.count(SENDS, (0,) * 4)
+    assert found.within == {"all-reduce": Traffic(1, 1024, 1536)}
+    assert found.between == {
+        "all-gather": Traffic(1, 2048, 1024),  # a shard is sent, two slices have it then
+        "all-reduce": Traffic(3, 3 * 8192, 3 * 8192 * 3 // 2),  # four slices: 2 * 3/4
+        "all-to-all": Traffic(1, 1024, 512),  # half of it to the device's own slice
+        "collective-permute": Traffic(1, 1024, 1024),
+    }
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ("replica_groups={{0,4},{1,5}}, dimensions={0}", [[0, 4], [1, 5]]),
+        ("channel_id=1, source_target_pairs={{0,1},{1,2}}, metadata={}", [[0, 1], [1, 2]]),
+        ("replica_groups={}, to_apply=%add", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        ("to_apply=%add", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        ("replica_groups=[2,4]<=[8]", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0), x=y", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("replica_groups=[2,4]<=[2,2,2]T(1,0,2)", [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        ("replica_groups=mesh['x'=2,'y'=4] {'y'}, a=b", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("replica_groups=mesh['x'=2,'y'=4] {'x'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("replica_groups=mesh['x'=2,'y'=2,'z'=2] {'x','z'}", [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        ("replica_groups=mesh['x'=8] {'x':(1)2}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("replica_groups=mesh['x'=8] {'x':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+        ("replica_groups=mesh['x'=8] {'x':(1)2,'x':(4)2}", [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        ("replica_groups=mesh['x'=2,'y'=4], device_ids=([4,2]T(1,0)) {'y'}", [[0, 2, 4, 6], [1, 3, 5, 7]]),
+        ("replica_groups=mesh['x'=2,'y'=2], device_ids=(3,1,0,2) {'y'}", [[3, 1], [0, 2]]),
+    ],
+)
+def test_groups_of_a_collective(attributes, expected):
+    assert groups.of(attributes, 8) == expected
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize(("axes", "within", "between"), [("data", 0, 1), ("fsdp", 1, 0), (("data", "fsdp"), 0, 1)])
+def test_a_real_sum_over_an_axis_is_between_slices_if_the_axis_is(axes, within, between):
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 4, "tensor": 1, "slices": 2}, {})
+    split = PartitionSpec(("data", "fsdp"))
+    mapped = jax.shard_map(lambda x: jax.lax.psum(x, axes), mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    values = jax.ShapeDtypeStruct((80, 3), jnp.float32, sharding=NamedSharding(mesh, split))
+    found = traffic.count(jax.jit(mapped).lower(values).compile().as_text(), TWO_SLICES)
+    assert (len(found.within), len(found.between)) == (within, between)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ CHANGES = {
     "mesh.data": 2,
     "mesh.fsdp": 2,
     "mesh.tensor": 2,
+    "mesh.slices": 2,  # each process is one
     "eval.batch_size": 8,
     "eval.every_steps": STEPS // 2,
     "checkpoint.every_steps": 4,

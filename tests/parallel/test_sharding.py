@@ -28,15 +28,16 @@ def one_device(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "sizes"),
+    ("name", "sizes", "of_slices"),
     [
-        *(("nyud", sizes) for sizes in [(8, 1, 1), (1, 1, 8), (1, 4, 2)]),
-        *((name, (2, 2, 2)) for name in ("demo", "ablation")),
+        *(("nyud", sizes, None) for sizes in [(8, 1, 1), (1, 1, 8), (1, 4, 2)]),
+        *((name, (2, 2, 2), None) for name in ("demo", "ablation")),
+        ("nyud", (2, 4, 1), {"slices": 2, "fsdp_slices": 2}),
     ],
 )
-def test_a_mesh_gives_the_loss_and_gradients_of_one_device(name, sizes):
-    """Each axis on two tasks; all axes together on all tasks, and where convolutions read the memory."""
-    sums, moments, statistics = one_step.step_on(one_step.small(name), sizes)
+def test_a_mesh_gives_the_loss_and_gradients_of_one_device(name, sizes, of_slices):
+    """Each axis on two tasks; all axes on all tasks, and where convolutions read the memory; two slices."""
+    sums, moments, statistics = one_step.step_on(one_step.small(name), sizes, of_slices=of_slices)
     expected_sums, expected_moments, expected_statistics = one_device(name)
     for key, value in expected_sums.items():
         np.testing.assert_allclose(sums[key], value, rtol=1e-5, err_msg=key)

@@ -73,14 +73,16 @@ def drawn(abstract, scale=0.1):
     return jax.tree_util.tree_map_with_path(draw, abstract)
 
 
-def mesh_of(sizes):
+def mesh_of(sizes, of_slices=None):
+    """The mesh; of_slices: config.mesh's fields of slices."""
     devices = jax.devices()[: math.prod(sizes)]
-    return sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), {"batch_size": 8}, devices)
+    axes = dict(zip(sharding.AXES, sizes, strict=True))
+    return sharding.make_mesh({**axes, **(of_slices or {})}, {"batch_size": 8}, devices)
 
 
-def step_on(config, sizes, ignored=0.1):
+def step_on(config, sizes, ignored=0.1, of_slices=None):
     """(sums, Adam's moments, batch statistics) after one training step on a mesh, on the host."""
-    mesh, tasks = mesh_of(sizes), from_config(config)
+    mesh, tasks = mesh_of(sizes, of_slices), from_config(config)
     model = taskexpert.from_config(config, tasks)
     with sharding.use(mesh):
         tx = optimizer.build(config)
