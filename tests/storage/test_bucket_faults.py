@@ -64,7 +64,7 @@ def test_a_refusal_is_one_line_and_not_repeated(folder, failing_store, request_o
     assert "\n" not in str(raised.value) and failing_store.counts[403] == 1
 
 
-@pytest.mark.parametrize(("status", "reason"), [(429, "too many requests"), (503, "the store is not available .HTTP 503")])
+@pytest.mark.parametrize(("status", "reason"), [(429, "too many requests"), (503, "not available .HTTP 503")])
 def test_what_does_not_pass_is_one_line_after_bounded_retries(folder, failing_store, monkeypatch, status, reason):
     from taskexpert_jax.storage import client
 
