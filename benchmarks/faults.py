@@ -119,15 +119,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--store", choices=list(PLACES), default="local", help="where the run is")
     parser.add_argument("--kills", type=int, default=20, help="number of SIGKILLs")
     parser.add_argument("--terms", type=int, default=5, help="number of SIGTERMs")
+    parser.add_argument("--signals_only", action="store_true", help="no other faults")
     parser.add_argument("--steps", type=int, default=160, help="steps of the run")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--output", type=pathlib.Path, help="a JSON file")
     return parser.parse_args()
 
 
-def inject(place: Place, launch: Launch, signals: list[signal.Signals], rng: random.Random) -> list[Fault]:
+def inject(place: Place, launch: Launch, arguments: argparse.Namespace) -> list[Fault]:
     """Injects all faults, one after the other."""
+    rng = random.Random(arguments.seed)
+    signals = [signal.SIGKILL] * arguments.kills + [signal.SIGTERM] * arguments.terms
+    rng.shuffle(signals)
     faults = injected.killing(rng, place.workdir, launch, signals)
+    if arguments.signals_only:
+        return faults
     faults += injected.damaging(place.workdir, launch)
     for fault in place.faults:
         if found := fault(place.workdir, launch):
@@ -139,9 +145,6 @@ def main() -> None:
     """Runs all faults and prints the table."""
     arguments = parse()
     flags = flags_of(arguments.config, arguments.steps)
-    rng = random.Random(arguments.seed)
-    signals = [signal.SIGKILL] * arguments.kills + [signal.SIGTERM] * arguments.terms
-    rng.shuffle(signals)
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults_")))
         undisturbed = folder / "undisturbed"
@@ -150,7 +153,7 @@ def main() -> None:
             sys.exit("error: the undisturbed run failed: " + "\n".join(whole.lines[-5:]))
         place = PLACES[arguments.store](folder, stack, arguments.seed)
         launch = Launch(flags, place.environment)
-        faults = inject(place, launch, signals, rng)
+        faults = inject(place, launch, arguments)
         end = Program(place.workdir, launch)
         if status := end.status():
             print("the last start ended with:", *end.lines[-3:], sep="\n")

@@ -131,7 +131,8 @@ def newest(workdir: pathlib.Path) -> int:
 def remarks(program: Program) -> str:
     """Warnings and errors of a start about checkpoints, without machine-specific paths and names."""
     lines = [line for line in program.lines if re.search(r"^(warning|error)|being written", line)]
-    said = "; ".join(dict.fromkeys(line for line in lines if "trying again" not in line))
+    usual = ("trying again", "Waiting for previous save")
+    said = "; ".join(dict.fromkeys(line for line in lines if not any(text in line for text in usual)))
     if retried := sum("trying again" in line for line in lines):
         said = f"{said}; {retried} warnings that a request is tried again".removeprefix("; ")
     said = said.replace(str(program.workdir), "WORKDIR").replace(f" on {socket.gethostname()} ", " on HOST ")
