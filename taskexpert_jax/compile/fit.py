@@ -96,6 +96,8 @@ def compile_steps(
         eval_batch_size=config.eval.batch_size,
         remat=config.model.remat,
         memory=limit,
+        peak_flops=topologies.peak_of(devices[0]),
+        steps=config.num_steps,
         parameters=counted.total_parameters,
         multiply_adds=counted.total_multiply_adds,
         train_flops=3 * 2 * counted.total_computed * config.batch_size,

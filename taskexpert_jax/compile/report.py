@@ -6,6 +6,7 @@ import dataclasses
 from taskexpert_jax.compile.topologies import GIB
 from taskexpert_jax.compile.traffic import Traffic
 
+_ASSUMED_UTILISATION = 0.4  # of the peak; not measured
 _EVALUATION_ADVICE = ("a smaller --config.eval.batch_size", "a larger --config.mesh.fsdp or .tensor")
 
 
@@ -56,6 +57,8 @@ class Report:
       topology: the requested one, or "local".
       slices: number of slices that the devices lie in.
       memory: nominal bytes of each device; None if unknown.
+      peak_flops: nominal FLOP/s of each device's matmuls in bfloat16; None if unknown.
+      steps: of the config's training, for the estimate of its cost.
       train_flops: analytic FLOPs of a train step over all devices: 2 per multiply-add, the backward pass counted as
         twice the forward pass, without recomputation by remat.
       programs: step (train, eval) -> program.
@@ -73,12 +76,28 @@ class Report:
     eval_batch_size: int
     remat: bool
     memory: int | None
+    peak_flops: float | None
+    steps: int
     parameters: int
     multiply_adds: int
     train_flops: int
     programs: dict[str, Program]
     advice: tuple[str, ...]
     trials: tuple[Trial, ...] = ()
+
+
+def cost(report: Report) -> str:
+    """One line: device-hours of the training steps, estimated from FLOPs and an assumed utilisation of the peak."""
+    flops = report.train_flops * report.steps
+    line = f"training, {report.steps} steps: {flops:.3e} model FLOPs"
+    if report.peak_flops is None:
+        return line
+    hours = flops / (report.peak_flops * _ASSUMED_UTILISATION) / 3600
+    unit = "chip-hours" if report.device_kind.startswith("TPU") else "GPU-hours"
+    return (
+        f"{line}; {hours:.3g} {unit} if a step reaches {_ASSUMED_UTILISATION:.0%} of the peak of "
+        f"{report.peak_flops / 1e12:.0f} TFLOP/s: an estimate, nothing was run"
+    )
 
 
 def verdict(program: Program, memory: int | None, advice: Sequence[str]) -> str:
@@ -111,6 +130,7 @@ def text(report: Report) -> str:
         ours = 0.75 if report.device_kind.startswith("NVIDIA") else 1.0
         if report.memory and ours * report.memory < program.needed <= report.memory:
             lines.append("  JAX allocates only 75 % of a GPU's memory: raise XLA_PYTHON_CLIENT_MEM_FRACTION")
+    lines.append(f"\n{cost(report)}")
     return "\n".join(lines)
 
 

@@ -29,23 +29,25 @@ class Accelerator:
     Attributes:
       platform: tpu or cuda.
       gibibytes: nominal memory of a device; slightly less is available to programs.
+      teraflops: nominal peak of a device's dense matmuls in bfloat16, in 1e12 FLOP/s.
       shapes: its topologies: chips along the axes of the network, or number of GPUs.
       device_kind: prefix of JAX's `device_kind` for it.
     """
 
     platform: Literal["tpu", "cuda"]
     gibibytes: int
+    teraflops: int
     shapes: tuple[str, ...]
     device_kind: str
 
 
 ACCELERATORS = {
-    "v4": Accelerator("tpu", 32, _CUBES, "TPU v4"),
-    "v5e": Accelerator("tpu", 16, _FLAT, "TPU v5 lite"),
-    "v5p": Accelerator("tpu", 95, _CUBES, "TPU v5"),
-    "v6e": Accelerator("tpu", 32, _FLAT, "TPU v6 lite"),
-    "h100": Accelerator("cuda", 80, _HOSTS, "NVIDIA H100"),
-    "h200": Accelerator("cuda", 141, _HOSTS, "NVIDIA H200"),
+    "v4": Accelerator("tpu", 32, 275, _CUBES, "TPU v4"),
+    "v5e": Accelerator("tpu", 16, 197, _FLAT, "TPU v5 lite"),
+    "v5p": Accelerator("tpu", 95, 459, _CUBES, "TPU v5"),
+    "v6e": Accelerator("tpu", 32, 918, _FLAT, "TPU v6 lite"),
+    "h100": Accelerator("cuda", 80, 989, _HOSTS, "NVIDIA H100"),
+    "h200": Accelerator("cuda", 141, 989, _HOSTS, "NVIDIA H200"),
 }
 NAMES = tuple(f"{name}:{shape}" for name, of in ACCELERATORS.items() for shape in of.shapes)
 _SLICES = re.compile(r"([1-9]\d{0,2}) ?x ?(?=[a-z])")  # of "2x v5e:4x4"
@@ -144,8 +146,17 @@ def _gpus(kind: str, count: int) -> dict[str, str]:
 
 def memory_of(device: Any) -> int | None:
     """Bytes of memory of a device, real or described; None if unknown, as on a CPU."""
-    longest_first = sorted(ACCELERATORS.values(), key=lambda of: -len(of.device_kind))
-    for accelerator in longest_first:
-        if device.device_kind.startswith(accelerator.device_kind):
-            return accelerator.gibibytes * GIB
+    if accelerator := _accelerator(device):
+        return accelerator.gibibytes * GIB
     return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def peak_of(device: Any) -> float | None:
+    """Nominal FLOP/s of a device's matmuls in bfloat16; None if unknown."""
+    accelerator = _accelerator(device)
+    return accelerator.teraflops * 1e12 if accelerator else None
+
+
+def _accelerator(device: Any) -> Accelerator | None:
+    longest_first = sorted(ACCELERATORS.values(), key=lambda of: -len(of.device_kind))
+    return next((of for of in longest_first if device.device_kind.startswith(of.device_kind)), None)
