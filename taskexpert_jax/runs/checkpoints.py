@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from taskexpert_jax import installation
+from taskexpert_jax import installation, storage
 from taskexpert_jax.errors import UserError, refused_by_disk
 from taskexpert_jax.parallel import processes
 from taskexpert_jax.runs import manager, sealing, tree
@@ -69,7 +69,6 @@ class Checkpoints:
             if self._first_process:
                 for what in sealing.remove_unfinished(self.path):
                     logging.info(f"{what} was being written when the run ended: removed")
-                sealing.commit_copied(self.path)
             processes.gather(None)  # all processes wait for the removal
         self._manager = manager.for_run(
             self.path, self._best_key, higher_is_better=best.higher_is_better, create=not read_only
@@ -434,4 +433,6 @@ class Checkpoints:
 def saved_steps(workdir: pathlib.Path) -> list[int]:
     """The saved steps of a run, oldest first; empty if the directory does not exist."""
     path = workdir.absolute() / "checkpoints"
+    if storage.is_bucket(path):
+        return sealing.steps_in_bucket(path)
     return sorted(ocp.utils.checkpoint_steps(path)) if path.is_dir() else []

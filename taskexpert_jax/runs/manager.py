@@ -14,7 +14,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from taskexpert_jax import json_file, storage
 from taskexpert_jax.errors import StoreError, disk_refusal
-from taskexpert_jax.runs.sealing import METRICS
+from taskexpert_jax.runs import sealing
 
 TREES = ("params", "train")  # items of a checkpoint that are trees of arrays
 RECORDS = ("data", "config")  # items that are JSON
@@ -67,7 +67,9 @@ class Manager(ocp.CheckpointManager):
 
     def _get_metrics(self, step: int) -> dict[str, float] | None:  # Orbax's own methods call it too
         try:
-            return json_file.read(storage.path(str(self.directory)) / str(step) / METRICS, json_file.Each(float))
+            return json_file.read(
+                storage.path(str(self.directory)) / str(step) / sealing.METRICS, json_file.Each(float)
+            )
         except StoreError:  # no damage
             raise
         except (json_file.MalformedError, OSError):
@@ -82,10 +84,10 @@ class Manager(ocp.CheckpointManager):
         return step if step is not None and key in (self.metrics(step) or {}) else None
 
 
-def _asks_once(path: pathlib.Path) -> None:
-    """Lets Orbax use this project's client for its question whether a bucket is hierarchical.
+def _open_bucket(path: pathlib.Path) -> None:
+    """Makes a folder of checkpoints in a bucket readable for Orbax; does nothing on a disk.
 
-    Its own client needs a Google Cloud project, and permission to read the bucket's settings, to list and to delete.
+    Orbax asks whether the bucket is hierarchical with a client that needs a Google Cloud project and a permission more.
     """
     if storage.is_bucket(path):
         from orbax.checkpoint._src.path import gcs_utils  # no public name for this
@@ -93,6 +95,7 @@ def _asks_once(path: pathlib.Path) -> None:
         from taskexpert_jax.storage import client
 
         gcs_utils.get_bucket = client.settings
+        sealing.commit_copied(path)
 
 
 def for_run(path: pathlib.Path, best_key: str, *, higher_is_better: bool, create: bool) -> Manager:
@@ -111,7 +114,7 @@ def for_run(path: pathlib.Path, best_key: str, *, higher_is_better: bool, create
             ),
         ]
     )
-    _asks_once(path)
+    _open_bucket(path)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy, best_fn=metric, best_mode="max" if higher_is_better else "min", create=create
     )
@@ -120,7 +123,7 @@ def for_run(path: pathlib.Path, best_key: str, *, higher_is_better: bool, create
 
 def for_listing(path: pathlib.Path) -> Manager:
     """A read-only manager, which needs no config."""
-    _asks_once(path)
+    _open_bucket(path)
     options = ocp.CheckpointManagerOptions(create=False, read_only=True)
     return Manager(path, options=options, item_handlers=_handlers())
 

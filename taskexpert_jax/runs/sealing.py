@@ -12,7 +12,7 @@ from typing import NamedTuple
 import zlib
 
 from taskexpert_jax import files, json_file, storage
-from taskexpert_jax.errors import StoreError, shown
+from taskexpert_jax.errors import StoreError, UserError, shown
 
 MANIFEST = "manifest.json"
 METRICS = "metrics/metrics"  # Orbax's file name for a checkpoint's metrics
@@ -209,17 +209,36 @@ def _unfinished(root: pathlib.Path) -> list[pathlib.Path]:
     """Folders of checkpoints that were being written."""
     if not storage.is_bucket(root):
         return sorted(root.glob("*.orbax-checkpoint-tmp*"))
+    return [root / step for step, (committed, sealed) in sorted(_states(root).items()) if not (committed or sealed)]
+
+
+def _states(root: pathlib.Path) -> dict[str, tuple[bool, bool]]:
+    """Whether each step of a bucket's folder of checkpoints is complete for Orbax, and sealed; in one listing."""
     names = storage.listed(root)
     steps = {name.partition("/")[0] for name in names if "/" in name}
-    return [root / step for step in sorted(steps) if not {f"{step}/{COMMIT}", f"{step}/{MANIFEST}"} & names.keys()]
+    return {step: (f"{step}/{COMMIT}" in names, f"{step}/{MANIFEST}" in names) for step in steps if step.isdecimal()}
+
+
+def steps_in_bucket(root: pathlib.Path) -> list[int]:
+    """The saved steps of a bucket's folder of checkpoints, oldest first."""
+    return sorted(int(step) for step, state in _states(root).items() if any(state))
 
 
 def commit_copied(root: pathlib.Path) -> None:
-    """Marks the sealed checkpoints of a bucket as complete that were copied to it from a disk, for Orbax."""
-    if storage.is_bucket(root):
-        for manifest in root.glob(f"[0-9]*/{MANIFEST}"):
-            if not complete(manifest.parent):
-                (manifest.parent / COMMIT).write_text("copied from a disk, complete")
+    """Marks the sealed checkpoints of a bucket as complete that were copied to it from a disk, for Orbax.
+
+    Raises:
+      UserError: this account may not write to the bucket.
+    """
+    for step, (committed, sealed) in _states(root).items():
+        if sealed and not committed:
+            try:
+                (root / step / COMMIT).write_text("copied from a disk, complete")
+            except StoreError as error:
+                raise UserError(
+                    f"checkpoint {root}/{step} was copied from a disk and has no {COMMIT}, which cannot be written: "
+                    f"{error.strerror}; let an account that may write evaluate the run once"
+                ) from error
 
 
 def _sum(path: pathlib.Path, *, castagnoli: bool = False) -> Sum:

@@ -59,6 +59,13 @@ def largest(folder):
     return max(sealing.contents(folder), key=lambda path: path.stat().st_size)
 
 
+def alter(path):
+    """Changes one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
 def opened_newest(workdir):
     with opened(workdir) as checkpoints:
         return checkpoints.restore_newest(abstract().to_items())

@@ -9,7 +9,7 @@ from taskexpert_jax import storage
 from taskexpert_jax.errors import StoreError, UserError
 from taskexpert_jax.runs import crc32c, sealing
 from taskexpert_jax.runs.checkpoints import saved_steps
-from tests.runs.checkpoint_trees import abstract, opened, opened_newest, same, save, state, unseal
+from tests.runs.checkpoint_trees import abstract, alter, opened, opened_newest, same, save, state, unseal
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_the_newest_is_restored_bit_for_bit_and_nothing_is_read_to_seal_it(workd
 DAMAGES = {
     "deleted": (lambda path: path.unlink(), "is missing"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"has \d+ of \d+ bytes"),
-    "altered": (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), "checksum"),
+    "altered": (alter, "checksum"),
 }
 
 
@@ -105,6 +105,9 @@ def test_a_run_may_be_copied_to_a_bucket_and_back(workdir, tmp_path):
     here, back = tmp_path / "here", tmp_path / "back"
     save(here, [2, 4])
     storage.copy_tree(here, workdir)  # no commit files, and other checksums than the store's
+    assert saved_steps(workdir) == [2, 4]
+    with opened(workdir, read_only=True) as checkpoints:
+        assert same(checkpoints.restore_variables(2, abstract().variables()), state(2).variables())
     restored = opened_newest(workdir)
     assert restored.step == 4 and same(restored.items, state(4).to_items())
     save(workdir, [6])
@@ -112,7 +115,7 @@ def test_a_run_may_be_copied_to_a_bucket_and_back(workdir, tmp_path):
         shutil.copytree(copy, back)
     assert same(opened_newest(back).items, state(6).to_items())
     victim = max(sealing.contents(back / "checkpoints/6"), key=lambda path: path.stat().st_size)
-    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    alter(victim)
     assert str(sealing.problem(back / "checkpoints/6")).endswith("another checksum than when it was written")
 
 

@@ -21,7 +21,7 @@ from taskexpert_jax.runs.sealing import METRICS
 DAMAGES = {
     "deleted": (lambda path: path.unlink(), "is missing"),
     "truncated": (lambda path: os.truncate(path, path.stat().st_size // 2), r"has \d+ of \d+ bytes"),
-    "altered": (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), "checksum"),
+    "altered": (alter, "checksum"),
 }
 
 
