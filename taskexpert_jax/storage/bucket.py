@@ -133,7 +133,7 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
         failed: list[Exception] = []  # a request whose answer was lost may have removed it
         try:
             with self._asked():
-                self.blob.delete(retry=client.retrying(self, failed.append), timeout=client.TIMEOUT)
+                self.blob.delete(**client.options(self, failed.append))
         except FileNotFoundError:
             if not (missing_ok or failed):
                 raise

@@ -102,9 +102,9 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, _NETWORK) or (isinstance(error, exceptions.GoogleAPICallError) and error.code in _PASSING)
 
 
-def options(where: object) -> dict[str, Any]:
-    """Retry and timeout of a request, for the client's methods."""
-    return {"retry": retrying(where), "timeout": TIMEOUT}
+def options(where: object, failed: Callable[[Exception], object] = lambda error: None) -> dict[str, Any]:
+    """Retry (see `retrying`) and timeout of a request, for the client's methods."""
+    return {"retry": retrying(where, failed), "timeout": TIMEOUT}
 
 
 @contextlib.contextmanager
