@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 
-from checkpoint_trees import abstract, largest, opened, opened_newest, same, save, state, unseal
+from checkpoint_trees import abstract, alter, largest, opened, opened_newest, same, save, state, unseal
 import pytest
 
 from taskexpert_jax.errors import UserError
