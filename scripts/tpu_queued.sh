@@ -135,7 +135,9 @@ train() { # RUN FLAG...
         fi
         case $(settled) in
             ACTIVE)
-                ((status != 143)) || fail "stopped by SIGTERM; the same command resumes" 143
+                if ((status == 143)) && on_workers "bash taskexpert/tpu_worker.sh stopped"; then
+                    fail "stopped; the same command resumes" 143
+                fi
                 ((status != 2)) || fail "the program refused to run, see above; $TPU is still there" 2
                 ((SECONDS - begin < 3600)) || failures=0
                 ((++failures < 3)) || fail "failed $failures times in a row, last with status $status; $TPU is still there" "$status"
@@ -170,7 +172,7 @@ fi
 
 case $1 in
     run)
-        trap 'echo "interrupted; the workers go on: scripts/tpu_queued.sh stop ends the run" >&2; exit 130' INT TERM
+        trap 'echo "interrupted; a run on the workers goes on: scripts/tpu_queued.sh stop ends it" >&2; exit 130' INT TERM
         train "${@:2}"
         ;;
     install) wheel && install ;;

@@ -4,6 +4,7 @@
 #   tpu_worker.sh install             # the wheel of this folder with the extras tpu and gcs, into .venv
 #   tpu_worker.sh run ARGUMENT...     # taskexpert train ARGUMENT...; status 143 after SIGTERM
 #   tpu_worker.sh stop                # SIGTERM: the run saves a checkpoint; returns when it has ended
+#   tpu_worker.sh stopped             # status 0 if the last run was stopped by `stop`, not by the machine's end
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -12,6 +13,7 @@ running() { # whether the process of run.pid is the program; another one may hav
 }
 
 stop() {
+    touch stopped
     running || return 0
     echo "$(hostname): stopping process $(<run.pid), which saves a checkpoint" >&2
     kill "$(<run.pid)"
@@ -20,6 +22,10 @@ stop() {
         sleep 1
     done
     kill -KILL "$(<run.pid)"
+}
+
+stopped() {
+    [[ -e stopped ]]
 }
 
 install() {
@@ -41,6 +47,7 @@ run() {
         echo "error: $(hostname): process $(<run.pid) is training already; scripts/tpu_queued.sh stop ends it" >&2
         exit 1
     fi
+    rm -f stopped
     echo $$ >run.pid
     exec .venv/bin/taskexpert train "$@" --preempted_status=143
 }

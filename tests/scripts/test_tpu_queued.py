@@ -110,13 +110,20 @@ case $4 in
         [[ $state != MISSING ]] || { echo "ERROR: (gcloud) NOT_FOUND: no such resource" >&2; exit 1; }
         [[ $state != broken ]] || { echo "ERROR: (gcloud) PERMISSION_DENIED"; echo more; exit 1; }
         echo "$state" ;;
-    ssh) [[ $6 != *" run "* ]] || exit "$(next statuses)" ;;
+    ssh)
+        [[ $6 != *" run "* ]] || exit "$(next statuses)"
+        [[ $6 != *" stopped" ]] || [[ -e stopped ]] ;;
 esac
 """
 
 
-def supervised(folder: pathlib.Path, states: str, statuses: str) -> tuple[subprocess.CompletedProcess, list[str]]:
-    """Runs `run` with a TPU that goes through the states, and a program that ends with the statuses; what was asked."""
+def supervised(
+    folder: pathlib.Path, states: str, statuses: str, *, stopped: bool = False
+) -> tuple[subprocess.CompletedProcess, list[str]]:
+    """Runs `run` with a TPU that goes through the states, and a program that ends with the statuses; what was asked.
+
+    stopped: the program was ended by `stop`.
+    """
     (folder / "scripts").mkdir()
     shutil.copy(SCRIPTS / SCRIPT, folder / "scripts")
     shutil.copy(SCRIPTS / "tpu_worker.sh", folder / "scripts")
@@ -127,6 +134,8 @@ def supervised(folder: pathlib.Path, states: str, statuses: str) -> tuple[subpro
     stub.chmod(0o755)
     for name, values in (("states", states), ("statuses", statuses)):
         (stub.parent / name).write_text("\n".join(values.split()) + "\n")
+    if stopped:
+        (stub.parent / "stopped").touch()
     env = {**TPU, "PATH": f"{stub.parent}:{os.environ['PATH']}", "PYTHON": "true", "POLL_SECONDS": "0"}
     done = call(folder / "scripts" / SCRIPT, "run", "gs://b/r", "--config=nyud", **env)
     asked = [line.split(" --")[0].strip() for line in (stub.parent / "asked").read_text().splitlines()]
@@ -149,10 +158,21 @@ def test_a_preempted_run_is_started_again_on_a_new_tpu_until_it_is_finished(tmp_
     ]
 
 
+def test_a_run_that_was_stopped_by_hand_is_not_started_again(tmp_path):
+    done, asked = supervised(tmp_path, "ACTIVE " * 7, "143", stopped=True)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (143, "error: stopped; the same command resumes")
+    assert asked[1:4] == TRY and asked[-1] == "ssh stopped"
+
+
+def test_a_run_that_had_sigterm_from_its_machine_is_started_again(tmp_path):
+    """The state of the request may be behind."""
+    done, asked = supervised(tmp_path, "ACTIVE " * 8, "143 0")
+    assert done.returncode == 0 and sum(each.startswith("ssh run") for each in asked) == 2
+
+
 @pytest.mark.parametrize(
     ("states", "statuses", "status", "tries", "line"),
     [
-        ("ACTIVE " * 7, "143", 143, 1, "stopped by SIGTERM; the same command resumes"),
         ("ACTIVE " * 7, "2", 2, 1, "the program refused to run, see above; my-tpu is still there"),
         ("ACTIVE " * 21, "1 255 1", 1, 3, "failed 3 times in a row, last with status 1; my-tpu is still there"),
         ("ACTIVE MISSING", "255", 1, 1, "my-tpu was deleted; the same command requests it again and resumes"),
@@ -215,15 +235,18 @@ def test_a_worker_installs_the_wheel_with_its_extras(worker):
 
 def test_a_worker_has_one_run_and_stops_it(worker):
     said = worker.parent / "said"
+    assert call(worker, "stopped").returncode == 1
     assert call(worker, "stop").returncode == 0  # nothing runs
     with subprocess.Popen([worker, "run", "gs://b/r", TASKS], stderr=subprocess.PIPE) as running:
         try:
             until(said.exists)
+            assert call(worker, "stopped").returncode == 1
             second = call(worker, "run", "gs://b/r")
             assert second.returncode == 1 and f"process {running.pid} is training already" in second.stderr
             stopped = call(worker, "stop")
             assert stopped.returncode == 0 and f"stopping process {running.pid}" in stopped.stderr
             assert running.wait(timeout=10) == 143
+            assert call(worker, "stopped").returncode == 0
         finally:
             running.kill()
     assert said.read_text().splitlines() == [f"train gs://b/r {TASKS} --preempted_status=143", "saved"]
