@@ -28,6 +28,7 @@ from taskexpert_jax.tasks import best_task, from_config
 from taskexpert_jax.training import optimizer
 from taskexpert_jax.training import state as train_state
 from taskexpert_jax.training.guard import NotFinite
+from taskexpert_jax.training.profile import Profiler
 from taskexpert_jax.training.reports import Reports, draw_examples
 from taskexpert_jax.training.state import TrainState
 from taskexpert_jax.training.step import batch_sizes, make_train_step
@@ -125,6 +126,7 @@ def train(
         stack.enter_context(contextlib.closing(writer))
         watchdog = stack.enter_context(contextlib.closing(Watchdog(config.guard.stall_seconds, first)))
         throughput = Throughput(first, config.num_steps, config.batch_size)
+        profiler = stack.enter_context(contextlib.closing(Profiler(config.profile, workdir, watchdog, throughput)))
         reports = Reports(config, workdir, writer, throughput, train_batches, mesh)
 
         # --- what a step, an evaluation and a save are ---
@@ -163,7 +165,7 @@ def train(
             tally = jax.jit(lambda: empty_tally(tasks), out_shardings=sharding.replicated(mesh))()
             restart, pending = jax.jit(Tally.restarted, out_shardings=sharding.replicated(mesh)), None
             batches = sharding.to_devices(train_batches(first), mesh) if first < config.num_steps else iter(())
-            for step in range(first + 1, config.num_steps + 1):
+            for step in profiler.steps(range(first + 1, config.num_steps + 1)):
                 with watchdog.doing("waiting for the next batch"):
                     batch = next(batches)
                 with jax.transfer_guard("disallow"):  # all inputs of a step are on the devices already

@@ -130,6 +130,9 @@ REFUSED = {
     "guard.skip_examples": COUNT_OR_0,
     "guard.spike_factor": NEGATIVE,
     "guard.stall_seconds": NEGATIVE,
+    "profile.first_step": (*COUNT_OR_0, 41_000),  # beyond the last step
+    "profile.steps": (*COUNT, 1_001),
+    "profile.every": COUNT_OR_0,
     "log.every_steps": COUNT_OR_0,
     "log.images": COUNT_OR_0,
     "log.wandb": ("a/b/c", "a project", "50%", 1),
@@ -236,6 +239,14 @@ def test_an_unknown_variant_is_refused_with_the_known_ones():
         ({"model.gate.top_k": 7}, r"^config.model.gate.top_k=7: must be at most 6"),
         ({"model.gate.top_k": 6, "model.memory.read": "none"}, r"^config.model.gate.top_k=6: must be at most 5"),
         ({"accumulate_steps": 3}, r"^config.accumulate_steps=3 must divide batch_size=2$"),
+        (
+            {"profile.first_step": 1, "profile.every": 5},
+            r"^config.profile.every=5 must be more than config.profile.steps=5, or 0$",
+        ),
+        (
+            {"profile.first_step": 3},
+            r"^config.profile.first_step=3 is after the last step, config.num_steps=2: nothing would be profiled$",
+        ),
         (
             {"dataset.image_size": (60, 80)},
             r"^config.dataset.image_size=60x80: .* multiples of config.model.patch",

@@ -1,6 +1,7 @@
 """Every config field is read by the programs: a small run's training, evaluation and prediction are watched."""
 
 import contextlib
+import gzip
 import json
 
 from ml_collections import ConfigDict
@@ -71,6 +72,7 @@ def run(tmp_path_factory):
     config.batch_size = config.eval.batch_size = 8
     config.num_steps = 2
     config.eval.every_steps = config.checkpoint.every_steps = config.log.every_steps = 0
+    config.profile.first_step = 2
     config.loss_weights = ConfigDict({name: config.loss_weights[name] for name in config.tasks})
     recorded, fields = Recorded(config), dict(flat(config))
     tasks = from_config(recorded)
@@ -99,6 +101,16 @@ def test_every_0_steps_is_only_at_the_end(run):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], "train/loss" in line) for line in lines] == [(2, True), (2, False)]
     assert [path.name for path in (workdir / "checkpoints").glob("[0-9]*")] == ["2"]
+
+
+def test_the_profile_of_a_run_has_its_step(run):
+    workdir, _, _ = run
+    (path,) = workdir.glob("plugins/profile/steps_00000002-00000002/*.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    assert [event["args"]["step_num"] for event in events if event.get("name") == "train"] == ["2"]
+    assert "jit_step" in {event["args"].get("hlo_module") for event in events if "args" in event}
+    host = {"waiting for the next batch", "reporting", "evaluating", "saving"}  # the step is the last
+    assert host <= {event.get("name") for event in events}
 
 
 def test_a_run_reads_every_field(run):

@@ -110,6 +110,7 @@ def test_a_run_leaves_what_a_workdir_holds(name, run_of):
         assert f"eval/{task.name}/{task.main_metric}" in names
     assert any(path.name.startswith("events.out.tfevents") for path in folder.iterdir())
     assert (folder / "checkpoints" / str(config.num_steps)).is_dir()
+    assert not (folder / "plugins").exists()  # no profile unless one is wanted
 
 
 @pytest.mark.parametrize("name", ["nyud", "demo"])

@@ -63,6 +63,14 @@ def _inconsistencies(config: ConfigDict) -> Iterator[str]:
         low, high = config.augment[f"{name}_min"], config.augment[f"{name}_max"]
         if low > high:
             yield f"config.augment.{name}_min={low} must not be more than config.augment.{name}_max={high}"
+    profile = config.profile
+    if profile.first_step and 0 < profile.every <= profile.steps:
+        yield f"config.profile.every={profile.every} must be more than config.profile.steps={profile.steps}, or 0"
+    if profile.first_step > config.num_steps:
+        yield (
+            f"config.profile.first_step={profile.first_step} is after the last step, config.num_steps="
+            f"{config.num_steps}: nothing would be profiled"
+        )
     mesh = config.mesh
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     if 0 in sizes or sizes.count(-1) > 1:

@@ -232,6 +232,9 @@ FIELDS: Mapping[str, Field] = {
     "guard.skip_examples": Field(0, whole(0), "unreadable training examples to replace; one more stops the run"),
     "guard.spike_factor": Field(4.0, number(0), "report losses above this times the running mean; 0: never"),
     "guard.stall_seconds": Field(600.0, number(0), "warn after this long without a step; 0: never"),
+    "profile.first_step": Field(0, whole(0), "first step of the first profile (docs/profile.md); 0: no profiles"),
+    "profile.steps": Field(5, whole(1, 1_000), "steps of a profile"),
+    "profile.every": Field(0, whole(0), "steps from the start of a profile to that of the next; 0: a single profile"),
     "log.every_steps": Field(
         50, whole(0), "steps between scalars and progress lines; 0: with evaluations and checkpoints alone"
     ),

@@ -1,5 +1,6 @@
 """Preprocessing of a batch inside the jitted step: normalisation and padding masks."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Integer, Shaped, UInt8
 import numpy as np
@@ -20,8 +21,9 @@ def normalise(
     Returns:
       (B, H, W, 3) float32.
     """
-    scaled = (jnp.asarray(image, jnp.float32) / 255.0 - jnp.asarray(by.mean)) / jnp.asarray(by.std)
-    return scaled * inside(window, *image.shape[1:3])[..., None]
+    with jax.named_scope("inputs"):
+        scaled = (jnp.asarray(image, jnp.float32) / 255.0 - jnp.asarray(by.mean)) / jnp.asarray(by.std)
+        return scaled * inside(window, *image.shape[1:3])[..., None]
 
 
 def inside(window: Integer[Array | np.ndarray, "B 4"], height: int, width: int) -> Bool[Array, "B H W"]:

@@ -89,9 +89,12 @@ class TaskExpert(nn.Module):
                 f"image size {image_height}x{image_width}: sides must be multiples of the patch size {patch}"
             )
         height, width = image_height // patch, image_width // patch
-        tokens = vit.PatchEmbed(self.backbone, self.grid, self.dtype, name="patches")(jnp.asarray(image, self.dtype))
-        taps = self._taps(tokens, train)
-        memory, gates = self._assemble(taps, self._initial_memory(batch, height, width), train)
+        # Scopes beside Flax's own, which are module names: docs/profile.md lists them.
+        with jax.named_scope("backbone"):
+            patches = vit.PatchEmbed(self.backbone, self.grid, self.dtype, name="patches")
+            taps = self._taps(patches(jnp.asarray(image, self.dtype)), train)
+        with jax.named_scope("decoder"):
+            memory, gates = self._assemble(taps, self._initial_memory(batch, height, width), train)
         outputs = {}
         for task, features in zip(self.tasks, memory, strict=True):
             head = heads.Head(task.channels, self.head_upsample, self.head_norm, self.dtype, name=f"head_{task.name}")

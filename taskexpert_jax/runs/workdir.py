@@ -19,7 +19,7 @@ from taskexpert_jax.errors import UserError
 
 # Fields that may change on resume: they affect speed, placement and reports, not the computation.
 _DATA = ("dataset.cache", "dataset.threads", "dataset.data_dir", "dataset.local_cache")
-FREE = ("mesh.", "eval.", "log.", "guard.", "checkpoint.", *_DATA)
+FREE = ("mesh.", "eval.", "log.", "guard.", "checkpoint.", "profile.", *_DATA)
 
 
 @contextlib.contextmanager

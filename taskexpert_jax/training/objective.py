@@ -31,7 +31,8 @@ def losses(
     found: dict[str, jax.Array] = {}
     before = jnp.zeros(())
     for task in tasks:
-        before = _after(task)(logits[task.name], batch[task.name], batch["mask"], before)
+        with jax.named_scope(f"losses/{task.name}"):
+            before = _after(task)(logits[task.name], batch[task.name], batch["mask"], before)
         found[task.name] = before
     return found
 

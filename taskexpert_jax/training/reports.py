@@ -1,6 +1,7 @@
 """Reports of a training run: scalars, progress, and pictures of evaluation examples."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import functools
 import pathlib
 
 from absl import logging
@@ -41,6 +42,7 @@ class Reports:
         self._writer, self._throughput = writer, throughput
         self._rate = optimizer.learning_rate(config)
 
+    @functools.partial(jax.profiler.annotate_function, name="reporting")
     def write(self, step: int, tally: Tally) -> None:
         """Writes and logs the means of the steps since the last report; raises NotFinite as `Guard.check`."""
         host = jax.device_get(tally)

@@ -76,21 +76,19 @@ def make_train_step(
     def step(state: TrainState, tally: Tally, batch: Batch) -> tuple[TrainState, Tally]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         grads, batch_stats, total, losses = gradients(state, batch, key)
-        grad_norm = optax.tree.norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        updated = state.replace(
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema=averaged(state.ema, params, state.step) if state.ema else {},
-        )
-        taken = tally.skipped <= config.guard.skip_steps
-        applied = taken & jnp.isfinite(total) & jnp.isfinite(grad_norm)
-        chosen = jax.tree.map(lambda new, old: jnp.where(applied, new, old), updated, state)
-        tally = tally.add(state.step + 1, total, losses, grad_norm, taken=taken, applied=applied)
-        passed = taken & (tally.skipped <= config.guard.skip_steps)
-        return chosen.replace(step=state.step + passed), tally
+        with jax.named_scope("optimizer"):
+            grad_norm = optax.tree.norm(grads)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema = averaged(state.ema, params, state.step) if state.ema else {}
+        updated = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
+        with jax.named_scope("guard"):
+            taken = tally.skipped <= config.guard.skip_steps
+            applied = taken & jnp.isfinite(total) & jnp.isfinite(grad_norm)
+            chosen = jax.tree.map(lambda new, old: jnp.where(applied, new, old), updated, state)
+            tally = tally.add(state.step + 1, total, losses, grad_norm, taken=taken, applied=applied)
+            passed = taken & (tally.skipped <= config.guard.skip_steps)
+            return chosen.replace(step=state.step + passed), tally
 
     places = (state_shardings, sharding.replicated(mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=places)

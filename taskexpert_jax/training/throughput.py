@@ -1,6 +1,7 @@
 """Throughput of a run and its time to the end."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import time
 
 
@@ -20,6 +21,15 @@ class Throughput:
     def restart(self, step: int) -> None:
         """Restarts the clock after a pause for evaluation."""
         self._step, self._time, self._rate = step, time.monotonic(), float("nan")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time of its body."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._time += time.monotonic() - start
 
     def images_per_second(self, step: int) -> float:
         """The rate since the last call or restart; the first includes compilation."""

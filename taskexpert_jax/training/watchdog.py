@@ -21,6 +21,9 @@ class Watchdog:
     It never ends a run, because a slow file system may recover. A step has finished when the devices have computed it,
     not when it has been dispatched.
 
+    Attributes:
+      latest: an output of the last dispatched step; None before the first.
+
     Args:
       seconds: 0 turns it off.
       step: the last finished step.
@@ -31,6 +34,7 @@ class Watchdog:
         self._phase = "starting"
         self._finished, self._since = step, time.monotonic()
         self._dispatched: collections.deque[tuple[int, Any]] = collections.deque()
+        self.latest: jax.Array | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         if seconds:
@@ -38,11 +42,12 @@ class Watchdog:
 
     @contextlib.contextmanager
     def doing(self, phase: str) -> Iterator[None]:
-        """Names what the host does within its body; the clock restarts before and after."""
+        """Names what the host does within its body, also in profiles; the clock restarts before and after."""
         before, self._phase = self._phase, phase
         self._since = time.monotonic()
         try:
-            yield
+            with jax.profiler.TraceAnnotation(phase):
+                yield
         finally:
             self._phase, self._since = before, time.monotonic()
 
@@ -54,7 +59,7 @@ class Watchdog:
 
     def started(self, step: int, result: jax.Array) -> None:
         """Registers a dispatched step. result: one of its outputs, not donated later."""
-        self._phase = "waiting for the devices"
+        self._phase, self.latest = "waiting for the devices", result
         if self._seconds:
             self._dispatched.append((step, result))
 

@@ -286,7 +286,8 @@ class MemorialMixture(nn.Module):
         experts = experts.reshape(-1, batch, height * width, depth)  # (K, B, N, D)
         read = self._read(memory)  # (T, B, N, D) or None
         gates = self._gates(features, len(experts) + (read is not None), train)  # (T, B, N, K+1)
-        features = assemble(gates, experts, read).reshape(memory.shape)
+        with jax.named_scope("assemble"):
+            features = assemble(gates, experts, read).reshape(memory.shape)
         memory = self._write(memory, features)
         return sharding.constrain(memory, "tasks", "batch", None, None, None), gates
 
