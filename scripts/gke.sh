@@ -18,7 +18,7 @@
 # CHIPS_PER_HOST   chips of a node; default 4.
 # SLICES           number of slices; default 1. Several are one run (docs/several_hosts.md).
 # SPOT=1           on Spot nodes.
-# SERVICE_ACCOUNT  of Kubernetes, whose permissions the run has; default: default.
+# KUBERNETES_SERVICE_ACCOUNT      whose permissions the run has; default: default.
 # RESTARTS         restarts after failures other than preemptions with a saved checkpoint; default 10.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -79,7 +79,7 @@ manifest() { # RUN FLAG...
     fill IMAGE "$IMAGE"
     fill ACCELERATOR "$ACCELERATOR"
     fill TOPOLOGY "$TOPOLOGY"
-    fill SERVICE_ACCOUNT "${SERVICE_ACCOUNT:-default}"
+    fill KUBERNETES_SERVICE_ACCOUNT "${KUBERNETES_SERVICE_ACCOUNT:-default}"
     fill SLICES "$SLICES"
     fill HOSTS $((chips / per_host))
     fill CHIPS "$per_host"

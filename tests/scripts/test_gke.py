@@ -58,7 +58,7 @@ POD = exactly(
     },
     {
         "terminationGracePeriodSeconds": COUNT,
-        "serviceAccountName": TEXT,
+        "serviceAccountName": {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"},
         "hostNetwork": TRUE,
         "dnsPolicy": {"enum": ["ClusterFirstWithHostNet"]},
         "tolerations": each(TOLERATION),
@@ -145,6 +145,13 @@ def test_a_preempted_run_restarts_however_often():
     (status,) = saved["onExitCodes"]["values"]
     assert f"--preempted_status={status}" in pod["containers"][0]["args"]
     assert saved["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+
+
+def test_the_account_is_one_of_kubernetes():
+    _, _, pod = parts(manifest(*RUN, **SLICES, SERVICE_ACCOUNT="a@b.iam.gserviceaccount.com"))  # for tpu_queued.sh
+    assert pod["serviceAccountName"] == "default"
+    _, _, pod = parts(manifest(*RUN, **SLICES, KUBERNETES_SERVICE_ACCOUNT="trainer"))
+    assert pod["serviceAccountName"] == "trainer"
 
 
 def test_spot_nodes_are_chosen_and_tolerated():
