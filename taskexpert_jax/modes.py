@@ -37,7 +37,9 @@ _OUTPUT = paths.define(
 _FORMAT = flags.DEFINE_enum(
     "format", "jax", ["jax", "saved_model", "onnx"], "For export: only jax; docs/export.md says why."
 )
-_TOPOLOGY = flags.DEFINE_string("topology", None, "For compile: v5e:4x4, h200:8, ...; default: this machine's devices.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "For compile: v5e:4x4, '2x v5e:4x4', h200:8, ...; default: this machine's devices."
+)
 _REPORT = paths.define("report", "For compile: a JSON file to write the report to.")
 _QUICK = flags.DEFINE_bool("quick", False, "For compile: memory and traffic only, in seconds; for TPUs.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT where process 0 listens.")

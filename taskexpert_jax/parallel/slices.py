@@ -34,7 +34,7 @@ def of_devices(devices: Iterable[Any], declared: int = 0) -> list[int]:
     if devices[0].platform == "tpu":
         raise UserError(f"config.mesh.slices={declared}: the number of TPU slices is {len(names)}; leave it 0")
     if len(devices) % declared:
-        raise UserError(f"config.mesh.slices={declared} does not divide {len(devices)} devices")
+        raise UserError(f"config.mesh.slices={declared} does not divide {len(devices)} devices; 0: as they report")
     in_order = sorted(range(len(devices)), key=lambda i: (devices[i].process_index, devices[i].id))
     return [in_order.index(i) * declared // len(devices) for i in range(len(devices))]
 

@@ -204,7 +204,8 @@ def test_one_process_speaks_and_writes(resumed):
 def test_all_evaluate_and_each_example_counts_once_where_both_hold_all(one_process, resumed):
     """On a mesh whose one part of the batch lies on the devices of both processes."""
     workdir, folder = resumed
-    changed = ["--config.mesh.data=1", "--config.mesh.fsdp=1", "--config.mesh.tensor=8"]
+    sizes = {"data": 1, "fsdp": 1, "tensor": 8, "slices": 1}  # tensor does not span slices
+    changed = [f"--config.mesh.{name}={size}" for name, size in sizes.items()]
     command = ["main.py", "--mode=evaluate", "--checkpoint=latest", CONFIG, f"--workdir={workdir}", *FLAGS, *changed]
     assert statuses(folder / "evaluated", *command) == [0, 0], said(folder / "evaluated")
     report = json.loads((workdir / "evaluation" / "metrics.json").read_text())

@@ -61,7 +61,7 @@ def test_a_declared_number_of_slices_groups_consecutive_devices():
         ([0, 0, 0, 0, 1, 1, 1, 1], (8, 1, 1), 0, 2, r"fsdp=1, .*: fsdp must be a multiple of .*fsdp_slices=2$"),
         ([0, 0, 0, 0, 1, 1, 1, 1], (2, 4, 1), 0, 4, r"^config.mesh.fsdp_slices=4 must divide .* slices, 2$"),
         ([0, 0, 0, 0, 1, 1], (6, 1, 1), 0, 1, r"^all slices must have as many devices, .* 2 and another 4$"),
-        ([0, 0, 0, 0, 0, 0], (6, 1, 1), 4, 1, r"^config.mesh.slices=4 does not divide 6 devices$"),
+        ([0, 0, 0, 0, 0, 0], (6, 1, 1), 4, 1, r"^config.mesh.slices=4 does not divide 6 devices; 0: as they report$"),
     ],
 )
 def test_axes_that_do_not_fit_the_slices_are_refused(reported, shape, declared, fsdp_slices, message):
