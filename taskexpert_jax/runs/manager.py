@@ -87,14 +87,15 @@ class Manager(ocp.CheckpointManager):
 def _open_bucket(path: pathlib.Path) -> None:
     """Makes a folder of checkpoints in a bucket readable for Orbax; does nothing on a disk.
 
-    Orbax asks whether the bucket is hierarchical with a client that needs a Google Cloud project and a permission more.
+    Orbax asks whether the bucket has a hierarchical namespace, with a client that needs a Google Cloud project and a
+    permission more. It gets a bucket without settings, so it takes the way that works in both kinds.
     """
     if storage.is_bucket(path):
         from orbax.checkpoint._src.path import gcs_utils  # no public name for this
 
         from taskexpert_jax.storage import client
 
-        gcs_utils.get_bucket = client.settings
+        gcs_utils.get_bucket = client.bucket
         sealing.commit_copied(path)
 
 

@@ -54,19 +54,6 @@ def bucket(name: str) -> storage.Bucket:
     return client().bucket(name)
 
 
-@functools.lru_cache
-def settings(name: str) -> storage.Bucket:
-    """A bucket with its settings, such as that it is hierarchical; without them if this account may not read them."""
-    where = f"gs://{name}"
-    try:
-        with errors(where, of_bucket=True):
-            return client().get_bucket(name, **options(where))
-    except StoreError as error:
-        if error.errno != errno.EACCES:
-            raise
-        return bucket(name)
-
-
 def retrying(where: object, failed: Callable[[Exception], object] = lambda error: None) -> retry.Retry:
     """Repeats a request after errors that pass (429, 5xx, the network), with backoff, and a warning if that takes long.
 
