@@ -78,7 +78,8 @@ def gcs_emulator(folder: pathlib.Path, stack: contextlib.ExitStack, seed: int) -
     def finish() -> dict[str, Any]:
         between.fail_one_in(0)
         counts: Counter[int] = between.counts
-        return {"requests": counts.total(), "answered 503": counts[503], "connections closed": counts[0]}
+        refused = {f"answered {status}": counts[status] for status in (403, 429, 503)}
+        return {"requests": counts.total(), **refused, "connections closed": counts[0]}
 
     faults = [
         injected.second_run,

@@ -98,8 +98,10 @@ def throttled(workdir: pathlib.Path, launch: Launch, proxy: Proxy) -> Fault:
     """Answers 429 to all requests for a time: the run must wait and lose nothing."""
     program = Program(workdir, launch)
     program.wait_for(r"^step \d+/", 2)
-    step = program.last
+    before = proxy.counts[429]
     proxy.refuse(429)
+    program.wait_until(lambda: proxy.counts[429] > before)
+    step = program.last
     time.sleep(_THROTTLED_SECONDS)
     proxy.refuse(0)
     return _survived(f"HTTP 429 to all requests for {_THROTTLED_SECONDS:.0f} s", program, step, launch)
