@@ -4,7 +4,7 @@ A checkpoint has the items `params` (parameters, their moving average if any, an
 needs), `train` (optimiser state, step, random key), `data` (position in the data; version of the code) and `config`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import itertools
 import json
@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from taskexpert_jax import installation, storage
-from taskexpert_jax.errors import UserError, refused_by_disk
+from taskexpert_jax.errors import StoreError, UserError, refused_by_disk
 from taskexpert_jax.parallel import processes
 from taskexpert_jax.runs import manager, sealing, tree
 from taskexpert_jax.runs.presence import Presence
@@ -31,6 +31,7 @@ from taskexpert_jax.tasks import Task
 _POLL_SECONDS = 0.1  # interval between checks whether a save is complete
 _WAIT_SECONDS = 10.0  # longest wait for the other writes of a checkpoint that the disk refused
 _CLEAR_SECONDS = 1.0
+_ASK_SECONDS = 5.0  # for the lease of a bucket where a checkpoint is refused
 
 
 class Restored(NamedTuple):
@@ -111,7 +112,7 @@ class Checkpoints:
         """
         best = math.nan if metrics is None else metrics[self._best_key]
         numbers = {self._best_key: best} if math.isfinite(best) else {}
-        with self._presence.needed(), refused_by_disk(self._refusal):  # Orbax would make a deleted folder again
+        with self._writing():
             self._finish()
             self._hold.renew()
             if step in self._manager.all_steps():
@@ -150,8 +151,19 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until the last checkpoint is complete and sealed; raises UserError if it cannot be written."""
-        with self._presence.needed(), refused_by_disk(self._refusal):
+        with self._writing():
             self._finish()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises UserError if its body fails because the disk refuses it, the folder is gone, or the hold is lost."""
+        with self._presence.needed(), refused_by_disk(self._refusal):  # Orbax would make a deleted folder again
+            try:
+                yield
+            except Exception:
+                with contextlib.suppress(StoreError):  # a workdir that was deleted or taken over is the better reason
+                    self._hold.renew(_ASK_SECONDS)
+                raise
 
     def _finish(self) -> None:
         self._manager.wait_until_finished()

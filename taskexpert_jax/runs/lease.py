@@ -7,6 +7,7 @@ program runs. It ends with the program; if that is killed it expires, by the clo
 from collections.abc import Iterator
 import contextlib
 import datetime
+import errno
 import json
 import os
 import pathlib
@@ -118,10 +119,13 @@ class Lease:
         if self._lost:
             raise UserError(self._lost)
 
-    def renew(self) -> None:
-        """As `check`, and renews it: for writes that take long."""
+    def renew(self, seconds: float = client.RETRY_SECONDS) -> None:
+        """As `check`, and renews it: for writes that take long.
+
+        seconds: longest wait for a store that does not answer.
+        """
         if not self._lost:
-            self._renew()
+            self._renew(seconds=seconds)
         self.check()
 
     # --- acquiring ---
@@ -180,12 +184,16 @@ class Lease:
 
     def _renew(self, *, ended: bool = False, seconds: float = client.RETRY_SECONDS) -> None:
         """Writes the lease again, or finds that it is lost."""
-        with self._writing:
+        if not self._writing.acquire(timeout=seconds):
+            raise StoreError(errno.EIO, "the store does not answer", str(self._path))
+        try:
             while not self._lost:
                 try:
                     return self._write(self._generation, ended=ended, seconds=seconds)
                 except generations.Changed as changed:
                     self._found(changed.current)
+        finally:
+            self._writing.release()
 
     def _found(self, current: generations.Version | None) -> None:
         """Reacts to a lease that is not as this program wrote it last."""

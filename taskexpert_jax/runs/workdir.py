@@ -36,8 +36,8 @@ class Hold(Protocol):
     def check(self) -> None:
         """Raises UserError if another program has taken the workdir over; called before each write to it."""
 
-    def renew(self) -> None:
-        """As `check`, and asks the store; called before writes that take long."""
+    def renew(self, seconds: float = ...) -> None:
+        """As `check`, and asks the store, for so long; called before writes that take long."""
 
 
 class Locked:
@@ -46,7 +46,8 @@ class Locked:
     def check(self) -> None:
         """Does nothing."""
 
-    renew = check
+    def renew(self, seconds: float = 0) -> None:
+        """Does nothing."""
 
 
 @contextlib.contextmanager

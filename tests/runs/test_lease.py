@@ -281,7 +281,8 @@ class Losing:
         if self.left < 0:
             raise UserError("run has been taken over")
 
-    renew = check
+    def renew(self, seconds=0):
+        self.check()
 
 
 def test_a_run_that_has_lost_its_workdir_saves_and_seals_nothing_more(tmp_path):
@@ -294,3 +295,13 @@ def test_a_run_that_has_lost_its_workdir_saves_and_seals_nothing_more(tmp_path):
     with refused, opened(tmp_path, hold=Losing(1)) as checkpoints:
         checkpoints.save(3, state(3).to_items(), {}, None)
     assert [sealing.sealed(tmp_path / "checkpoints" / step) for step in "13"] == [True, False]
+
+
+def test_the_reason_of_a_failed_save_is_that_the_workdir_is_lost(tmp_path, monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError("no such object")  # the other run has removed what this one was writing
+
+    refused = pytest.raises(UserError, match=r"^run has been taken over$")
+    with refused, opened(tmp_path, hold=Losing(1)) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "save", missing)
+        checkpoints.save(1, state(1).to_items(), {}, None)
