@@ -94,15 +94,18 @@ class RunWriter:
 
     def _local(self, workdir: pathlib.Path) -> pathlib.Path:
         """A local folder in place of a workdir in a bucket, where nothing can be appended: sent in the background."""
+        from taskexpert_jax.storage import generations
         from taskexpert_jax.storage.mirror import Mirror
 
         folder = pathlib.Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="taskexpert_logs_")))
+        target, known = storage.bucket_path(workdir), {}
         for name in (LINES, f"damaged/{LINES}"):
-            with contextlib.suppress(FileNotFoundError):
-                content = (workdir / name).read_bytes()
+            if version := generations.read(target / name):
                 (folder / name).parent.mkdir(exist_ok=True)
-                (folder / name).write_bytes(content)
-        self._mirror = self._open.enter_context(contextlib.closing(Mirror(folder, storage.bucket_path(workdir))))
+                (folder / name).write_bytes(version.content)
+                known[name] = version.generation
+        mirror = Mirror(folder, target, known, self._hold.check)
+        self._mirror = self._open.enter_context(contextlib.closing(mirror))
         return folder
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

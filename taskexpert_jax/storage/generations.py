@@ -62,7 +62,7 @@ def write(path: BucketPath, content: bytes, generation: int, *, seconds: float =
     options = {**client.options(path), "retry": client.retrying(path).with_timeout(seconds)}
     with client.errors(path, of_bucket=True):
         try:
-            blob.upload_from_string(content, "application/json", if_generation_match=generation, **options)
+            blob.upload_from_string(content, "application/octet-stream", if_generation_match=generation, **options)
         except exceptions.PreconditionFailed:
             current = read(path)
             if current is None or current.content != content:

@@ -1,10 +1,12 @@
 """A local folder whose files are sent to a bucket in the background, for writers that append."""
 
+from collections.abc import Callable, Mapping
 import contextlib
 import pathlib
 import threading
 
-from taskexpert_jax.errors import StoreError
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.storage import generations
 from taskexpert_jax.storage.bucket import BucketPath
 
 _SECONDS_BETWEEN_WRITES = 1.0  # a store takes about one write a second of the same object
@@ -13,15 +15,20 @@ _SECONDS_BETWEEN_WRITES = 1.0  # a store takes about one write a second of the s
 class Mirror:
     """Sends the files of a folder to a bucket whenever they have changed, each as a whole.
 
+    It replaces no object that others have written or deleted since.
+
     Args:
       source: the local folder.
       target: folder of the bucket.
+      known: generation of the objects that are there already, by name.
+      check: called before each write, in the thread; raises UserError to end the mirror.
     """
 
-    def __init__(self, source: pathlib.Path, target: BucketPath):
-        self._source, self._target = source, target
+    def __init__(self, source: pathlib.Path, target: BucketPath, known: Mapping[str, int], check: Callable[[], None]):
+        self._source, self._target, self._check = source, target, check
+        self._known = dict(known)
         self._sent: dict[pathlib.Path, tuple[int, int]] = {}  # path -> size and time of the version in the bucket
-        self._error: StoreError | None = None
+        self._error: Exception | None = None
         self._asked, self._done = 0, 0  # numbers of calls of `changed`
         self._change = threading.Condition()
         self._closing = False
@@ -33,6 +40,7 @@ class Mirror:
 
         Raises:
           StoreError: an earlier change could not be sent.
+          UserError: an object was written or deleted by others, or `check` raised it.
         """
         with self._change:
             self._raise()
@@ -49,7 +57,7 @@ class Mirror:
 
     def close(self) -> None:
         """Sends what has changed, unless an earlier change could not be sent, and ends the thread."""
-        with contextlib.suppress(StoreError):
+        with contextlib.suppress(Exception):  # raised below
             self.wait()
         with self._change:
             self._closing = True
@@ -72,7 +80,7 @@ class Mirror:
             error = None
             try:
                 self._send()
-            except StoreError as found:
+            except Exception as found:  # any, or `wait` would not return
                 error = found
             with self._change:
                 self._done, self._error = asked, error
@@ -88,5 +96,14 @@ class Mirror:
             found = path.stat()
             version = (found.st_size, found.st_mtime_ns)
             if self._sent.get(path) != version:
-                (self._target / path.relative_to(self._source).as_posix()).write_bytes(path.read_bytes())
+                self._write(path.relative_to(self._source).as_posix(), path.read_bytes())
                 self._sent[path] = version
+
+    def _write(self, name: str, content: bytes) -> None:
+        self._check()
+        try:
+            version = generations.write(self._target / name, content, self._known.get(name, generations.MISSING))
+        except generations.Changed:
+            line = f"{self._target / name} has been deleted or replaced during the run, which ends here"
+            raise UserError(line) from None
+        self._known[name] = version.generation

@@ -6,10 +6,12 @@ import logging
 import math
 import os
 import pathlib
+import threading
 
 from ml_collections import ConfigDict
 import pytest
 
+from taskexpert_jax import storage
 from taskexpert_jax.errors import UserError, disk_refusal
 from taskexpert_jax.runs import manager
 from taskexpert_jax.runs import writer as writers
@@ -119,3 +121,47 @@ def test_a_run_that_has_lost_its_workdir_reports_nothing_more(tmp_path, monkeypa
         writer.scalars(2, {"loss": 1.0})
     writer.close()
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1]
+
+
+def test_lines_of_another_program_in_a_bucket_are_never_replaced(bucket):
+    workdir = storage.path(bucket)
+    path = workdir / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    writer = writers.RunWriter(CONFIG, workdir, 1)
+    writer.scalars(2, {"loss": 1.0})
+    writer.wait()
+    assert [json.loads(line).get("loss") for line in path.read_text().splitlines()] == [None, 1.0]
+    path.write_text("another's")
+    refused = pytest.raises(UserError, match=r"^gs://.*/metrics.jsonl has been deleted or replaced during the run")
+    with refused:
+        writer.scalars(3, {"loss": 1.0})
+        writer.wait()
+    writer.close()
+    assert path.read_text() == "another's"
+
+
+def test_a_run_that_has_lost_its_bucket_sends_nothing_more(bucket):
+    class Lost(Locked):
+        def check(self):
+            if threading.current_thread() is not threading.main_thread():  # found after the report was written
+                raise UserError("run has been taken over")
+
+    workdir = storage.path(bucket)
+    writer = writers.RunWriter(CONFIG, workdir, 0, hold=Lost())
+    writer.scalars(1, {"loss": 1.0})
+    with pytest.raises(UserError, match="taken over"):
+        writer.wait()
+    writer.close()
+    assert list(workdir.iterdir()) == []
+
+
+def test_an_unexpected_error_of_the_sending_thread_is_raised_and_not_waited_for(bucket, monkeypatch):
+    from taskexpert_jax.storage import mirror
+
+    def send(self):
+        raise RuntimeError("unexpected")
+
+    monkeypatch.setattr(mirror.Mirror, "_send", send)
+    writer = writers.RunWriter(CONFIG, storage.path(bucket), 0)
+    with pytest.raises(RuntimeError, match="unexpected"):
+        writer.wait()
