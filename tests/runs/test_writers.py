@@ -163,5 +163,6 @@ def test_an_unexpected_error_of_the_sending_thread_is_raised_and_not_waited_for(
 
     monkeypatch.setattr(mirror.Mirror, "_send", send)
     writer = writers.RunWriter(CONFIG, storage.path(bucket), 0)
-    with pytest.raises(RuntimeError, match="unexpected"):
-        writer.wait()
+    for method in (writer.wait, writer.close):
+        with pytest.raises(RuntimeError, match="unexpected"):
+            method()
