@@ -61,7 +61,7 @@ def listing(workdir: pathlib.Path, states: Mapping[int, str] = MappingProxyType(
     rows = [["step", "saved", *numbers, "version", "files", ""]]
     for step in steps:
         path = folder / str(step)
-        saved = datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "seconds")
+        saved = datetime.datetime.fromtimestamp(sealing.saved_at(path)).isoformat(" ", "seconds")
         values = [f"{metrics[step][name]:.4g}" if name in metrics[step] else "-" for name in names]
         folders = (path, *(path / item for item in manager.TREES))
         sizes = [f"{sealing.size(each) / 2**20:.1f}" for each in folders]
@@ -108,7 +108,7 @@ def released_model(folder: pathlib.Path, *, tree: bool) -> str:
     Raises:
       UserError: a file is missing or damaged.
     """
-    facts, arrays = released.facts(folder), released.arrays(folder)
+    facts, arrays = released.described(folder)
     size = (folder / released.MODEL).stat().st_size / 2**20
     by = f", written by taskexpert-jax {facts.version}" if facts.version else ""
     lines = [

@@ -14,6 +14,7 @@ from taskexpert_jax import command_line, json_file, paths, terminal, text_table
 from taskexpert_jax import tasks as task_records
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation.published import PUBLISHED
+from taskexpert_jax.runs import sealing
 
 DELTA = "delta-m"
 # What is read of an evaluation's metrics.json.
@@ -64,7 +65,8 @@ def read_metrics(path: pathlib.Path) -> dict[str, Any]:
 
 def _trained_after(workdir: pathlib.Path, evaluation: pathlib.Path) -> bool:
     """True if a checkpoint of the run is newer than the file of its evaluation."""
-    saved = [path.stat().st_mtime for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    steps = [path for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    saved = [sealing.saved_at(path) for path in steps if sealing.complete(path)]
     return max(saved, default=0.0) > evaluation.stat().st_mtime
 
 

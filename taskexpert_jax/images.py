@@ -13,7 +13,8 @@ from absl import logging
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from taskexpert_jax.errors import UserError
+from taskexpert_jax import paths, storage
+from taskexpert_jax.errors import StoreError, UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow's decoders of SUFFIXES; no others are tried
@@ -40,7 +41,7 @@ def entries(folder: pathlib.Path) -> list[os.DirEntry[str]]:
         raise UserError(f"{folder}: this folder cannot be listed: {error.strerror}; check its permissions") from error
 
 
-def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
+def list_images(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     """The image files at `path`: the file itself, or the images in the folder (without sub-folders), sorted by name.
 
     In a folder, images are files with one of `SUFFIXES`, upper or lower case; hidden files are omitted. Links to files
@@ -49,28 +50,39 @@ def list_images(path: str | pathlib.Path) -> list[pathlib.Path]:
     Raises:
       UserError: nothing at `path`, or a folder without images or that cannot be listed.
     """
-    path = pathlib.Path(path)
+    path = _named(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise UserError(f"{path}: no such file or folder; give an image or a folder of images")
+    there = storage.files_in(path) if storage.is_bucket(path) else map(pathlib.Path, entries(path))
     found = sorted(
         entry
-        for entry in map(pathlib.Path, entries(path))
+        for entry in there
         if entry.suffix.lower() in SUFFIXES
         and not entry.name.startswith(".")
-        and (entry.is_file() or (entry.is_symlink() and not entry.exists()))
+        and (storage.is_bucket(entry) or entry.is_file() or (entry.is_symlink() and not entry.exists()))
     )
     if not found:
         raise UserError(f"{path}: no images in this folder; supported suffixes: {' '.join(SUFFIXES)}")
     return found
 
 
+def _named(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The path that a program's user wrote, or a path of a listing as it is."""
+    return path if isinstance(path, pathlib.Path) else paths.local(os.fspath(path), "image")
+
+
 @contextlib.contextmanager
 def decoder_errors() -> Iterator[None]:
-    """Raises ValueError, with one line, for any exception in its body: decoders raise all types on damaged files."""
+    """Raises ValueError, with one line, for any exception in its body: decoders raise all types on damaged files.
+
+    A store that does not give the file says nothing about it: StoreError remains what it is.
+    """
     try:
         yield
+    except StoreError:
+        raise
     except Exception as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ValueError(" ".join(text.split())[:200] or type(error).__name__) from error
@@ -101,6 +113,8 @@ def decoded(file: pathlib.Path | BinaryIO, formats: tuple[str, ...] = FORMATS) -
       ValueError: missing, damaged, in none of the formats, or of more than `MOST_PIXELS`.
     """
     with decoder_errors():
+        if isinstance(file, pathlib.Path) and storage.is_bucket(file):
+            file = file.open("rb")  # Pillow opens paths of a disk
         try:
             image = Image.open(file, formats=formats)
         except UnidentifiedImageError as error:
@@ -124,7 +138,7 @@ def orientation(path: pathlib.Path) -> int | None:
         return _orientation(found.image)
 
 
-def read_image(path: str | pathlib.Path) -> np.ndarray:
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads an image as (H, W, 3) uint8 sRGB, with its EXIF orientation applied.
 
     All colour modes become RGB; transparency is composited on white; 16-bit grey is scaled to 8 bits (65535 -> 255).
@@ -133,7 +147,7 @@ def read_image(path: str | pathlib.Path) -> np.ndarray:
     Raises:
       UserError: the file is missing, not an image, truncated, too large, or without a fixed range (grey of 32 bits).
     """
-    return read_oriented(pathlib.Path(path))[0]
+    return read_oriented(_named(path))[0]
 
 
 def as_rgb(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
@@ -145,7 +159,7 @@ def as_rgb(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarr
       UserError: the file is unreadable, see `read_image`, or the array is none of an image; more than `MOST_PIXELS`.
     """
     if isinstance(image, str | os.PathLike):
-        return read_image(os.fspath(image))
+        return read_image(image)
     if isinstance(image, Image.Image):
         try:
             with decoder_errors():
@@ -183,6 +197,8 @@ def read_oriented(path: pathlib.Path) -> tuple[np.ndarray, int | None]:
     try:
         with decoded(path) as found:
             return _upright(found.image), _orientation(found.image)
+    except StoreError:
+        raise
     except ValueError as error:
         if not path.exists():
             raise UserError(f"{path}: no such image") from None
@@ -220,10 +236,15 @@ def read_each(paths: Sequence[pathlib.Path], failures: list[UserError]) -> Itera
     """Yields (name, image) of each readable file; logs the errors of the others and appends them to `failures`.
 
     Names are those of `result_names`.
+
+    Raises:
+      StoreError: a bucket that cannot be read: the next image would fail too.
     """
     for name, path in zip(result_names(paths), paths, strict=True):
         try:
             image = read_image(path)
+        except StoreError:
+            raise
         except UserError as error:
             logging.error("%s", error)
             failures.append(error)

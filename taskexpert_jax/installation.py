@@ -45,8 +45,11 @@ def config_file(text: str) -> str:
     That is a file of the working directory or, if it has none, the bundled one. Other paths are returned unchanged.
 
     Raises:
-      UserError: a name without `/` and `.py` that is neither a file nor such a config; the line lists the bundled ones.
+      UserError: an address; a name without `/` and `.py` that is neither a file nor such a config (the line lists the
+        bundled ones).
     """
+    if "://" in text:
+        raise UserError(f"--config={text}: a config is a Python file that runs here: copy it, and give its local path")
     name, colon, variant = text.partition(":")
     path = pathlib.Path(name)
     if not name or path.is_file():

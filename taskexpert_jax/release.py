@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from taskexpert_jax import command_line, files, json_file, paths, terminal
+from taskexpert_jax import command_line, files, json_file, paths, storage, terminal
 from taskexpert_jax.config import flat, read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report import model_card
-from taskexpert_jax.runs import hub, released, tree
+from taskexpert_jax.runs import hub, released, sealing, tree
 from taskexpert_jax.runs.config import FREE_TO_LOAD
 from taskexpert_jax.runs.load import Selected, load
 from taskexpert_jax.version import __version__
@@ -133,7 +133,8 @@ def push(workdir: pathlib.Path, address: paths.Address, which: str, words: Words
             raise UserError(f"{workdir} is a released model: --license, --name and --note are in its {released.CARD}")
         facts = released.facts(workdir)
         message = f"Step {facts.step}, TaskExpert-JAX {facts.version}"
-        return f"{workdir} at step {facts.step}", hub.push(workdir, address, public=public, message=message)
+        with storage.local_copy(workdir) as folder:
+            return f"{workdir} at step {facts.step}", hub.push(folder, address, public=public, message=message)
     named = words._replace(name=words.name or address.repository.split("/")[1])
     with tempfile.TemporaryDirectory() as folder:
         line = release(workdir, pathlib.Path(folder) / "released", which, named, where=str(address))
@@ -146,7 +147,7 @@ def portable(config: ConfigDict) -> ConfigDict:
     """The config without paths of this machine, which nobody else needs or should see.
 
     `dataset.data_dir`, `dataset.local_cache` and `log.wandb` get their defaults; of `model.pretrained` and of any other
-    absolute path only the last part stays.
+    absolute path or address of a bucket only the last part stays.
     """
     fields: dict[str, Any] = {}
     for field, value in flat(config):
@@ -158,7 +159,7 @@ def portable(config: ConfigDict) -> ConfigDict:
             fields[field] = ""
         elif not isinstance(value, str) or paths.is_hub(value):
             continue
-        elif field == "model.pretrained" or value.startswith(("/", "~")):
+        elif field == "model.pretrained" or value.startswith(("/", "~", storage.BUCKET)):
             fields[field] = pathlib.PurePath(value).name
     found = config.copy_and_resolve_references()
     found.update_from_flattened_dict(fields)
@@ -170,7 +171,7 @@ def evaluation_of(workdir: pathlib.Path, config: ConfigDict, selected: Selected)
     path = workdir / "evaluation" / "metrics.json"
     try:
         found = json_file.read(path, _FORM)
-        older = path.stat().st_mtime < (workdir / "checkpoints" / str(selected.step)).stat().st_mtime
+        older = path.stat().st_mtime < sealing.saved_at(workdir / "checkpoints" / str(selected.step))
     except FileNotFoundError:
         return None, "the run had no evaluation/metrics.json"
     except (OSError, json_file.MalformedError):

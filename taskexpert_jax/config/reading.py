@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from taskexpert_jax import json_file
 from taskexpert_jax.config.checking import check
 from taskexpert_jax.config.fields import defaults, fields_of, nested
-from taskexpert_jax.errors import UserError, shown
+from taskexpert_jax.errors import StoreError, UserError, shown
 
 _REMEDY = "restore the file, or give another directory"
 
@@ -29,6 +29,8 @@ def read_run(workdir: pathlib.Path) -> ConfigDict:
         config, added = restored(json_file.read(path))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; give the --workdir of a run, or a released model") from None
+    except StoreError:  # the file needs no remedy
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; {_REMEDY}") from error
     except (json_file.MalformedError, UserError) as error:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from taskexpert_jax import images
-from taskexpert_jax.errors import UserError
+from taskexpert_jax import images, storage
+from taskexpert_jax.errors import StoreError, UserError
 from taskexpert_jax.evaluation import full_pass, results, steps
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs.load import Selected
@@ -60,6 +60,8 @@ def _read(path: pathlib.Path, task: Task, size: tuple[int, int]) -> tuple[np.nda
             raise ValueError("holds NaN or Inf; replace them by numbers")
         probability = shares(numbers) if task.boundary_benchmark else None
         return task.kind.read_prediction(numbers).astype(np.float32), probability
+    except StoreError:
+        raise
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -71,9 +73,8 @@ def _by(size: Sequence[int]) -> str:
 def files_by_stem(folder: pathlib.Path) -> Names:
     """Names of the files in a folder, sorted, by their name without suffix; none if there is no such folder."""
     found: dict[str, list[str]] = {}
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if entry.is_file():
-            found.setdefault(entry.stem, []).append(entry.name)
+    for entry in sorted(storage.files_in(folder)) if folder.is_dir() else ():
+        found.setdefault(entry.stem, []).append(entry.name)
     return found
 
 
@@ -154,6 +155,8 @@ def with_predictions(
                 try:
                     path = find_prediction(folder, task, str(batch["id"][row]), listed)
                     prediction, probability = _read(path, task, (height, width))
+                except StoreError:
+                    raise
                 except UserError as error:
                     faults.append(str(error))
                     continue

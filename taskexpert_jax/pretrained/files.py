@@ -7,13 +7,13 @@ tensors or one line, in time and memory that are proportional to the file.
 from collections.abc import Callable, Mapping
 import io
 import json
-import pathlib
 import warnings
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from taskexpert_jax import storage
 from taskexpert_jax.errors import UserError, shown
 from taskexpert_jax.pretrained import torch_files
 from taskexpert_jax.pretrained.zipped import Archive
@@ -36,7 +36,7 @@ def find(where: str) -> str | None:
     Raises:
       UserError: the folder has several weight files, or one that is split into shards.
     """
-    folder = pathlib.Path(where)
+    folder = storage.path(where)
     try:
         if not folder.is_dir():
             return where
@@ -64,7 +64,7 @@ def read(where: str) -> tuple[Tensors, Metadata]:
       UserError: a missing or damaged file, an unknown format, a file that expands to far more than its size, or a
         PyTorch file with objects other than tensors. The message names the object, and no code of the file is run.
     """
-    path = pathlib.Path(where)
+    path = storage.path(where)
     readers: Mapping[str, Callable[[bytes], tuple[Tensors, Metadata]]] = {
         ".npz": _read_npz,
         ".safetensors": _read_safetensors,
@@ -97,7 +97,8 @@ def read(where: str) -> tuple[Tensors, Metadata]:
 
 def _reason(error: Exception) -> str:
     """An exception in a few words of one line."""
-    first = next(iter(str(error).splitlines()), "") if not isinstance(error, KeyError) else f"no entry {error}"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    first = next(iter(text.splitlines()), "") if not isinstance(error, KeyError) else f"no entry {error}"
     return "".join(letter if letter.isprintable() else "?" for letter in first[:200]) or type(error).__name__
 
 

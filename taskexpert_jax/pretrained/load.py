@@ -1,8 +1,9 @@
 """Initialises the backbone with pretrained weights; see docs/pretrained.md.
 
-`config.model.pretrained` is a weight file, the directory of a finished run of this project, a released folder, or an
-hf:// address of a released model or of weight files. The weights are checked completely first: every parameter of the
-backbone is there with its shape, and every tensor of the file is used or known to be unnecessary.
+`config.model.pretrained` is a weight file, the directory of a finished run of this project, or a released folder, each
+also in a bucket (gs://); or an hf:// address of a released model or of weight files. The weights are checked completely
+first: every parameter of the backbone is there with its shape, and every tensor of the file is used or known to be
+unnecessary.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from taskexpert_jax import paths
+from taskexpert_jax import paths, storage
 from taskexpert_jax.config import normalisation, read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import budget
@@ -71,11 +72,11 @@ def read(config: ConfigDict, model: TaskExpert) -> Weights | None:
     backbone = {name: shape for name, shape in shapes.items() if is_backbone(name)}
     fresh = _pattern(config.model.pretrained_fresh, backbone)
     file = weight_files.find(where)
-    if file is None and (pathlib.Path(where) / "config.json").exists():
-        tensors, family, trained_input = _read_run(pathlib.Path(where), backbone)
-    elif file is not None and released.is_model(pathlib.Path(file)):
-        where = str(pathlib.Path(file).parent)
-        tensors, family, trained_input = _read_released(pathlib.Path(where), backbone)
+    if file is None and (storage.path(where) / "config.json").exists():
+        tensors, family, trained_input = _read_run(storage.path(where), backbone)
+    elif file is not None and released.is_model(storage.path(file)):
+        where = str(storage.path(file).parent)
+        tensors, family, trained_input = _read_released(storage.path(where), backbone)
     else:
         where = file or where
         tensors, metadata = weight_files.read(where)

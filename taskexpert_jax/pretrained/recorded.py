@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import pathlib
 from typing import Any, NamedTuple
 
-from taskexpert_jax import json_file
+from taskexpert_jax import json_file, storage
+from taskexpert_jax.errors import StoreError
 
 _MOST_BYTES = 8 * 2**20  # of a JSON file; with the names of 21 843 classes it has 2 MB
 
@@ -29,7 +30,7 @@ class Input(NamedTuple):
 
 def recorded_input(where: str, metadata: Mapping[str, str]) -> Input:
     """Mean, std and image sizes from a file's metadata, or from the JSON of timm or Hugging Face in the same folder."""
-    folder = pathlib.Path(where).parent
+    folder = storage.path(where).parent
     names = ("preprocessor_config.json", "config.json")
     records = {"metadata": {key: _parsed(text) for key, text in metadata.items()}}
     records |= {name: _read_json(folder / name) for name in names}
@@ -44,6 +45,8 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         small = path.is_file() and path.stat().st_size <= _MOST_BYTES
         return json_file.parse(path.read_bytes(), dict) if small else {}
+    except StoreError:
+        raise
     except (OSError, ValueError):
         return {}
 

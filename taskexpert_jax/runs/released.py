@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 import numpy as np
 import safetensors
 
-from taskexpert_jax import files
+from taskexpert_jax import files, json_file, storage
 from taskexpert_jax.config import read_run
-from taskexpert_jax.errors import UserError, shown
+from taskexpert_jax.errors import StoreError, UserError, shown
 from taskexpert_jax.runs import tree
 from taskexpert_jax.runs.tree import Tree
 from taskexpert_jax.runs.workdir import differences, listed
@@ -32,6 +32,7 @@ FORMAT = "taskexpert-jax"  # in the metadata of model.safetensors
 FORMAT_VERSION = 1
 _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")  # as sha256sum writes them
 _MOST_SUMS = 1 << 20  # bytes of SHA256SUMS
+_MOST_HEADER = 100 << 20  # bytes of the header of a .safetensors file, a limit of the format
 _AGAIN = "copy or download the folder again"
 
 
@@ -62,10 +63,15 @@ def is_released(folder: pathlib.Path) -> bool:
 def is_model(file: pathlib.Path) -> bool:
     """True if the metadata of a weight file say that it is the model of a released folder."""
     try:
-        with safetensors.safe_open(file, framework="numpy") as opened:
-            return (opened.metadata() or {}).get("format") == FORMAT
-    except (safetensors.SafetensorError, OSError):
+        length = int.from_bytes(storage.beginning(file, 8), "little") if file.suffix == ".safetensors" else 0
+        if not 0 < length <= _MOST_HEADER:
+            return False
+        header = json_file.parse(storage.beginning(file, 8 + length)[8:], {"__metadata__": dict})
+    except StoreError:
+        raise
+    except (json_file.MalformedError, OSError):
         return False
+    return header["__metadata__"].get("format") == FORMAT
 
 
 def write(folder: pathlib.Path, variables: dict[str, Tree], config: ConfigDict, facts: Facts, card: str) -> None:
@@ -104,15 +110,19 @@ def _save(path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str,
             file.write(array.astype("<f4", order="C").data)
 
 
-def verify(folder: pathlib.Path) -> None:
+def verify(folder: pathlib.Path, copy: pathlib.Path | None = None) -> None:
     """Compares the model and its config with their checksums.
+
+    Args:
+      folder: the released folder, which messages name.
+      copy: a copy of it whose files are compared; default: the folder itself.
 
     Raises:
       UserError: a file is missing, cannot be read or differs; or SHA256SUMS is malformed.
     """
-    path = folder / SUMS
+    path, copy = folder / SUMS, copy or folder
     try:
-        with path.open("rb") as file:
+        with (copy / SUMS).open("rb") as file:
             content = file.read(_MOST_SUMS)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the released folder is incomplete; {_AGAIN}") from None
@@ -127,7 +137,7 @@ def verify(folder: pathlib.Path) -> None:
         if name not in expected:
             raise UserError(f"{path} has no checksum of {name}; {_AGAIN}")
         try:
-            wrong = files.checksum(folder / name) != expected[name]
+            wrong = files.checksum(copy / name) != expected[name]
         except FileNotFoundError:
             raise UserError(f"{folder / name} is missing: the released folder is incomplete; {_AGAIN}") from None
         except OSError as error:
@@ -139,13 +149,14 @@ def verify(folder: pathlib.Path) -> None:
 @contextlib.contextmanager
 def _opened(folder: pathlib.Path) -> Iterator[tuple[Any, Facts]]:
     """Yields the verified model.safetensors and its metadata."""
-    verify(folder)
     path = folder / MODEL
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            yield file, _facts(path, file.metadata() or {})
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    with storage.local_copy(folder, NEEDED) as copy:
+        verify(folder, copy)
+        try:
+            with safetensors.safe_open(copy / MODEL, framework="numpy") as file:
+                yield file, _facts(path, file.metadata() or {})
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
 def _facts(path: pathlib.Path, found: dict[str, str]) -> Facts:
@@ -210,11 +221,11 @@ def restore_parameters(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], Fac
         return {name.removeprefix("params/"): file.get_tensor(name) for name in own}, found
 
 
-def arrays(folder: pathlib.Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of every array by name; raises UserError as `verify`."""
-    with _opened(folder) as (file, _):
+def described(folder: pathlib.Path) -> tuple[Facts, dict[str, tuple[tuple[int, ...], str]]]:
+    """The metadata, and shape and dtype of every array by name; raises UserError as `facts`."""
+    with _opened(folder) as (file, found):
         slices = {name: file.get_slice(name) for name in sorted(file.keys())}
-        return {name: (tuple(of.get_shape()), of.get_dtype()) for name, of in slices.items()}
+        return found, {name: (tuple(of.get_shape()), of.get_dtype()) for name, of in slices.items()}
 
 
 def _check(path: pathlib.Path, file: Any, abstract: dict[str, Tree]) -> None:

@@ -45,6 +45,15 @@ def size(folder: pathlib.Path) -> int:
     return sum(path.stat().st_size for path in contents(folder))
 
 
+def saved_at(folder: pathlib.Path) -> float:
+    """Seconds since 1970 at which a checkpoint was completed; in a bucket, which knows no times of folders, of its end.
+
+    Raises:
+      OSError: there is no such checkpoint.
+    """
+    return (folder / COMMIT if storage.is_bucket(folder) else folder).stat().st_mtime
+
+
 def _in_bucket(folder: pathlib.Path) -> dict[str, Sum]:
     """The store's own sizes and checksums of all objects of a checkpoint except its manifest."""
     found = storage.listed(folder)

@@ -4,7 +4,7 @@ A path in a bucket, `gs://BUCKET/NAME`, is a `pathlib.Path` too (`bucket.BucketP
 when the first one is made.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import pathlib
 import shutil
@@ -108,16 +108,44 @@ def download(
     transfer.download(bucket_path(source), target, found, received=received)
 
 
+def files_in(folder: pathlib.Path) -> Sequence[pathlib.Path]:
+    """The files directly in a folder, in no order; those of a bucket in one listing.
+
+    Raises:
+      OSError: it cannot be listed.
+    """
+    if is_bucket(folder):
+        return bucket_path(folder).files()
+    return [path for path in folder.iterdir() if path.is_file()]
+
+
+def beginning(path: pathlib.Path, count: int) -> bytes:
+    """The first bytes of a file, or all if it is shorter.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    if is_bucket(path):
+        return bucket_path(path).beginning(count)
+    with path.open("rb") as file:
+        return file.read(count)
+
+
 @contextlib.contextmanager
-def local_copy(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def local_copy(path: pathlib.Path, names: Sequence[str] = ()) -> Iterator[pathlib.Path]:
     """Yields a path on the disk with the content of a file or folder, for libraries that need one.
 
     It is the path itself unless that is in a bucket: then a verified copy, deleted afterwards.
+
+    Args:
+      path: file or folder.
+      names: files of the folder that are needed; those that do not exist are not copied. Default: all.
     """
     if not is_bucket(path):
         yield path
         return
     from taskexpert_jax.storage import transfer
 
+    found = {name: of for name, of in listed(path).items() if name in names} if names else None
     with tempfile.TemporaryDirectory(prefix="taskexpert_") as folder:
-        yield transfer.download(bucket_path(path), pathlib.Path(folder) / path.name)
+        yield transfer.download(bucket_path(path), pathlib.Path(folder) / path.name, found)

@@ -90,6 +90,13 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
             names |= {name.removeprefix(prefix).rstrip("/") for name in found.prefixes}
         yield from (self / name for name in sorted(names - {""}))  # "" is a marker of the folder itself
 
+    def files(self) -> list[Self]:
+        """Objects directly in this folder, by one listing."""
+        prefix = f"{self.key}/" if self.key else ""
+        with self._asked(of_bucket=True):
+            found = self.bucket.list_blobs(prefix=prefix, delimiter="/", fields=_FIELDS, **client.options(self))
+            return [self / blob.name.removeprefix(prefix) for blob in found if blob.name != prefix]
+
     def glob(self, pattern: str) -> Iterator[Self]:
         """Objects and folders that match a pattern, without `**`."""
         first, _, rest = pattern.partition("/")
@@ -149,6 +156,12 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
         else:
             raw = _Upload(self)
         return raw if "b" in mode else _Text(raw, encoding=encoding or "utf-8", write_through=True, **kwargs)
+
+    def beginning(self, count: int) -> bytes:
+        """The first bytes of the object."""
+        with self._asked():
+            no_checksum: Any = None  # the store's is of the whole object
+            return self.blob.download_as_bytes(start=0, end=count - 1, checksum=no_checksum, **client.options(self))
 
     def write_bytes(self, data: Any) -> int:
         """Writes the object."""

@@ -106,6 +106,9 @@ def download(
     """See `storage.download`; returns `target`. Large objects come in parts: a lost connection costs one of them."""
     if found is None:
         found = listed(path) or {"": _facts_of(path)}
+    for name in found:
+        if name and not {"", ".", ".."}.isdisjoint(name.split("/")):  # it would lead out of the target
+            raise StoreError(errno.EINVAL, f"its object {name!r} has a name that is no path of a file", str(path))
     files = {path / name: (target / name, of_object) for name, of_object in found.items()}
     parts = []
     for source, (file, of_object) in files.items():
