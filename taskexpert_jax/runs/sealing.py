@@ -46,12 +46,17 @@ def size(folder: pathlib.Path) -> int:
 
 
 def saved_at(folder: pathlib.Path) -> float:
-    """Seconds since 1970 at which a checkpoint was completed; in a bucket, which knows no times of folders, of its end.
+    """Seconds since 1970 at which a checkpoint was completed.
 
     Raises:
       OSError: there is no such checkpoint.
     """
-    return (folder / COMMIT if storage.is_bucket(folder) else folder).stat().st_mtime
+    if not storage.is_bucket(folder):
+        return folder.stat().st_mtime
+    try:  # a bucket knows no times of folders
+        return (folder / COMMIT).stat().st_mtime
+    except FileNotFoundError:
+        return (folder / MANIFEST).stat().st_mtime
 
 
 def _in_bucket(folder: pathlib.Path) -> dict[str, Sum]:
