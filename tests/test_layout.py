@@ -173,3 +173,63 @@ def test_the_package_trains_without_tensorflow(tmp_path):
     assert "TensorBoard events: not written" in done.stderr
     assert "steps done: 1" in done.stdout
     assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+# `pathlib.Path(text)` of what a user wrote would make a folder `gs:` of an address: `storage.path` and `paths.local`
+# tell addresses from paths. These calls are of the program's own paths: (module, argument) -> what it is.
+OWN_PATHS = {
+    ("app.server", "report.__file__"): "the package",
+    ("compile.fit", "temporary"): "temporary folder",
+    ("files", "scratch"): "temporary folder",
+    ("installation", "name"): "a config file, which is Python code: addresses are refused above",
+    ("pipeline.local_cache", "caches"): "the cache of this host",
+    ("pipeline.prepare", "folder"): "temporary folder",
+    ("release", "folder"): "temporary folder",
+    ("runs.hub", "found"): "the hub's cache",
+    ("runs.lease", "f'/proc/{process}/stat'"): "the operating system's",
+    ("runs.released", "name"): "a folder for results in the current one",
+    ("runs.writer", "self._open.enter_context(tempfile.TemporaryDirectory(prefix='taskexpert_logs_'))"): "temporary",
+    ("storage", "folder"): "temporary folder",
+    ("storage", "text"): "no address: it is looked at above",
+    ("tasks.canvas", "matplotlib.get_data_path()"): "a package",
+    ("training.profile", "folder"): "temporary folder",
+}
+# Functions that know the disk alone: (module, function) -> why that is right there.
+OF_THE_DISK = {
+    ("images", "os.scandir"): "of data on the disk; buckets are listed by storage.files_in",
+    ("installation", "os.path.isdir"): "modules in the current folder",
+    ("pipeline.archives", "os.listdir"): "an archive that was extracted on the disk",
+    ("pipeline.folder", "os.path.exists"): "of data on the disk, or its local copy",
+    ("pipeline.folder", "os.path.isdir"): "of data on the disk, or its local copy",
+    ("terminal", "open"): "the null device",
+}
+DISK_FUNCTIONS = {
+    *("open", "io.open", "glob.glob", "os.scandir", "os.listdir", "os.walk", "os.makedirs", "os.mkdir", "os.remove"),
+    *("os.unlink", "os.rename", "os.replace", "os.stat", "shutil.copy", "shutil.copy2", "shutil.copytree"),
+    *("shutil.move", "os.path.exists", "os.path.isdir", "os.path.isfile", "os.path.getsize", "os.path.getmtime"),
+}
+
+
+def calls():
+    """(module, function, arguments) of every call, as text; modules without `taskexpert_jax.` and `input_`."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                module = name.removeprefix("taskexpert_jax.").removeprefix("input_")
+                yield module, ast.unparse(node.func), node.args
+
+
+def test_text_of_users_becomes_a_path_where_addresses_are_known():
+    found = {
+        (module, ast.unparse(arguments[0]))
+        for module, function, arguments in calls()
+        if function in ("pathlib.Path", "Path", "pathlib.PosixPath") and arguments
+        if not all(isinstance(argument, ast.Constant) for argument in arguments[:1])
+        if ast.unparse(arguments[0]) != "__file__"
+    }
+    assert found == OWN_PATHS.keys()
+
+
+def test_files_are_reached_by_methods_of_their_path():
+    found = {(module, function) for module, function, _ in calls() if function in DISK_FUNCTIONS}
+    assert found == OF_THE_DISK.keys()
