@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 import numpy as np
 from PIL import Image
 
-from taskexpert_jax import command_line, files, images, paths, progress, terminal
+from taskexpert_jax import command_line, compilation_cache, files, images, paths, progress, terminal
 from taskexpert_jax.config import check, read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import gate_findings, results, steps
@@ -148,9 +148,11 @@ def main() -> None:
     source = paths.define("images", "An image or a folder of images.")
     checkpoint = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
     output = paths.define("output", "Where to write; default: WORKDIR/inspection.")
+    cache = flags.DEFINE_string(compilation_cache.FLAG, None, compilation_cache.HELP)
 
     def program() -> None:
         folder = hub.located(paths.needed(workdir, hub=True))
+        compilation_cache.enable(cache.value)
         changed = config_flags.get_override_values(flags.FLAGS["config"])
         own = run_config.of_run(folder, config.value, changed)
         to = released.results_folder(folder, "inspection", output.value)

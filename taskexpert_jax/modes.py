@@ -14,7 +14,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 import numpy as np
 
-from taskexpert_jax import command_line, paths
+from taskexpert_jax import command_line, compilation_cache, paths
 from taskexpert_jax.config import check, read_run
 from taskexpert_jax.tasks import Task
 
@@ -42,6 +42,7 @@ _TOPOLOGY = flags.DEFINE_string(
 )
 _REPORT = paths.define("report", "For compile: a JSON file to write the report to.")
 _QUICK = flags.DEFINE_bool("quick", False, "For compile: memory and traffic only, in seconds; for TPUs.")
+_CACHE = flags.DEFINE_string(compilation_cache.FLAG, None, compilation_cache.HELP)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT where process 0 listens.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: their number.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: index of this one, from 0.")
@@ -57,6 +58,7 @@ def _train(config: ConfigDict) -> None:
     from taskexpert_jax.train import train
 
     workdir = paths.needed(_WORKDIR)
+    compilation_cache.enable(_CACHE.value, workdir)
     _refuse_other_programs(config)
     agreement.refuse_unshared(workdir)  # by writing to it: a run that is evaluated may be read-only
     tasks = _tasks_on_same_data(config)
@@ -76,6 +78,7 @@ def _evaluate(config: ConfigDict) -> None:
     from taskexpert_jax.runs import workdir as workdirs
 
     workdir = _run_folder()
+    compilation_cache.enable(_CACHE.value)
     _refuse_other_programs(config)
     config, data = run_config.for_evaluation(workdir, config, _changed())
     batches = _eval_batches(data, _tasks_on_same_data(data))
@@ -90,6 +93,7 @@ def _predict(config: ConfigDict) -> None:
     from taskexpert_jax.runs import released
 
     workdir, images = _run_folder(), paths.needed(_IMAGES)
+    compilation_cache.enable(_CACHE.value)
     output = released.results_folder(workdir, "predictions", _OUTPUT.value)
     predict(run_config.of_run(workdir, config, _changed()), workdir, _CHECKPOINT.value, images, output)
 
@@ -100,6 +104,7 @@ def _export(config: ConfigDict) -> None:
     from taskexpert_jax.runs import released
 
     workdir = _run_folder()
+    compilation_cache.enable(_CACHE.value)
     output = released.results_folder(workdir, "exported", _OUTPUT.value)
     export(run_config.of_run(workdir, config, _changed()), workdir, _CHECKPOINT.value, output, _FORMAT.value)
 
@@ -138,18 +143,18 @@ class Mode(NamedTuple):
 MODES = {
     "train": Mode(
         _train,
-        ("extend", "preempted_status"),
+        ("extend", "preempted_status", compilation_cache.FLAG),
         "interrupted; checkpoints are kept: the same command resumes",
         several=True,
     ),
-    "evaluate": Mode(_evaluate, ("checkpoint", "output"), several=True, reads_run=True),
+    "evaluate": Mode(_evaluate, ("checkpoint", "output", compilation_cache.FLAG), several=True, reads_run=True),
     "predict": Mode(
         _predict,
-        ("checkpoint", "output", "images"),
+        ("checkpoint", "output", "images", compilation_cache.FLAG),
         "interrupted; what was written is kept: the same command predicts all images anew",
         reads_run=True,
     ),
-    "export": Mode(_export, ("checkpoint", "output", "format"), reads_run=True),
+    "export": Mode(_export, ("checkpoint", "output", "format", compilation_cache.FLAG), reads_run=True),
     "compile": Mode(_compile, ("topology", "report", "quick")),
 }
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")

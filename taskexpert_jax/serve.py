@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
-from taskexpert_jax import command_line, paths, terminal
+from taskexpert_jax import command_line, compilation_cache, paths, terminal
 from taskexpert_jax.errors import UserError, shown
 
 if TYPE_CHECKING:
@@ -137,12 +137,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max_upload", type=_megabytes, default=20.0, metavar="MB", help="largest image file, in MB (default: 20)"
     )
+    parser.add_argument(f"--{compilation_cache.FLAG}", help=compilation_cache.HELP)
     terminal.guard()
     args = parser.parse_args(arguments)
     command_line.configure_logging()
-    return command_line.ended(
-        lambda: serve(args.run, args.checkpoint, args.host, args.port, args.max_upload), interrupted="stopped"
-    )
+
+    def program() -> None:
+        compilation_cache.enable(args.compilation_cache)
+        serve(args.run, args.checkpoint, args.host, args.port, args.max_upload)
+
+    return command_line.ended(program, interrupted="stopped")
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def test_help_and_compare_import_neither_jax_nor_tensorflow(tmp_path):
     assert "usage: taskexpert evaluate RUN [--checkpoint=" in text and "\nusage: taskexpert compare [-h]" in text
     of_predict = text[text.index("usage: taskexpert predict") : text.index("usage: taskexpert compare")]
     listed = re.findall(r"^  --([\w.]+)", of_predict, re.MULTILINE)
-    assert listed == ["checkpoint", "config", "config.FIELD", "images", "output", "verbosity"]
+    assert listed == ["checkpoint", "compilation_cache", "config", "config.FIELD", "images", "output", "verbosity"]
     assert "An image or a folder of images." in of_predict
     assert f"\nRUN: {paths.MODEL_FORM}; also as --model=RUN\n" in of_predict
     assert "RUN: " not in text[text.index("usage: taskexpert train") : text.index("usage: taskexpert evaluate")]

@@ -30,6 +30,7 @@ FLOORS = (
         "files",
         "images",
         "command_line",
+        "compilation_cache",
         "installation",
         "interruption",
         "json_file",

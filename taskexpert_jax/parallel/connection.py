@@ -30,7 +30,7 @@ LOST = (
 )
 LATE = (
     "another process came to the first exchange of a compiled program more than 30 s later, which is Gloo's limit: "
-    "start again; with JAX_COMPILATION_CACHE_DIR set, nothing is compiled twice"
+    "start again: what was compiled is kept (docs/performance.md)"
 )
 
 
