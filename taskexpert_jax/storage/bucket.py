@@ -14,12 +14,14 @@ from etils import epath
 from etils.epath import gpath, stat_utils
 from google.cloud import storage
 
+from taskexpert_jax.errors import StoreError
 from taskexpert_jax.storage import client
 
 _MAGIC = re.compile(r"[*?\[]")
 _FIELDS = "items(name),prefixes,nextPageToken"
 # A folder without these is no checkpoint: removed first, so that a removal that is cut short leaves no half of one.
-_FIRST_REMOVED = ("commit_success.txt", "manifest.json")
+# In this order, because a checkpoint with its manifest but no commit file counts as one that was copied from a disk.
+_FIRST_REMOVED = ("_CHECKPOINT_METADATA", "manifest.json", "commit_success.txt")
 _LOCAL_ONLY = ("chmod", "hardlink_to", "lchmod", "lstat", "owner", "group", "readlink", "samefile", "symlink_to")
 
 
@@ -100,6 +102,8 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
     def glob(self, pattern: str) -> Iterator[Self]:
         """Objects and folders that match a pattern, without `**`."""
         first, _, rest = pattern.partition("/")
+        if first == "**":
+            raise io.UnsupportedOperation(f"{self}: glob of {pattern!r} in a bucket; use rglob")
         if not _MAGIC.search(first):
             found = iter([self / first])
         else:
@@ -115,7 +119,7 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
         prefix = f"{self.key}/" if self.key else ""
         with self._asked(of_bucket=True):
             found = self.bucket.list_blobs(prefix=prefix, fields=_FIELDS, **client.options(self))
-            names = [blob.name.removeprefix(prefix) for blob in found if not blob.name.endswith("/")]
+            names = [relative(self, blob.name) for blob in found if not blob.name.endswith("/")]
         yield from (self / name for name in names if fnmatch.fnmatchcase(name.rpartition("/")[2], pattern))
 
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
@@ -129,8 +133,8 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
     def rmtree(self, missing_ok: bool = False) -> None:
         """Removes all objects of this folder."""
         paths = list(self.rglob("*"))
-        early = [path for path in paths if path.name in _FIRST_REMOVED]
-        for some in (early, [path for path in paths if path not in early]):
+        early = [[path for path in paths if path.name == name] for name in _FIRST_REMOVED]
+        for some in (*early, [path for path in paths if path.name not in _FIRST_REMOVED]):
             client.each(lambda path: path.unlink(missing_ok=True), some)
         if not paths and not missing_ok:
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(self))
@@ -218,6 +222,18 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
     def is_symlink(self) -> bool:
         """False."""
         return False
+
+
+def relative(folder: BucketPath, name: str) -> str:
+    """The name of an object relative to a folder.
+
+    Raises:
+      StoreError: it is no relative path: a bucket takes any name, also one that leads to another folder.
+    """
+    found = name.removeprefix(f"{folder.key}/") if folder.key else name
+    if {"", ".", ".."} & set(found.split("/")) or "\0" in found:
+        raise StoreError(errno.EINVAL, f"the object {found!a} has no name of a file; remove or rename it", str(folder))
+    return found
 
 
 def _refused(name: str, self: BucketPath, *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from absl import logging
 from google.api_core import exceptions, retry
 import google.auth.exceptions
 from google.cloud import storage
-from google.cloud.storage.exceptions import InvalidResponse
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 import requests.exceptions
 import urllib3.exceptions
 
@@ -82,8 +82,9 @@ def _release(error: BaseException) -> None:
 
 def _passes(error: BaseException) -> bool:
     """True for an error after which the same request may succeed."""
-    if isinstance(error, google.auth.exceptions.TransportError):
-        return True
+    if isinstance(error, google.auth.exceptions.GoogleAuthError):  # from the server of tokens, or of metadata
+        transport = google.auth.exceptions.TransportError
+        return error.retryable or isinstance(error, transport) or isinstance(error.__cause__, transport)
     if isinstance(error, InvalidResponse):
         return error.response.status_code in _PASSING
     return isinstance(error, _NETWORK) or (isinstance(error, exceptions.GoogleAPICallError) and error.code in _PASSING)
@@ -109,7 +110,13 @@ def errors(where: object, *, of_bucket: bool = False) -> Iterator[None]:
             missing = "the bucket does not exist; create it, or check its name"
             raise StoreError(errno.ENOENT, missing, str(where)) from error
         raise FileNotFoundError(errno.ENOENT, "no such object", str(where)) from error
-    except (exceptions.GoogleAPIError, google.auth.exceptions.GoogleAuthError, InvalidResponse, *_NETWORK) as error:
+    except (
+        exceptions.GoogleAPIError,
+        google.auth.exceptions.GoogleAuthError,
+        InvalidResponse,
+        DataCorruption,
+        *_NETWORK,
+    ) as error:
         _release(error)
         code = errno.EACCES if _status(error) in (401, 403) else errno.EIO
         raise StoreError(code, reason(error), str(where)) from error

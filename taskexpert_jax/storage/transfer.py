@@ -11,7 +11,7 @@ import google_crc32c
 
 from taskexpert_jax.errors import StoreError
 from taskexpert_jax.storage import client
-from taskexpert_jax.storage.bucket import BucketPath
+from taskexpert_jax.storage.bucket import BucketPath, relative
 from taskexpert_jax.storage.facts import Facts
 
 _FIELDS = "items(name,size,crc32c,updated,generation),nextPageToken"
@@ -41,7 +41,7 @@ def listed(folder: BucketPath) -> Mapping[str, Facts]:
     prefix = f"{folder.key}/" if folder.key else ""
     with client.errors(folder, of_bucket=True):
         blobs = folder.bucket.list_blobs(prefix=prefix, fields=_FIELDS, **client.options(folder))
-        return {blob.name.removeprefix(prefix): facts(blob) for blob in blobs if not blob.name.endswith("/")}
+        return {relative(folder, blob.name): facts(blob) for blob in blobs if not blob.name.endswith("/")}
 
 
 def copy_tree(source: pathlib.Path, target: BucketPath, *, last: str = "", replace: bool = True) -> None:
@@ -106,9 +106,6 @@ def download(
     """See `storage.download`; returns `target`. Large objects come in parts: a lost connection costs one of them."""
     if found is None:
         found = listed(path) or {"": _facts_of(path)}
-    for name in found:
-        if name and not {"", ".", ".."}.isdisjoint(name.split("/")):  # it would lead out of the target
-            raise StoreError(errno.EINVAL, f"its object {name!r} has a name that is no path of a file", str(path))
     files = {path / name: (target / name, of_object) for name, of_object in found.items()}
     parts = []
     for source, (file, of_object) in files.items():

@@ -71,6 +71,8 @@ def test_listings_are_those_of_a_disk(folder, tmp_path):
         found, expected = (sorted(str(path.relative_to(root)) for path in list_of(root)) for root in (folder, tmp_path))
         assert found == expected
     assert list(folder.iterdir()) == sorted(folder.iterdir())
+    with pytest.raises(io.UnsupportedOperation, match=r"use rglob"):
+        list(folder.glob("**/*.txt"))
     assert names(folder.rglob("*")) == ["a.txt", "c.txt", "e.txt", "f.bin", "x", "x"]  # objects alone
 
 

@@ -64,6 +64,47 @@ def test_a_refusal_is_one_line_and_not_repeated(folder, failing_store, request_o
     assert "\n" not in str(raised.value) and failing_store.counts[403] == 1
 
 
+def refreshing(error, cause=None):
+    """A request whose token cannot be had, once: as google-auth's credentials of a VM raise it."""
+    answers = [error]
+
+    def request():
+        if answers:
+            raise answers.pop() from cause
+        return "done"
+
+    return request
+
+
+def test_a_server_of_tokens_that_fails_once_is_asked_again():
+    from google.auth import exceptions
+
+    from taskexpert_jax.storage import client
+
+    transport = exceptions.TransportError("metadata service unavailable")
+    passing = [
+        (transport, None),
+        (exceptions.RefreshError("503"), transport),
+        (exceptions.RefreshError(retryable=True), None),
+    ]
+    for error, cause in passing:
+        assert client.retrying("gs://b")(refreshing(error, cause))() == "done"
+    with pytest.raises(exceptions.RefreshError, match="revoked"):
+        client.retrying("gs://b")(refreshing(exceptions.RefreshError("revoked")))()
+
+
+def test_an_object_that_arrives_altered_is_one_line(folder, monkeypatch):
+    from google.cloud.storage.exceptions import DataCorruption
+
+    def altered(self, *args, **kwargs):
+        raise DataCorruption(None, "Checksum mismatch while downloading:\n\n  https://x")
+
+    monkeypatch.setattr("google.cloud.storage.Blob.download_as_bytes", altered)
+    with pytest.raises(StoreError, match="Checksum mismatch while downloading") as raised:
+        (folder / "object").read_bytes()
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(("status", "reason"), [(429, "too many requests"), (503, "not available .HTTP 503")])
 def test_what_does_not_pass_is_one_line_after_bounded_retries(folder, failing_store, monkeypatch, status, reason):
     from taskexpert_jax.storage import client

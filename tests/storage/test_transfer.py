@@ -82,18 +82,25 @@ def test_a_copy_that_arrives_altered_is_refused(folder, source, monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("name", ["../outside", "a//b", "./c"])
-def test_an_object_whose_name_leads_elsewhere_is_not_copied(folder, tmp_path, name):
-    folder.bucket.blob(f"{folder.key}/{name}").upload_from_string("x")
-    with pytest.raises(StoreError, match=r"no path of a file"):
-        storage.download(folder, tmp_path / "inside" / "copy")
-    assert not (tmp_path / "inside").exists()
+@pytest.mark.parametrize("name", ["../outside", "a//b", "./c", "/etc", "/gs/other/x"])
+def test_an_object_whose_name_leads_elsewhere_is_neither_copied_nor_removed(folder, tmp_path, name):
+    blob = folder.bucket.blob(f"{folder.key}/{name}")
+    blob.upload_from_string("x")
+    requests = (
+        lambda: storage.download(folder, tmp_path / "inside" / "copy"),
+        lambda: storage.remove(folder),
+        lambda: folder.rename(folder.parent / "other"),
+    )
+    for request in requests:
+        with pytest.raises(StoreError, match=r"has no name of a file; remove or rename it"):
+            request()
+    assert not (tmp_path / "inside").exists() and blob.exists()
 
 
 def test_a_mirror_sends_what_has_changed(folder, source):
     from taskexpert_jax.storage.mirror import Mirror
 
-    mirror = Mirror(source, folder)
+    mirror = Mirror(source, folder, {}, lambda: None)
     mirror.wait()
     assert sorted(storage.listed(folder)) == ["a", "empty", "inner/b", "last"]
     before = storage.listed(folder)["a"].generation
@@ -107,7 +114,7 @@ def test_a_mirror_that_cannot_send_says_so_at_the_next_change(folder, failing_st
     from taskexpert_jax.storage.mirror import Mirror
 
     failing_store.refuse(403)
-    mirror = Mirror(source, folder)
+    mirror = Mirror(source, folder, {}, lambda: None)
     for call in (mirror.wait, mirror.changed, mirror.close):
         with pytest.raises(StoreError, match=r"no permission \(HTTP 403\)"):
             call()
