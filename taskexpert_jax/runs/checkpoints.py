@@ -362,7 +362,7 @@ class Checkpoints:
     def _refuse_damaged(self, step: int) -> None:
         # Only the files that evaluation reads, a third of a checkpoint with Adam's moments.
         folder = self.path / str(step)
-        parts = ("params", "config", "metrics", "_CHECKPOINT_METADATA")
+        parts = ("params", "config", "metrics", sealing.METADATA)
         if problem := sealing.problem(folder, *parts) or sealing.renamed(folder):
             raise self._damaged(step, problem)
 

@@ -17,6 +17,7 @@ from taskexpert_jax.errors import StoreError, UserError, shown
 MANIFEST = "manifest.json"
 METRICS = "metrics/metrics"  # Orbax's file name for a checkpoint's metrics
 RECORD = "data/metadata"  # Orbax's file name for the position in the data and the version of the code
+METADATA = "_CHECKPOINT_METADATA"  # Orbax's facts about a checkpoint
 COMMIT = "commit_success.txt"  # Orbax's file in a complete checkpoint of a bucket, which has no renaming of folders
 _LONGEST_NAME = 500  # of a file of a checkpoint
 _ALTERED = "has another checksum than when it was written"
@@ -223,14 +224,32 @@ def _unfinished(root: pathlib.Path) -> list[pathlib.Path]:
     """Folders of checkpoints that were being written."""
     if not storage.is_bucket(root):
         return sorted(root.glob("*.orbax-checkpoint-tmp*"))
-    return [root / step for step, (committed, sealed) in sorted(_states(root).items()) if not (committed or sealed)]
+    return [root / step for step, state in sorted(_states(root).items()) if not any(state)]
 
 
 def _states(root: pathlib.Path) -> dict[str, tuple[bool, bool]]:
-    """Whether each step of a bucket's folder of checkpoints is complete for Orbax, and sealed; in one listing."""
+    """Whether each step of a bucket's folder of checkpoints has a commit file, and was complete without one.
+
+    The latter are sealed, or were copied from a disk: without a seal they count there too, until they are restored.
+    """
     names = storage.listed(root)
-    steps = {name.partition("/")[0] for name in names if "/" in name}
-    return {step: (f"{step}/{COMMIT}" in names, f"{step}/{MANIFEST}" in names) for step in steps if step.isdecimal()}
+    states = {}
+    for step in {name.partition("/")[0] for name in names if "/" in name}:
+        if step.isdecimal():
+            committed, sealed = f"{step}/{COMMIT}" in names, f"{step}/{MANIFEST}" in names
+            states[step] = committed, sealed or (not committed and _finished(root / step))
+    return states
+
+
+def _finished(folder: pathlib.Path) -> bool:
+    """True if Orbax has noted the time at which a checkpoint was completed, just before it renamed or committed it."""
+    try:
+        json_file.read(folder / METADATA, {"commit_timestamp_nsecs": int})
+    except StoreError:
+        raise
+    except (OSError, json_file.MalformedError):
+        return False
+    return True
 
 
 def steps_in_bucket(root: pathlib.Path) -> list[int]:
@@ -239,13 +258,13 @@ def steps_in_bucket(root: pathlib.Path) -> list[int]:
 
 
 def commit_copied(root: pathlib.Path) -> None:
-    """Marks the sealed checkpoints of a bucket as complete that were copied to it from a disk, for Orbax.
+    """Marks the checkpoints of a bucket as complete that were copied to it from a disk, for Orbax.
 
     Raises:
       UserError: this account may not write to the bucket.
     """
-    for step, (committed, sealed) in _states(root).items():
-        if sealed and not committed:
+    for step, (committed, whole) in _states(root).items():
+        if whole and not committed:
             try:
                 (root / step / COMMIT).write_text("copied from a disk, complete")
             except StoreError as error:

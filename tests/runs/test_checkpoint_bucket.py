@@ -119,6 +119,19 @@ def test_a_run_may_be_copied_to_a_bucket_and_back(workdir, tmp_path):
     assert str(sealing.problem(back / "checkpoints/6")).endswith("another checksum than when it was written")
 
 
+def test_a_run_without_seals_may_be_copied_to_a_bucket(workdir, tmp_path, capsys):
+    here = tmp_path / "here"
+    save(here, [2, 4])
+    for step in (2, 4):  # of a version without seals
+        unseal(here, step)
+    storage.copy_tree(here, workdir)
+    (workdir / "checkpoints/6/params/d/1").write_bytes(b"x")  # not complete
+    assert saved_steps(workdir) == [2, 4]
+    restored = opened_newest(workdir)
+    assert restored.step == 4 and same(restored.items, state(4).to_items())
+    assert "removed" in capsys.readouterr().err and saved_steps(workdir) == [2, 4]
+
+
 def test_a_store_that_does_not_answer_is_no_damage(workdir, monkeypatch):
     save(workdir, [2, 4])
 
