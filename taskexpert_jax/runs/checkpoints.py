@@ -209,6 +209,11 @@ class Checkpoints:
     def _refusal(self, reason: str) -> str:
         """The line of an error for the disk's reason; no further checkpoint is written."""
         self._refused = True
+        if storage.is_bucket(self.path):  # nothing is asked of it, because it may not answer for minutes
+            return (
+                f"a checkpoint cannot be written to {self.path}: {reason}; start again: the run resumes from its last "
+                "checkpoint"
+            )
         steps = saved_steps(self.path.parent)
         sealed = [step for step in steps if sealing.sealed(self.path / str(step))]
         last = next((f"step {step}" for step in reversed(sealed or steps)), "the start")
@@ -436,7 +441,8 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception) if self._presence.gone else contextlib.nullcontext():
                 self._manager.close()
-            if not self._read_only and (self._refused or self._presence.gone):
+            # A bucket may not answer, or have another run by now; the next start removes what is not complete.
+            if not self._read_only and not storage.is_bucket(self.path) and (self._refused or self._presence.gone):
                 self._clear()
             self._presence.close()
             self._quiet.close()

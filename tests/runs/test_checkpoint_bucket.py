@@ -151,3 +151,18 @@ def test_crc32c_of_a_file(tmp_path):
     assert crc32c.of_file(path) == 0xE3069283  # the check value of CRC-32C
     path.write_bytes(b"")
     assert crc32c.of_file(path) == 0
+
+
+def test_a_save_that_the_store_refuses_removes_nothing_there(workdir, monkeypatch):
+    save(workdir, [2])
+    anothers = workdir / "checkpoints/9/params/d/1"
+
+    def refuse(*args, **kwargs):
+        anothers.write_bytes(b"x")  # of a run that has taken the workdir over meanwhile
+        raise StoreError(5, "the store is full", str(workdir))
+
+    with opened(workdir) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "save", refuse)
+        with pytest.raises(UserError, match=r"^a checkpoint cannot be written to .*: the store is full; start again"):
+            checkpoints.save(4, state(4).to_items(), {"seed": 0}, None)
+    assert anothers.is_file()
