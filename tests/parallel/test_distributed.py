@@ -17,9 +17,10 @@ import pytest
 
 from configs import demo
 from input_pipeline import pipeline
-from taskexpert_jax import installation, train
+from taskexpert_jax import installation, storage, train
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.parallel import agreement, connection, distributed
+from taskexpert_jax.runs import sealing
 from taskexpert_jax.tasks import from_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -153,6 +154,24 @@ def resumed(tmp_path_factory):
     return workdir, folder
 
 
+@pytest.fixture(scope="module")
+def in_bucket(session_bucket, tmp_path_factory):
+    """The run of two processes in a bucket, both killed after the first checkpoint and started again: its workdir."""
+    folder = tmp_path_factory.mktemp("bucket")
+    workdir = storage.path(session_bucket) / "distributed"
+    command = ["main.py", CONFIG, f"--workdir={workdir}", *FLAGS]
+    with two_processes(folder / "killed", *command) as started:
+        deadline = time.monotonic() + 280
+        while not list(workdir.glob(f"checkpoints/*/{sealing.MANIFEST}")):
+            assert all(process.poll() is None for process in started), said(folder / "killed")
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert "trained to" not in said(folder / "killed")[0]
+    assert statuses(folder / "resumed", *command) == [0, 0], said(folder / "resumed")
+    assert re.search(rf"resumed {workdir} at step \d+ of {STEPS}", said(folder / "resumed")[0])
+    return workdir
+
+
 @pytest.mark.slow
 @pytest.mark.multidevice
 def test_a_run_compiles_nothing_twice(one_process):
@@ -164,16 +183,30 @@ def test_a_run_compiles_nothing_twice(one_process):
     assert len(until[2]) > 0
 
 
-@pytest.mark.slow
-@pytest.mark.multidevice
-def test_two_processes_stopped_and_resumed_log_what_one_logs(one_process, resumed):
-    expected, found = scalars(one_process[0]), scalars(resumed[0])
+def same_logs(found, expected):
+    """Asserts that a run's scalars are those of another one."""
     assert [line["step"] for line in found] == [line["step"] for line in expected]
     assert len([line for line in found if "train/loss" in line]) == STEPS
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours.keys() - {"time", "train/images_per_second"}:
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=f"{name} at {ours['step']}")
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_two_processes_stopped_and_resumed_log_what_one_logs(one_process, resumed):
+    same_logs(scalars(resumed[0]), scalars(one_process[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_two_processes_killed_and_resumed_in_a_bucket_log_what_one_logs(one_process, in_bucket):
+    same_logs(scalars(in_bucket), scalars(one_process[0]))
+    files = storage.listed(in_bucket)
+    assert json.loads((in_bucket / ".lease").read_text())["ended"]
+    assert not [name for name in files if name.startswith((".shared", ".now"))]
+    assert {name.split("/")[1] for name in files if name.startswith("checkpoints/")} >= {"12", "16"}
 
 
 @pytest.mark.slow
@@ -201,9 +234,9 @@ def test_one_process_speaks_and_writes(resumed):
 
 @pytest.mark.slow
 @pytest.mark.multidevice
-def test_all_evaluate_and_each_example_counts_once_where_both_hold_all(one_process, resumed):
+def test_all_evaluate_and_each_example_counts_once_where_both_hold_all(one_process, in_bucket, tmp_path):
     """On a mesh whose one part of the batch lies on the devices of both processes."""
-    workdir, folder = resumed
+    workdir, folder = in_bucket, tmp_path
     sizes = {"data": 1, "fsdp": 1, "tensor": 8, "slices": 1}  # tensor does not span slices
     changed = [f"--config.mesh.{name}={size}" for name, size in sizes.items()]
     command = ["main.py", "--mode=evaluate", "--checkpoint=latest", CONFIG, f"--workdir={workdir}", *FLAGS, *changed]
