@@ -163,9 +163,10 @@ def new_folder(path: pathlib.Path, last: str, flag: str = "--output") -> Iterato
     """
     refuse_taken(path, flag)
     if storage.is_bucket(path):
+        folder_for_results(path, flag)
         with tempfile.TemporaryDirectory(prefix="taskexpert_") as scratch:
             yield pathlib.Path(scratch)
-            storage.copy_tree(pathlib.Path(scratch), path, last=last)
+            storage.copy_tree(pathlib.Path(scratch), path, last=last, replace=False)
         return
     existed = path.is_dir()
     partial = folder_for_results(path, flag) / f".{secrets.token_hex(4)}.partial"  # inside: `path` may be a mount

@@ -82,7 +82,7 @@ def _holder(version: generations.Version) -> Holder:
 
 def _seconds() -> float:
     """A clock that nobody sets, and that runs on while the machine is suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))  # macOS has only the latter
 
 
 class Lease:

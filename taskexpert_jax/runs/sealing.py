@@ -268,6 +268,8 @@ def commit_copied(root: pathlib.Path) -> None:
             try:
                 (root / step / COMMIT).write_text("copied from a disk, complete")
             except StoreError as error:
+                if complete(root / step):  # it was being written, and not copied
+                    continue
                 raise UserError(
                     f"checkpoint {root}/{step} was copied from a disk and has no {COMMIT}, which cannot be written: "
                     f"{error.strerror}; let an account that may write evaluate the run once"

@@ -147,6 +147,24 @@ def test_folders_for_results_are_tried_and_not_overwritten(folder):
     assert not (folder / "other").exists()
 
 
+def test_a_new_folder_that_another_program_writes_to_meanwhile_is_not_mixed_with_it(folder):
+    refused = pytest.raises(StoreError, match="another program wrote it")
+    with refused, files.new_folder(folder, last="b") as scratch:
+        for name in ("a", "b"):
+            (scratch / name).write_text("ours")
+        (folder / "a").write_text("another's")
+    assert (folder / "a").read_text() == "another's" and not (folder / "b").exists()
+
+
+def test_a_new_folder_that_cannot_be_written_to_is_refused_before_the_work(folder, monkeypatch):
+    def refuse(self, data):
+        raise StoreError(errno.EACCES, "no permission (HTTP 403)", str(self))
+
+    monkeypatch.setattr(type(folder), "write_bytes", refuse)
+    with pytest.raises(UserError, match=r"no permission .*; give another folder with --output"):
+        files.new_folder(folder, last="b").__enter__()
+
+
 def test_moves_copy_objects_and_whole_folders(folder):
     (folder / "a" / "x").write_text("1")
     (folder / "a" / "y" / "z").write_text("2")
