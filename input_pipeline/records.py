@@ -202,6 +202,8 @@ def fingerprint(builder: type[ArchiveBuilder], data_dir: str) -> str:
     path = directory(builder, data_dir) / PREPARED
     try:
         return json_file.read(path, {"fingerprint": str})["fingerprint"]
+    except StoreError:
+        raise
     except (OSError, json_file.MalformedError) as error:
         raise UserError(f"{path} is missing or damaged ({error}); delete {path.parent} and build it again") from error
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from taskexpert_jax import command_line, files, json_file, paths, storage, terminal
 from taskexpert_jax.config import flat, read_run
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.errors import StoreError, UserError
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.report import model_card
 from taskexpert_jax.runs import hub, released, sealing, tree
@@ -174,6 +174,8 @@ def evaluation_of(workdir: pathlib.Path, config: ConfigDict, selected: Selected)
         older = path.stat().st_mtime < sealing.saved_at(workdir / "checkpoints" / str(selected.step))
     except FileNotFoundError:
         return None, "the run had no evaluation/metrics.json"
+    except StoreError:
+        raise
     except (OSError, json_file.MalformedError):
         return None, "the run's evaluation/metrics.json cannot be read"
     if found["step"] != selected.step:

@@ -6,6 +6,7 @@ needs), `train` (optimiser state, step, random key), `data` (position in the dat
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import errno
 import itertools
 import json
 import math
@@ -20,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from taskexpert_jax import installation, storage
-from taskexpert_jax.errors import StoreError, UserError, refused_by_disk
+from taskexpert_jax.errors import StoreError, UserError, disk_refusal, refused_by_disk
 from taskexpert_jax.parallel import processes
 from taskexpert_jax.runs import manager, sealing, tree
 from taskexpert_jax.runs.presence import Presence
@@ -317,11 +318,18 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:
+            self._refuse_unanswered(error)
             problem = f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         first = next((text for text in processes.gather(problem) if text), None)
         if first is None and self._first_process:
             sealing.seal(folder)
         return restored if restored is not None and first is None else str(first)
+
+    def _refuse_unanswered(self, error: Exception) -> None:
+        """Raises StoreError if an error of Orbax is the store's, which says nothing about a checkpoint."""
+        reason = disk_refusal(error) if storage.is_bucket(self.path) else None
+        if reason and "NOT_FOUND" not in reason:  # a missing object is damage
+            raise StoreError(errno.EIO, reason, str(self.path)) from error
 
     def _evaluated(self, step: int) -> bool:
         items = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))
@@ -381,6 +389,7 @@ class Checkpoints:
         try:
             return self._manager.item_metadata(step)[item]
         except Exception as error:  # Orbax raises anything on what it cannot read
+            self._refuse_unanswered(error)
             found = sealing.problem(self.path / str(step))
             raise self._damaged(step, found or f"its `{item}` cannot be read") from error
 

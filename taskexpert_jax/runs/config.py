@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from taskexpert_jax import json_file
 from taskexpert_jax.config import check, read_run, restored
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.errors import StoreError, UserError
 from taskexpert_jax.runs.workdir import FREE, differences, listed
 from taskexpert_jax.tasks import from_config
 
@@ -105,6 +105,8 @@ def check_checkpoint(workdir: pathlib.Path, step: int, config: ConfigDict, free:
     path = workdir / "checkpoints" / str(step)
     try:
         written, _ = restored(json_file.read(path / _RECORD))
+    except StoreError:
+        raise
     except (OSError, json_file.MalformedError, UserError):
         return
     if lines := differences(written, config, (*free, "num_steps")):

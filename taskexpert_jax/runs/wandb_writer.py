@@ -15,7 +15,7 @@ from absl import logging
 import numpy as np
 
 from taskexpert_jax import files, json_file, storage
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.errors import StoreError, UserError
 
 _SECONDS_TO_START = 30  # to reach the server, else the run is recorded offline
 _SECONDS_TO_FINISH = 30  # to upload what is left; the rest is in WORKDIR/wandb
@@ -136,6 +136,8 @@ def _known_id(record: pathlib.Path, project: str) -> str | None:
         known = json_file.read(record, {"project": str, "id": str})
     except FileNotFoundError:
         return None
+    except StoreError:
+        raise
     except (OSError, json_file.MalformedError) as error:
         logging.warning(f"{record}: {error}; a new W&B run begins")
         return None

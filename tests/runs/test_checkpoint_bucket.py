@@ -145,6 +145,22 @@ def test_a_store_that_does_not_answer_is_no_damage(workdir, monkeypatch):
     assert not (workdir / "damaged").exists() and saved_steps(workdir) == [2, 4]
 
 
+@pytest.mark.parametrize("method", ["restore", "item_metadata"])
+def test_arrays_that_the_store_does_not_give_are_no_damage(workdir, monkeypatch, method):
+    save(workdir, [2, 4])
+    for step in (2, 4):
+        unseal(workdir, step)
+
+    def unavailable(*args, **kwargs):
+        raise ValueError("UNAVAILABLE: CURL error while reading gs://bucket/run/checkpoints/4/params/d/1")
+
+    with opened(workdir) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, method, unavailable)
+        with pytest.raises(StoreError, match=r"/checkpoints: the store refused it \(UNAVAILABLE\)"):
+            checkpoints.restore_newest(abstract().to_items())
+    assert not (workdir / "damaged").exists() and saved_steps(workdir) == [2, 4]
+
+
 def test_crc32c_of_a_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"123456789")

@@ -1,11 +1,15 @@
 """Paths in a bucket while the store fails: a lost answer, a refusal, a store that is down."""
 
 import errno
+from types import SimpleNamespace
 
+from ml_collections import ConfigDict
 import pytest
 
-from taskexpert_jax import storage
+from input_pipeline import records
+from taskexpert_jax import release, storage
 from taskexpert_jax.errors import StoreError
+from taskexpert_jax.runs import config, sealing, wandb_writer
 
 
 @pytest.fixture
@@ -62,6 +66,29 @@ def test_a_refusal_is_one_line_and_not_repeated(folder, failing_store, request_o
         request_of(folder)
     assert raised.value.errno == errno.EACCES and raised.value.filename.startswith(str(folder))
     assert "\n" not in str(raised.value) and failing_store.counts[403] == 1
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda folder: config.check_checkpoint(folder, 1, ConfigDict()),
+        lambda folder: release.evaluation_of(folder, ConfigDict(), SimpleNamespace(step=1)),
+        lambda folder: wandb_writer._known_id(folder / "wandb.json", "project"),
+        lambda folder: sealing.problem(folder),
+        lambda folder: sealing.unlisted(folder),
+    ],
+)
+def test_what_the_store_refuses_is_neither_missing_nor_damaged(folder, failing_store, read):
+    failing_store.refuse(403)
+    with pytest.raises(StoreError, match=r"no permission"):
+        read(folder)
+
+
+def test_a_data_set_that_the_store_refuses_is_not_called_damaged(folder, failing_store, monkeypatch):
+    monkeypatch.setattr(records, "directory", lambda builder, data_dir: folder)
+    failing_store.refuse(403)
+    with pytest.raises(StoreError, match=r"no permission"):
+        records.fingerprint(records.ArchiveBuilder, str(folder))
 
 
 def refreshing(error, cause=None):
