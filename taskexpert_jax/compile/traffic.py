@@ -222,7 +222,7 @@ def _kind(opcode: str) -> str | None:
 def _traffic(
     kind: str, instruction: Instruction, computation: Computation, slices: Sequence[int]
 ) -> tuple[bool, Traffic]:
-    """Whether a collective spans slices, and its traffic."""
+    """True if a collective spans slices, and its traffic."""
     described = instruction
     if instruction.opcode.endswith("-done"):  # the start has the groups
         described = computation[operands_of(instruction)[0]]

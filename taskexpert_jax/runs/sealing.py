@@ -228,9 +228,9 @@ def _unfinished(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _states(root: pathlib.Path) -> dict[str, tuple[bool, bool]]:
-    """Whether each step of a bucket's folder of checkpoints has a commit file, and was complete without one.
+    """Two flags of each step of a bucket's folder of checkpoints: has a commit file; is complete without one.
 
-    The latter are sealed, or were copied from a disk: without a seal they count there too, until they are restored.
+    The latter are sealed, or were copied from a disk, where those without a seal count too until they are restored.
     """
     names = storage.listed(root)
     states = {}

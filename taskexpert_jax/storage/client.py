@@ -132,7 +132,7 @@ def _status(error: BaseException | None) -> int | None:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong with a request, as a clause of one line."""
+    """The reason why a request failed, as a clause of one line."""
     if isinstance(error, exceptions.RetryError) and error.cause is not None:
         return reason(error.cause)
     status = _status(error)
