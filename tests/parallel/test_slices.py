@@ -35,6 +35,14 @@ def test_fsdp_spans_as_many_slices_as_it_is_asked_to():
     assert ids(slices.arrange(devices, (1, 4, 2), fsdp_slices=4)) == [[[0, 1], [2, 3], [4, 5], [6, 7]]]
 
 
+def test_a_mesh_may_split_an_axis_of_the_network():
+    """Eight of the chips of a 4 x 4 network are no axis of it, nor several whole ones."""
+    kind = {"platform": "tpu", "device_kind": "TPU v6 lite", "process_index": 0, "core_on_chip": 0}
+    chips = [SimpleNamespace(id=i, coords=(i % 4, i // 4, 0), slice_index=0, **kind) for i in range(16)]
+    arranged = slices.arrange(chips, (2, 8, 1))
+    assert arranged.shape == (2, 8, 1) and sorted(np.ravel(ids(arranged))) == list(range(16))
+
+
 def test_a_declared_number_of_slices_groups_consecutive_devices():
     nodes = described([0, 0, 1, 1, 2, 2, 3, 3])
     assert slices.of_devices(nodes[::-1], declared=2) == [1, 1, 1, 1, 0, 0, 0, 0]
