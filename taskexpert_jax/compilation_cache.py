@@ -14,7 +14,7 @@ from taskexpert_jax.errors import UserError
 FLAG = "compilation_cache"
 HELP = (
     "Folder or gs:// address for compiled programs; empty: they are not kept; default: JAX_COMPILATION_CACHE_DIR, else "
-    "the user's cache folder, or that of the run for training in a bucket or in several processes."
+    "the user's cache folder, or one in the run's to train in a bucket or in several processes (docs/performance.md)."
 )
 LARGEST = 2 << 30  # bytes of the user's cache folder
 
@@ -34,7 +34,8 @@ def enable(wanted: str | None, workdir: pathlib.Path | None = None) -> None:
     """
     import jax
 
-    folder = chosen(wanted, workdir, 1 if workdir is None else jax.process_count())
+    several = jax.distributed.is_initialized() and jax.process_count() > 1
+    folder = chosen(wanted, workdir, jax.default_backend() if several else "")
     try:
         usable = folder is not None and _prepared(folder, workdir)
     except OSError as error:
@@ -48,13 +49,20 @@ def enable(wanted: str | None, workdir: pathlib.Path | None = None) -> None:
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
-def chosen(wanted: str | None, workdir: pathlib.Path | None, processes: int) -> pathlib.Path | None:
+def chosen(wanted: str | None, workdir: pathlib.Path | None, several: str) -> pathlib.Path | None:
     """The folder for compiled programs; None: they are not kept.
 
     That of the flag, else of JAX_COMPILATION_CACHE_DIR, else the user's cache folder. There the programs of a run that
     is trained in a bucket would be lost with the machine, and JAX writes those of several processes from the first one
     alone: these runs keep them in their own directory. Other programs never read them there, because reading compiled
     programs means to execute what is in the folder, and a run may be somebody else's.
+
+    On CPUs each process has keys of its own, so only the first of several would find its programs, and Gloo gives up on
+    those that compile for 30 s longer: by default they keep none.
+
+    Args:
+      wanted, workdir: see `enable`.
+      several: the platform of several processes; empty: there is one.
 
     Raises:
       UserError: the flag is no path or address, or the address needs a package that is not installed.
@@ -63,13 +71,16 @@ def chosen(wanted: str | None, workdir: pathlib.Path | None, processes: int) -> 
     if given is not None:
         name = "JAX_COMPILATION_CACHE_DIR" if wanted is None else f"--{FLAG}"
         return paths.local(given, name) if given else None
-    if workdir is not None and (storage.is_bucket(workdir) or processes > 1):
+    if several == "cpu":
+        return None
+    if workdir is not None and (storage.is_bucket(workdir) or several):
         return workdir / "compilation_cache"
-    cache = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        return pathlib.Path(cache if os.path.isabs(cache) else pathlib.Path.home() / ".cache") / "taskexpert_jax"
+        folder = pathlib.Path.home() / ".cache"
     except RuntimeError:  # the user has no home
         return None
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (folder / given if os.path.isabs(given) else folder) / "taskexpert_jax"
 
 
 def _prepared(folder: pathlib.Path, workdir: pathlib.Path | None) -> bool:

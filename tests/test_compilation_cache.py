@@ -47,8 +47,8 @@ def start(monkeypatch):
 
 
 def test_the_flag_comes_before_the_variable_and_that_before_the_default(home, monkeypatch):
-    def chosen(flag=None, workdir=None, processes=1):
-        found = compilation_cache.chosen(flag, workdir, processes)
+    def chosen(flag=None, workdir=None, several=""):
+        found = compilation_cache.chosen(flag, workdir, several)
         return None if found is None else str(found)
 
     assert chosen() == chosen(workdir=pathlib.Path("run")) == f"{home}/.cache/taskexpert_jax"
@@ -56,11 +56,11 @@ def test_the_flag_comes_before_the_variable_and_that_before_the_default(home, mo
     assert chosen() == f"{home}/.cache/taskexpert_jax"
     monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/me")
     assert chosen() == "/scratch/me/taskexpert_jax"
-    assert (
-        chosen(workdir=pathlib.Path("run"), processes=2) == "run/compilation_cache"
-    )  # JAX writes from the first alone
+    assert chosen(workdir=pathlib.Path("run"), several="tpu") == "run/compilation_cache"
+    assert chosen(several="tpu") == "/scratch/me/taskexpert_jax"
+    assert chosen(workdir=pathlib.Path("run"), several="cpu") is None  # the first alone would find its programs
     monkeypatch.setenv(VARIABLE, "of_variable")
-    assert chosen() == chosen(workdir=pathlib.Path("run"), processes=2) == "of_variable"
+    assert chosen() == chosen(workdir=pathlib.Path("run"), several="cpu") == "of_variable"
     assert chosen("~/of_flag") == f"{home}/of_flag"
     assert chosen("") is None
     monkeypatch.setenv(VARIABLE, "")
@@ -69,8 +69,8 @@ def test_the_flag_comes_before_the_variable_and_that_before_the_default(home, mo
 
 def test_a_run_that_is_trained_in_a_bucket_keeps_its_programs_there(bucket):
     workdir = storage.path(bucket) / "run"
-    assert str(compilation_cache.chosen(None, workdir, 1)) == f"{bucket}/run/compilation_cache"
-    assert not storage.is_bucket(compilation_cache.chosen(None, None, 1))  # one that is evaluated is not trusted
+    assert str(compilation_cache.chosen(None, workdir, "")) == f"{bucket}/run/compilation_cache"
+    assert not storage.is_bucket(compilation_cache.chosen(None, None, ""))  # one that is evaluated is not trusted
 
 
 def test_a_second_start_compiles_nothing(home, start, capsys):

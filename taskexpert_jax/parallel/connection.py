@@ -30,7 +30,7 @@ LOST = (
 )
 LATE = (
     "another process came to the first exchange of a compiled program more than 30 s later, which is Gloo's limit: "
-    "start again: what was compiled is kept (docs/performance.md)"
+    "start again, on hosts that are equally fast and run nothing else"
 )
 
 
