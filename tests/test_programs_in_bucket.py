@@ -1,6 +1,10 @@
 """The programs on a run, images, predictions and released folders in a bucket, compared with the same on a disk."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
@@ -15,6 +19,7 @@ from taskexpert_jax.runs import sealing
 from taskexpert_jax.tasks import from_config
 from tests import random_runs
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 IMAGES = {"a": (24, 36), "b": (20, 38)}
 
 
@@ -204,6 +209,27 @@ def test_a_store_that_refuses_or_is_down_is_one_line(program, bucket, failing_st
         with pytest.raises(UserError, match=rf"{bucket}.*{reason}") as found:
             call()
         assert "\n" not in str(found.value)
+
+
+def test_commands_end_with_status_2_where_the_store_refuses(bucket, failing_store):
+    failing_store.refuse(403)
+    env = {**os.environ, "STORAGE_EMULATOR_HOST": failing_store.address, "XLA_FLAGS": ""}
+    commands = (
+        ["train", bucket, "--config=demo:tiny"],
+        ["evaluate", bucket],
+        ["predict", bucket, f"--images={bucket}"],
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "taskexpert_jax", *command], env=env, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        for command in commands
+    ]
+    for program in started:
+        _, errors = program.communicate(timeout=300)
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert program.returncode == 2 and len(lines) == 1 and "Traceback" not in errors
+        assert bucket in lines[0] and "no permission (HTTP 403)" in lines[0]
 
 
 @pytest.mark.parametrize("program", programs("", ""))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import demo, nyud
-from taskexpert_jax import compare, release
+from taskexpert_jax import compare, release, storage
 from taskexpert_jax.config import read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import results
@@ -109,9 +109,10 @@ def test_paths_of_the_machine_stay_there(run, tmp_path, monkeypatch):
     config.log.wandb = "team/project"
     with config.unlocked():
         config.dataset.list_file, config.dataset.note = "~/lists/a.txt", "a/b"
+        config.dataset.masks = "gs://secret/masks"
     shared = release.portable(config)
     assert (shared.dataset.data_dir, shared.dataset.list_file, shared.dataset.note) == ("data", "a.txt", "a/b")
-    assert shared.dataset.local_cache == "auto"
+    assert shared.dataset.local_cache == "auto" and shared.dataset.masks == "masks"
     assert (
         shared.model.pretrained == "hf://o/vit"
         and shared.log.wandb == ""
@@ -257,6 +258,15 @@ def test_a_run_is_pushed_and_pulled(run, tmp_path, server, capsys):
     assert server.revisions["me/copy"]["main"][released.CARD] == (tmp_path / "out" / released.CARD).read_bytes()
     assert main(tmp_path / "out", "--output=hf://me/copy", "--license=mit") == 2
     assert "--license, --name and --note are in its README.md" in capsys.readouterr().err
+
+
+def test_a_release_in_a_bucket_is_pushed(run, bucket, server, capsys):
+    assert main(run, f"--output={bucket}", "--license=mit") == 0
+    assert f"written: {bucket}\n" in capsys.readouterr().out
+    assert main(bucket, "--output=hf://me/copy") == 0
+    ((header, files),) = server.commits
+    assert header["summary"] == "Step 0, TaskExpert-JAX 0.1.0"
+    assert files == {name: (storage.path(bucket) / name).read_bytes() for name in (*released.NEEDED, released.CARD)}
 
 
 def test_the_evaluation_of_the_run_is_not_part_of_the_release(run, evaluated, tmp_path):

@@ -17,6 +17,7 @@ from taskexpert_jax import storage
 from taskexpert_jax.errors import UserError, shown
 from taskexpert_jax.pretrained import torch_files
 from taskexpert_jax.pretrained.zipped import Archive
+from taskexpert_jax.runs.hub import WEIGHT_SUFFIXES
 
 Tensors = dict[str, np.ndarray]
 Metadata = Mapping[str, str]
@@ -25,7 +26,6 @@ _SAFETENSORS_TYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.dtype(jnp.bfloat16),
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
-_SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin")
 _HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")  # the same tensors, if both are there
 _LONGEST_NAME = 300
 
@@ -43,7 +43,7 @@ def find(where: str) -> str | None:
         names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise UserError(f"config.model.pretrained={where} cannot be read: {error.strerror}") from None
-    weights = [name for name in names if name.endswith(_SUFFIXES)]
+    weights = [name for name in names if name.endswith(WEIGHT_SUFFIXES)]
     chosen = [name for name in _HUGGING_FACE if name in weights][:1] or weights
     if "checkpoints" in names or not chosen:
         return None
@@ -72,7 +72,7 @@ def read(where: str) -> tuple[Tensors, Metadata]:
     }
     if path.suffix not in readers:
         raise UserError(
-            f"config.model.pretrained={where}: give a file ending in {', '.join(_SUFFIXES)}, a folder with such "
+            f"config.model.pretrained={where}: give a file ending in {', '.join(WEIGHT_SUFFIXES)}, a folder with such "
             "a file, or the directory of a run of this project (with config.json and checkpoints/)"
         )
     try:

@@ -22,6 +22,7 @@ from taskexpert_jax.version import __version__
 # Files of a repository with weights for a backbone: this project's, or those of timm and Hugging Face models.
 _WEIGHTS = ("model.safetensors", "config.json", "preprocessor_config.json", released.SUMS)
 _OTHER_WEIGHTS = ("pytorch_model.bin", *_WEIGHTS[1:])
+WEIGHT_SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin")  # of files that `pretrained.files` reads
 _OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}  # the hub's own files
 _LOG_IN = "log in (hf auth login), or set HF_TOKEN"
 
@@ -60,8 +61,14 @@ def _model(address: Address) -> pathlib.Path:
 
 
 def weights(path: str, name: str) -> pathlib.Path:
-    """The folder of the hub's cache that the weight files of an hf:// address are pulled to; raises as `located`."""
+    """Weights of an hf:// address in the hub's cache: the folder of a model's, or a file; raises as `located`."""
     address = paths.address(path, name)
+    if address.subfolder.endswith(WEIGHT_SUFFIXES):
+        inner, _, file = address.subfolder.rpartition("/")
+        found = _pulled(address._replace(subfolder=inner), (file, *_WEIGHTS[1:])) / file
+        if not found.is_file():
+            raise UserError(f"{name}={address}: the repository has no such file")
+        return found
     folder = _pulled(address, _WEIGHTS)
     if not (folder / _WEIGHTS[0]).is_file():
         folder = _pulled(address, _OTHER_WEIGHTS)

@@ -97,7 +97,7 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
         prefix = f"{self.key}/" if self.key else ""
         with self._asked(of_bucket=True):
             found = self.bucket.list_blobs(prefix=prefix, delimiter="/", fields=_FIELDS, **client.options(self))
-            return [self / blob.name.removeprefix(prefix) for blob in found if blob.name != prefix]
+            return [self / relative(self, blob.name) for blob in found if blob.name != prefix]
 
     def glob(self, pattern: str) -> Iterator[Self]:
         """Objects and folders that match a pattern, without `**`."""

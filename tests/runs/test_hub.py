@@ -129,11 +129,15 @@ def test_without_the_package_the_line_says_what_to_install(monkeypatch):
 def test_weight_files_of_others_are_pulled_for_a_backbone(server):
     server.revisions["o/vit"] = {"main": {"model.safetensors": b"1", "config.json": b"{}", "pytorch_model.bin": b"2"}}
     server.revisions["o/old"] = {"main": {"pytorch_model.bin": b"2", "preprocessor_config.json": b"{}"}}
-    server.revisions["o/none"] = {"main": {"tf_model.h5": b"3"}}
+    server.revisions["o/none"] = {"main": {"tf_model.h5": b"3", "tf/model.npz": b"4"}}
     found = hub.weights("hf://o/vit", "config.model.pretrained")
     assert {path.name for path in found.iterdir()} == {"model.safetensors", "config.json"}
     found = hub.weights("hf://o/old", "config.model.pretrained")
     assert {path.name for path in found.iterdir()} == {"pytorch_model.bin", "preprocessor_config.json"}
+    file = hub.weights("hf://o/none/tf/model.npz", "config.model.pretrained")
+    assert file.read_bytes() == b"4" and file.name == "model.npz"
+    with pytest.raises(UserError, match=r"^config.model.pretrained=hf://o/none/x.pth: the repository has no such file"):
+        hub.weights("hf://o/none/x.pth", "config.model.pretrained")
     with pytest.raises(UserError, match=r"^config.model.pretrained=hf://o/none has neither model.safetensors nor "):
         hub.weights("hf://o/none", "config.model.pretrained")
 
