@@ -180,7 +180,6 @@ def test_the_package_trains_without_tensorflow(tmp_path):
 # tell addresses from paths. These calls are of the program's own paths: (module, argument) -> what it is.
 OWN_PATHS = {
     ("app.server", "report.__file__"): "the package",
-    ("compilation_cache", "cache if os.path.isabs(cache) else pathlib.Path.home() / '.cache'"): "the user's cache",
     ("compile.fit", "temporary"): "temporary folder",
     ("files", "scratch"): "temporary folder",
     ("installation", "name"): "a config file, which is Python code: addresses are refused above",
