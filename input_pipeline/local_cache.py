@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import functools
 import hashlib
-import os
 import pathlib
 import shutil
 import tempfile
@@ -32,12 +31,12 @@ def located(config: ConfigDict) -> ConfigDict:
 
     The first call in a process copies the data, unless the host has a whole copy.
 
-    config: the `dataset` part of the config; returned as it is for local data, and for `local_cache` "".
+    config: the `dataset` part of the config; returned as it is for local data, or with an empty `local_cache` or none.
 
     Raises:
       UserError: the data or the bucket cannot be read, or the copy does not fit on the disk.
     """
-    cache = config.get("local_cache", AUTO)
+    cache = config.get("local_cache", "")
     if "data_dir" not in config or not storage.is_bucket(config.data_dir) or not cache:
         return config
     source, within = paths.local(config.data_dir, "config.dataset.data_dir"), ""
@@ -52,10 +51,7 @@ def located(config: ConfigDict) -> ConfigDict:
 
 def default_folder() -> pathlib.Path:
     """Folder of the copies for "auto"."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if caches.startswith("~"):  # a container's user without a home
-        caches = tempfile.gettempdir()
-    return pathlib.Path(caches) / "taskexpert_jax" / "data"
+    return (paths.user_cache() or pathlib.Path(tempfile.gettempdir()) / "taskexpert_jax") / "data"
 
 
 @functools.cache  # one listing a program: a run opens its data at each evaluation
@@ -64,7 +60,9 @@ def _copied(source: str, within: str, setting: str) -> pathlib.Path:
     cache = default_folder() if setting == AUTO else paths.local(setting, _FIELD).absolute()
     objects = storage.path(source) / within
     with _errors_of(cache, setting, within):
-        found = _listed(objects)
+        found = storage.listed(objects)
+        if not found:
+            raise UserError(f"config.dataset.data_dir: there is nothing at {objects}; check the address")
         name = within.replace("/", "-") or objects.name
         digest = hashlib.sha256("".join(f"{at}\n{found[at][:2]}\n" for at in sorted(found)).encode()).hexdigest()[:16]
         target = cache / f"{name[-60:]}-{digest}"
@@ -76,17 +74,6 @@ def _copied(source: str, within: str, setting: str) -> pathlib.Path:
             if not _is_whole(target / within, found):
                 _copy(objects, found, target, within)
     return target
-
-
-def _listed(objects: pathlib.Path) -> Mapping[str, Facts]:
-    """All objects below a folder of a bucket."""
-    found = storage.listed(objects)
-    if not found:
-        raise UserError(f"config.dataset.data_dir: there is nothing at {objects}; check the address")
-    for name in found:  # a bucket takes any name, also one that leads elsewhere on a disk
-        if name != pathlib.PurePosixPath(name).as_posix() or {"", ".", ".."} & set(name.split("/")) or "\0" in name:
-            raise UserError(f"{objects}: the object {name!a} has no name of a file; remove or rename it")
-    return found
 
 
 def _is_whole(folder: pathlib.Path, found: Mapping[str, Facts]) -> bool:
@@ -105,9 +92,8 @@ def _copy(objects: pathlib.Path, found: Mapping[str, Facts], target: pathlib.Pat
         shutil.rmtree(partial, ignore_errors=True)
         target.rename(partial)
     start = time.monotonic()
-    (partial / within).mkdir(parents=True, exist_ok=True)
     try:
-        downloads.fetch(objects, partial / within, found, then=_remedy(within))
+        downloads.fetch(objects, partial / within, target.parent, _remedy(within), found)
     except (OSError, UserError) as error:
         if not isinstance(error, StoreError):  # the disk is full, and other programs need it too
             shutil.rmtree(partial, ignore_errors=True)

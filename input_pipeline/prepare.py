@@ -189,7 +189,7 @@ def _extracted(archive: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
     if storage.is_bucket(archive):
         local = scratch / "download" / archive.name
         local.parent.mkdir()
-        downloads.fetch(archive, local, then="free space, or set TMPDIR for a --data_dir in a bucket")
+        downloads.fetch(archive, local, scratch, "free space, or set TMPDIR for a --data_dir in a bucket")
         archive = local
     if archive.is_dir():
         return archive

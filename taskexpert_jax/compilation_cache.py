@@ -75,12 +75,7 @@ def chosen(wanted: str | None, workdir: pathlib.Path | None, several: str) -> pa
         return None
     if workdir is not None and (storage.is_bucket(workdir) or several):
         return workdir / "compilation_cache"
-    try:
-        folder = pathlib.Path.home() / ".cache"
-    except RuntimeError:  # the user has no home
-        return None
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (folder / given if os.path.isabs(given) else folder) / "taskexpert_jax"
+    return paths.user_cache()
 
 
 def _prepared(folder: pathlib.Path, workdir: pathlib.Path | None) -> bool:

@@ -88,6 +88,16 @@ def local(text: str, name: str) -> pathlib.Path:
     return storage.path(os.path.expanduser(text))
 
 
+def user_cache() -> pathlib.Path | None:
+    """This package's folder in the user's cache folder on this host; None for a user without a home."""
+    try:
+        folder = pathlib.Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (folder / given if os.path.isabs(given) else folder) / "taskexpert_jax"
+
+
 def argument(text: str, *, hub: bool = False) -> pathlib.Path:
     """The path of a command-line argument, as `type` of `argparse`; refuses what `refusal` refuses."""
     if problem := refusal(text, hub=hub):

@@ -183,7 +183,7 @@ OWN_PATHS = {
     ("compile.fit", "temporary"): "temporary folder",
     ("files", "scratch"): "temporary folder",
     ("installation", "name"): "a config file, which is Python code: addresses are refused above",
-    ("pipeline.local_cache", "caches"): "the cache of this host",
+    ("pipeline.local_cache", "tempfile.gettempdir()"): "temporary folder",
     ("pipeline.prepare", "folder"): "temporary folder",
     ("release", "folder"): "temporary folder",
     ("runs.hub", "found"): "the hub's cache",

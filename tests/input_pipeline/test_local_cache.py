@@ -175,10 +175,10 @@ def test_a_disk_that_is_too_small_is_refused_before_the_copy(built, data, cache,
     with pytest.raises(UserError) as raised:
         copy(data, cache)
     assert str(raised.value).startswith(
-        f"{data.data_dir}/{nyud.Builder.folder()}: 1 MiB do not fit on the disk of {cache}/"
+        f"{data.data_dir}/{nyud.Builder.folder()}: 1 MiB do not fit on the disk of {cache}, 0 MiB free; "
     )
     assert str(raised.value).endswith(
-        "1 MiB free; give a folder on another disk with --config.dataset.local_cache=FOLDER, "
+        "give a folder on another disk with --config.dataset.local_cache=FOLDER, "
         "or read from the bucket with --config.dataset.local_cache=''"
     )
     assert fetched == os.listdir(cache) == []
@@ -270,7 +270,16 @@ def test_a_folder_in_a_bucket_needs_the_copy(config, bucket) -> None:
         pipeline.record_fingerprint(config)
 
 
-@pytest.mark.parametrize("name", ["../a.png", "/a.png", "images//a.png", "images/./a.png"])
+def test_a_data_set_of_your_own_asks_for_the_copy(bucket, cache, monkeypatch) -> None:
+    monkeypatch.setattr(records, "dataset_module", lambda name: SimpleNamespace())
+    (storage.path(bucket) / "train" / "a.npz").write_bytes(b"frame")
+    dataset = ConfigDict({"name": "frames", "data_dir": bucket})
+    assert local_cache.located(dataset) is dataset
+    dataset.local_cache = str(cache)
+    assert contents(pathlib.Path(local_cache.located(dataset).data_dir)) == {"train/a.npz": b"frame"}
+
+
+@pytest.mark.parametrize("name", ["../a.png", "images//a.png"])
 def test_names_that_lead_elsewhere_on_a_disk_are_refused(config, bucket, cache, name: str) -> None:
     at = storage.path(bucket)
     at.bucket.blob(f"{at.key}/{name}").upload_from_string("x")  # pyright: ignore[reportAttributeAccessIssue]
