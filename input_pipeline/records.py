@@ -7,6 +7,7 @@ compresses with zstd. Reading takes a fifth of the time of PNG files (benchmarks
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
+import errno
 import functools
 import importlib
 import importlib.util
@@ -238,6 +239,8 @@ class RecordSource:
         except StoreError:
             raise
         except Exception as error:  # TFDS and protobuf raise many types
+            if storage.is_bucket(folder) and (reason := disk_refusal(error)):
+                raise StoreError(errno.EIO, reason, str(folder)) from error
             raise UserError(
                 f"{folder} is damaged ({' '.join(str(error).split())[:300]}); delete it and build it again"
             ) from error
@@ -255,13 +258,14 @@ class RecordSource:
         """See `Source.load`.
 
         Raises:
-          UserError: the file of the record has been deleted or is damaged.
+          UserError: the file of the record has been deleted or is damaged; a StoreError in a bucket, which may not have
+            answered.
         """
         try:
             example = self._decode(self._records[index])
         except Exception as error:  # ArrayRecord and protobuf raise many types
-            raise UserError(
-                f"{self._folder}: record {index} cannot be read ({' '.join(str(error).split())[:300]}); restore the "
-                "folder, or delete it and build it again"
-            ) from error
+            fault = f"record {index} cannot be read ({' '.join(str(error).split())[:300]})"
+            if storage.is_bucket(self._folder):
+                raise StoreError(errno.EIO, f"{fault}; start again, or build it again", str(self._folder)) from error
+            raise UserError(f"{self._folder}: {fault}; restore the folder, or delete it and build it again") from error
         return self._finish(example)

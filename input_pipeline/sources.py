@@ -7,7 +7,7 @@ from absl import logging
 
 from input_pipeline import transforms
 from input_pipeline.records import Example, Source
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.errors import StoreError, UserError
 from taskexpert_jax.tasks import Task
 
 
@@ -77,6 +77,8 @@ class ReplacingSource:
             try:
                 if tried % len(self) not in self._unreadable:
                     return self._source.load(tried % len(self))
+            except StoreError:  # which says nothing about the example
+                raise
             except Exception as error:  # decoders raise many types on damaged files
                 self._note(tried % len(self), error)
         raise UserError(f"no example of {self._title} can be read")

@@ -22,7 +22,10 @@ _FIELDS = "items(name),prefixes,nextPageToken"
 # A folder without these is no checkpoint: removed first, so that a removal that is cut short leaves no half of one.
 # In this order, because a checkpoint with its manifest but no commit file counts as one that was copied from a disk.
 _FIRST_REMOVED = ("_CHECKPOINT_METADATA", "manifest.json", "commit_success.txt")
-_LOCAL_ONLY = ("chmod", "hardlink_to", "lchmod", "lstat", "owner", "group", "readlink", "samefile", "symlink_to")
+_REFUSED = (
+    *("chmod", "hardlink_to", "lchmod", "lstat", "owner", "group", "readlink", "samefile", "symlink_to"),
+    *("copy", "walk"),  # of etils, which would use another client
+)
 
 
 class Stat(stat_utils.StatResult):
@@ -240,7 +243,7 @@ def _refused(name: str, self: BucketPath, *args: Any, **kwargs: Any) -> Any:
     raise io.UnsupportedOperation(f"{self}: a bucket has no {name}")
 
 
-for _name in _LOCAL_ONLY:
+for _name in _REFUSED:
     setattr(BucketPath, _name, functools.partialmethod(functools.partial(_refused, _name)))
 
 

@@ -11,7 +11,7 @@ import nyud_layout
 from preparing import build, contents
 import pytest
 
-from input_pipeline import nyud, prepare, records
+from input_pipeline import nyud, prepare, records, sources
 from taskexpert_jax import storage
 from taskexpert_jax.errors import StoreError, UserError
 
@@ -161,3 +161,13 @@ def test_a_full_scratch_disk_is_named(layout, tmp_path, bucket, monkeypatch, cap
         "set TMPDIR to a folder on a larger disk"
     )
     assert objects(bucket) == {}
+
+
+def test_a_record_that_the_bucket_does_not_give_is_not_replaced_as_a_damaged_one(layout, bucket) -> None:
+    build(layout, storage.path(bucket))
+    source = nyud.source(SimpleNamespace(data_dir=bucket), "train")
+    replacing = sources.ReplacingSource(source, "nyud train", limit=1)
+    assert replacing.load(1)["id"] == source.load(1)["id"]
+    source._records = [None, None]  # no read gives a record
+    with pytest.raises(StoreError, match=rf"^{bucket}/{FOLDER}: record 0 cannot be read .*; start again"):
+        replacing.load(0)

@@ -194,6 +194,8 @@ def test_what_only_a_disk_has_is_refused(folder):
         lambda: folder.chmod(0o600),
         lambda: folder.lstat(),
         lambda: folder.readlink(),
+        lambda: list(folder.walk()),  # of etils, with another client
+        lambda: folder.copy("/tmp/x"),
     ):
         with pytest.raises(io.UnsupportedOperation, match=r"a bucket has no"):
             call()
