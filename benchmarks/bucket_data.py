@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from benchmarks import machine
 from benchmarks.fault_injection import emulator
 from input_pipeline import pipeline, records
 from taskexpert_jax import storage, tasks
@@ -161,7 +162,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if args.output:
-        report = {"dataset": args.dataset, "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}
+        report = {"dataset": args.dataset, **machine.described("array_record", "google-cloud-storage")}
         args.output.write_text(json.dumps({**report, "rows": found}, indent=2) + "\n")
 
 

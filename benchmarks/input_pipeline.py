@@ -12,15 +12,12 @@ the same two cores. Needs requirements-benchmarks.txt and Linux.
 import argparse
 import collections
 from collections.abc import Callable, Iterator
-import datetime
 import importlib
 import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from typing import Any
@@ -31,6 +28,7 @@ import numpy as np
 import psutil
 import torch
 
+from benchmarks import machine
 from benchmarks.pytorch import loader as torch_loader
 from input_pipeline import pascal_archive, pipeline, prepare, records, transforms
 from taskexpert_jax import tasks as task_records
@@ -213,22 +211,6 @@ def profile_reference(dataset: str, folder: pathlib.Path, count: int) -> dict[st
     return stages.means(count * BATCH_SIZE)
 
 
-def described() -> dict[str, Any]:
-    """Machine, versions, commit and date."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    root = pathlib.Path(__file__).resolve().parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    return {
-        "cpu": next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown"),
-        "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg()[0],  # of other programs, before the measurement
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in PACKAGES},
-        "commit": subprocess.run(command, capture_output=True, text=True).stdout.strip(),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
 def table(dataset: str, measured: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     lines = [
@@ -262,7 +244,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, help="JSON file for the results")
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    report = {"dataset": args.dataset, **described()}
+    report = {"dataset": args.dataset, **machine.described(*PACKAGES)}
     try:
         if not (args.data_dir / args.dataset).is_dir():
             prepare.prepare(args.dataset, args.folder, args.data_dir, allow_subset=True)
