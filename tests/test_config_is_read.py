@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from benchmarks import profile_scopes
 from configs import demo, folder
 from input_pipeline import pipeline
 from taskexpert_jax import evaluate, predict, train
@@ -111,6 +112,9 @@ def test_the_profile_of_a_run_has_its_step(run):
     assert "jit_step" in {event["args"].get("hlo_module") for event in events if "args" in event}
     host = {"waiting for the next batch", "reporting", "evaluating", "saving"}  # the step is the last
     assert host <= {event.get("name") for event in events}
+    shares = profile_scopes.shares(profile_scopes.newest(workdir))
+    assert {"backbone, the rest", "experts", "gates", "memory", "heads", "losses", "optimizer"} <= shares.keys()
+    assert shares[profile_scopes.OTHER] < sum(shares.values()) / 3
 
 
 def test_a_run_reads_every_field(run):
