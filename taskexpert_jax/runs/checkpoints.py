@@ -4,15 +4,12 @@ A checkpoint has the items `params` (parameters, their moving average if any, an
 needs), `train` (optimiser state, step, random key), `data` (position in the data; version of the code) and `config`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import errno
 import itertools
-import json
 import math
 import pathlib
-import threading
-import time
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -23,16 +20,10 @@ import orbax.checkpoint as ocp
 from taskexpert_jax import installation, storage
 from taskexpert_jax.errors import StoreError, UserError, disk_refusal, refused_by_disk
 from taskexpert_jax.parallel import processes
-from taskexpert_jax.runs import manager, sealing, tree
-from taskexpert_jax.runs.presence import Presence
+from taskexpert_jax.runs import manager, saving, sealing, tree
 from taskexpert_jax.runs.tree import Tree
 from taskexpert_jax.runs.workdir import Hold, Locked
 from taskexpert_jax.tasks import Task
-
-_POLL_SECONDS = 0.1  # interval between checks whether a save is complete
-_WAIT_SECONDS = 10.0  # longest wait for the other writes of a checkpoint that the disk refused
-_CLEAR_SECONDS = 1.0
-_ASK_SECONDS = 5.0  # for the lease of a bucket where a checkpoint is refused
 
 
 class Restored(NamedTuple):
@@ -46,8 +37,6 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run's directory.
 
-    A thread seals each (`sealing`) once it is complete, while training continues.
-
     Args:
       workdir: the run's directory; checkpoints are in its `checkpoints/`.
       best: the task whose main metric selects the best checkpoint.
@@ -58,7 +47,6 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, best: Task, *, hold: Hold | None = None, read_only: bool = False):
         self.path = workdir.absolute() / "checkpoints"
         self._best_key = f"{best.name}/{best.main_metric}"
-        self._hold = hold or Locked()
         self._read_only = read_only
         if read_only and not self.path.is_dir():
             raise UserError(f"no checkpoints in {workdir}: train first, or give the --workdir of a finished run")
@@ -75,12 +63,7 @@ class Checkpoints:
         self._manager = manager.for_run(
             self.path, self._best_key, higher_is_better=best.higher_is_better, create=not read_only
         )
-        self._presence = Presence(self.path)
-        self._incomplete: int | None = None  # step of a checkpoint that is being written
-        self._writers: set[threading.Thread] = set()  # of the last checkpoint
-        self._sealing: threading.Thread | None = None
-        self._unsealed: OSError | UserError | None = None  # error of sealing the last checkpoint
-        self._refused = False  # a write has failed (disk full, no permission)
+        self._saver = saving.Saver(self.path, self._manager, hold or Locked())
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(manager.quiet_late_writes())
 
@@ -108,120 +91,21 @@ class Checkpoints:
             best; it is NaN if no label of the task was evaluated, or if a prediction was NaN or Inf.
 
         Raises:
-          UserError: this checkpoint or the previous one cannot be written, the folder of checkpoints is gone, or
-            another run has taken the workdir over.
+          UserError: as `Saver.save`.
         """
         best = math.nan if metrics is None else metrics[self._best_key]
         numbers = {self._best_key: best} if math.isfinite(best) else {}
-        with self._writing():
-            self._finish()
-            self._hold.renew()
-            if step in self._manager.all_steps():
-                if metrics is not None:
-                    self._add_metrics(step, numbers)
-                return
-            self._incomplete = step
-            before = set(threading.enumerate())
-            try:
-                self._manager.save(
-                    step,
-                    args=ocp.args.Composite(
-                        **{item: ocp.args.StandardSave(items[item]) for item in manager.TREES},
-                        data=ocp.args.JsonSave(
-                            {
-                                "next_batch": step,
-                                "evaluated": metrics is not None,
-                                "version": installation.version_text(),
-                            }
-                        ),
-                        config=ocp.args.JsonSave(dict(config)),
-                    ),
-                    metrics=numbers or None,
-                )
-            finally:
-                self._writers = set(threading.enumerate()) - before
-        if self._first_process:
-            self._sealing = threading.Thread(target=self._seal, args=(step,), name="checkpoint seal", daemon=True)
-            self._sealing.start()
-
-    def _add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._first_process:
-            sealing.add(self.path / str(step), sealing.METRICS, json.dumps(metrics))
-        processes.gather(None)  # all processes wait until they are written
-        self._manager.reload()  # otherwise they would not count when the best is selected
+        record = {"next_batch": step, "evaluated": metrics is not None, "version": installation.version_text()}
+        args = ocp.args.Composite(
+            **{item: ocp.args.StandardSave(items[item]) for item in manager.TREES},
+            data=ocp.args.JsonSave(record),
+            config=ocp.args.JsonSave(dict(config)),
+        )
+        self._saver.save(step, args, None if metrics is None else numbers)
 
     def wait(self) -> None:
         """Waits until the last checkpoint is complete and sealed; raises UserError if it cannot be written."""
-        with self._writing():
-            self._finish()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Raises UserError if its body fails because the disk refuses it, the folder is gone, or the hold is lost."""
-        with self._presence.needed(), refused_by_disk(self._refusal):  # Orbax would make a deleted folder again
-            try:
-                yield
-            except Exception:
-                with contextlib.suppress(StoreError):  # a workdir that was deleted or taken over is the better reason
-                    self._hold.renew(_ASK_SECONDS)
-                raise
-
-    def _finish(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
-        if self._sealing is not None:
-            self._sealing.join()
-            self._sealing = None
-        if self._unsealed is not None:
-            error, self._unsealed = self._unsealed, None
-            raise error
-
-    def _seal(self, step: int) -> None:
-        """Seals a checkpoint once it is complete; does nothing if its save failed."""
-        while self._manager.is_saving_in_progress():
-            time.sleep(_POLL_SECONDS)
-        folder = self.path / str(step)
-        try:
-            written = sealing.complete(folder)
-        except OSError as error:
-            self._unsealed = error
-            return
-        if written and not self._presence.gone:
-            self._incomplete = None
-            try:
-                self._hold.check()
-                sealing.seal(folder)
-            except (OSError, UserError) as error:
-                self._unsealed = error
-
-    def _clear(self) -> None:
-        """Removes the parts of a checkpoint that was not completed, once the threads that write them have ended."""
-        deadline = time.monotonic() + _WAIT_SECONDS
-        while any(thread.is_alive() for thread in self._writers) and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-        deadline = time.monotonic() + _CLEAR_SECONDS  # TensorStore's own threads may still write
-        while self._first_process and time.monotonic() < deadline:
-            sealing.remove_unfinished(self.path)
-            # A complete or sealed checkpoint of this name is a copy, or another run's, that somebody put there.
-            if self._incomplete is not None and not sealing.sealed(self.path / str(self._incomplete)):
-                self._presence.remove_remade(str(self._incomplete))
-            time.sleep(_POLL_SECONDS)
-
-    def _refusal(self, reason: str) -> str:
-        """The line of an error for the disk's reason; no further checkpoint is written."""
-        self._refused = True
-        if storage.is_bucket(self.path):  # nothing is asked of it, because it may not answer for minutes
-            return (
-                f"a checkpoint cannot be written to {self.path}: {reason}; start again: the run resumes from its last "
-                "checkpoint"
-            )
-        steps = saved_steps(self.path.parent)
-        sealed = [step for step in steps if sealing.sealed(self.path / str(step))]
-        last = next((f"step {step}" for step in reversed(sealed or steps)), "the start")
-        return (
-            f"a checkpoint cannot be written to {self.path}: {reason}; free space or grant write permission, and "
-            f"start again: the run resumes from {last}"
-        )
+        self._saver.wait()
 
     @property
     def best(self) -> int | None:
@@ -280,7 +164,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int, problem: str, then: str) -> None:
         if self._first_process:
-            with refused_by_disk(self._refusal):
+            with refused_by_disk(self._saver.refusal):
                 where = sealing.set_aside(self.path / str(step), self.path.parent / "damaged")
             logging.warning(f"checkpoint {step} {problem}; it is now {where}{then}")
 
@@ -448,18 +332,12 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            with contextlib.suppress(Exception) if self._presence.gone else contextlib.nullcontext():
+            with contextlib.suppress(Exception) if self._saver.gone else contextlib.nullcontext():
                 self._manager.close()
-            # A bucket may not answer, or have another run by now; the next start removes what is not complete.
-            if not self._read_only and not storage.is_bucket(self.path) and (self._refused or self._presence.gone):
-                self._clear()
-            self._presence.close()
+            self._saver.close(clear=not self._read_only)
             self._quiet.close()
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
     """The saved steps of a run, oldest first; empty if the directory does not exist."""
-    path = workdir.absolute() / "checkpoints"
-    if storage.is_bucket(path):
-        return sealing.steps_in_bucket(path)
-    return sorted(ocp.utils.checkpoint_steps(path)) if path.is_dir() else []
+    return saving.saved_steps(workdir.absolute() / "checkpoints")

@@ -12,7 +12,7 @@ from checkpoint_trees import abstract, alter, largest, opened, opened_newest, sa
 import pytest
 
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.runs import checkpoints as checkpoints_module
+from taskexpert_jax.runs import saving as saving_module
 from taskexpert_jax.runs import sealing
 from taskexpert_jax.runs.checkpoints import saved_steps
 from taskexpert_jax.runs.presence import Presence
@@ -334,7 +334,7 @@ def replaced_by_a_copy(folder):
 
 
 def test_reading_removes_nothing_from_a_folder_that_was_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints_module, "_CLEAR_SECONDS", 0.1)
+    monkeypatch.setattr(saving_module, "_CLEAR_SECONDS", 0.1)
     save(tmp_path, [2])
     refused = pytest.raises(UserError, match="deleted or replaced")
     with refused, opened(tmp_path, read_only=True):
@@ -345,10 +345,10 @@ def test_reading_removes_nothing_from_a_folder_that_was_replaced(tmp_path, monke
 
 
 def test_a_sealed_checkpoint_of_the_step_that_was_being_saved_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints_module, "_CLEAR_SECONDS", 0.1)
+    monkeypatch.setattr(saving_module, "_CLEAR_SECONDS", 0.1)
     save(tmp_path, [2])
     refused = pytest.raises(UserError, match="deleted or replaced")
     with refused, opened(tmp_path) as checkpoints:
-        checkpoints._incomplete = 2
+        checkpoints._saver._incomplete = 2
         replaced_by_a_copy(tmp_path / "checkpoints")
     assert sealing.sealed(tmp_path / "checkpoints" / "2")
