@@ -11,10 +11,14 @@ from absl import flags
 from taskexpert_jax import storage
 from taskexpert_jax.errors import UserError
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # s3://bucket/x; also s3:/bucket/x, as path libraries shorten it
+# s3://bucket/x; also s3:/bucket/x, as path libraries shorten it, and after a space, or it would be a local folder.
+_ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):/|(gs):")
 # An object's name has no empty part: path libraries would shorten it.
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](?:/[^/\r\n]+)*/?", re.ASCII)
 BUCKET_FORM = "gs://BUCKET/NAME"
+# Orbax and TensorStore end a name at ? and #, and write no arrays below one with a tab: checkpoints would be empty.
+_NOT_IN_BUCKETS = re.compile(r"[?#]")
+_LONGEST = 800  # bytes of an object's name; those of a checkpoint's files are longer, and a store takes 1024
 
 # OWNER/NAME[@REVISION][/SUBFOLDER]; a / of the revision is %2F. Neither . nor .. nor a wildcard is a part.
 _PART = r"(?!\.\.?(?:[/@%]|$))[\w.+-]+"
@@ -33,10 +37,9 @@ def refusal(text: str, *, hub: bool = False) -> str | None:
     if "\0" in text:
         return "a path has no NUL character"
     if match := _ADDRESS.match(text):
-        scheme = match.group().partition(":")[0]
+        scheme = match[1] or match[2]
         if scheme == "gs":
-            well_formed = _BUCKET.fullmatch(text) and not {".", ".."} & set(text.split("/"))
-            return None if well_formed else f"is no address of a bucket or an object; give {BUCKET_FORM}"
+            return _bucket_refusal(text)
         if scheme != "hf":
             return f"{scheme}:// addresses are not supported; give a local path or {BUCKET_FORM}"
         if not hub:
@@ -44,6 +47,16 @@ def refusal(text: str, *, hub: bool = False) -> str | None:
         return None if _HUB.fullmatch(text) else f"is no address of a model on the hub; give {HUB_FORM}"
     if os.path.expanduser(text).startswith("~"):
         return f"there is no user {text.split('/')[0][1:]!r}; write ./{text} for a path that begins with ~"
+    return None
+
+
+def _bucket_refusal(text: str) -> str | None:
+    if not _BUCKET.fullmatch(text) or {".", ".."} & set(text.split("/")):
+        return f"is no address of a bucket or an object; give {BUCKET_FORM}"
+    if not text.isprintable() or _NOT_IN_BUCKETS.search(text):
+        return "has a character that is not safe in the name of a checkpoint, such as ?, # or a tab; give another name"
+    if len(text.encode()) > _LONGEST:
+        return f"is longer than {_LONGEST} bytes; give a shorter name"
     return None
 
 

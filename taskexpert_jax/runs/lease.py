@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from absl import logging
 
+from taskexpert_jax import json_file
 from taskexpert_jax.errors import StoreError, UserError
 from taskexpert_jax.storage import client, generations
 from taskexpert_jax.storage.bucket import BucketPath
@@ -71,13 +72,12 @@ def _own() -> Holder:
 
 def _holder(version: generations.Version) -> Holder:
     try:
-        fields = json.loads(version.content)
+        fields = json_file.parse(version.content, dict)
         found = Holder(**{name: fields[name] for name in Holder._fields})
-        return (
-            found if all(type(value) is type(ours) for value, ours in zip(found, Holder(), strict=True)) else Holder()
-        )
-    except (ValueError, TypeError, KeyError):
+    except (json_file.MalformedError, KeyError):
         return Holder()
+    ours = all(type(value) is type(of_ours) for value, of_ours in zip(found, Holder(), strict=True))
+    return found if ours and all(str(value).isprintable() for value in found) else Holder()
 
 
 def _seconds() -> float:

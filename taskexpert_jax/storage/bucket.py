@@ -1,6 +1,7 @@
 """Paths in a bucket of Google Cloud Storage."""
 
 from collections.abc import Iterator
+import contextlib
 import errno
 import fnmatch
 import functools
@@ -12,6 +13,7 @@ from typing import Any, Self
 
 from etils import epath
 from etils.epath import gpath, stat_utils
+from google.api_core.exceptions import NotFound
 from google.cloud import storage
 
 from taskexpert_jax.errors import StoreError
@@ -119,11 +121,23 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
 
     def rglob(self, pattern: str) -> Iterator[Self]:
         """Objects at any depth whose last part matches a pattern; folders are left out."""
+        names = [relative(self, name) for name in self._names() if not name.endswith("/")]
+        yield from (self / name for name in names if fnmatch.fnmatchcase(name.rpartition("/")[2], pattern))
+
+    def _names(self) -> list[str]:
+        """Names of all objects below this folder, also of markers of folders, which end in a slash."""
         prefix = f"{self.key}/" if self.key else ""
         with self._asked(of_bucket=True):
-            found = self.bucket.list_blobs(prefix=prefix, fields=_FIELDS, **client.options(self))
-            names = [relative(self, blob.name) for blob in found if not blob.name.endswith("/")]
-        yield from (self / name for name in names if fnmatch.fnmatchcase(name.rpartition("/")[2], pattern))
+            return [blob.name for blob in self.bucket.list_blobs(prefix=prefix, fields=_FIELDS, **client.options(self))]
+
+    def _remove_markers(self) -> bool:
+        """Removes the markers of this folder and those in it, as the console and gcsfuse make them; False: no such."""
+        markers = [name for name in self._names() if name.endswith("/")]
+        with self._asked():
+            for name in markers:
+                with contextlib.suppress(NotFound):
+                    self.bucket.blob(name).delete(**client.options(self))
+        return bool(markers)
 
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
         """Does nothing, unless there is an object of this name."""
@@ -139,7 +153,7 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
         early = [[path for path in paths if path.name == name] for name in _FIRST_REMOVED]
         for some in (*early, [path for path in paths if path.name not in _FIRST_REMOVED]):
             client.each(lambda path: path.unlink(missing_ok=True), some)
-        if not paths and not missing_ok:
+        if not self._remove_markers() and not paths and not missing_ok:
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(self))
 
     def unlink(self, missing_ok: bool = False) -> None:

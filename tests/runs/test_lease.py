@@ -21,6 +21,7 @@ from taskexpert_jax.runs import lease
 from taskexpert_jax.storage import client, generations
 
 RENEW, EXPIRE = 0.1, 0.5  # seconds
+NOT_ONE_LINE = json.dumps(lease.Holder(token="1", host="a\nb")._asdict())
 HOLD = """
 import sys
 from taskexpert_jax import storage
@@ -254,7 +255,7 @@ def test_a_store_that_is_away_for_a_while_costs_nothing(folder, elsewhere, monke
     assert capsys.readouterr().err.count("/.lease cannot be renewed: the store cannot be reached; trying again") == 1
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"token": 1}', "\0"])
+@pytest.mark.parametrize("content", ["", "[1]", '{"token": 1}', "\0", "[" * 100_000, "1" * 5000, NOT_ONE_LINE])
 def test_an_object_of_this_name_that_is_no_lease_expires_too(content, folder):
     (folder / ".lease").write_text(content)
     time.sleep(EXPIRE)

@@ -187,6 +187,17 @@ def test_a_removal_begins_with_what_tells_that_a_checkpoint_is_complete(folder, 
     storage.remove(folder / "5")  # nothing is there: nothing happens
 
 
+def test_a_removal_takes_the_markers_of_folders_too(folder):
+    folder = folder / "5"
+    for name in ("", "params/"):
+        folder.bucket.blob(f"{folder.key}/{name}").upload_from_string(b"")
+    assert folder.is_dir()
+    folder.rmtree()
+    assert not folder.exists()
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        folder.rmtree()
+
+
 def test_what_only_a_disk_has_is_refused(folder):
     for call in (
         lambda: folder.symlink_to("/tmp/x"),
