@@ -49,7 +49,7 @@ needed() { # NAME...
 }
 
 in_bucket() { # RUN
-    [[ ${1:-} == gs://* ]] || fail "the run must be in a bucket, because the pods share no disk: gs://BUCKET/RUN --config=..."
+    [[ ${1:-} == gs://[a-z0-9]* ]] || fail "the run must be in a bucket, because the pods share no disk: gs://BUCKET/RUN --config=..."
 }
 
 fill() { # WORD VALUE: in the text of manifest()
@@ -112,6 +112,8 @@ delete() {
 xpk() { # RUN FLAG...
     in_bucket "$@"
     needed CLUSTER NAME IMAGE TPU_TYPE
+    number SLICES "${SLICES:-1}"
+    number RESTARTS "${RESTARTS:-10}"
     # XPK restarts after statuses from 127 on, such as 143 after a preemption; 1 is that of the processes that lost another one,
     # 2 that of a start while the lease of a killed run is still valid. XPK signals its subshell: exec makes that the program.
     run xpk workload create "--cluster=$CLUSTER" "--workload=$NAME" "--tpu-type=$TPU_TYPE" "--num-slices=${SLICES:-1}" \
@@ -123,4 +125,5 @@ xpk() { # RUN FLAG...
 if [[ ${1:-} == --dry-run ]]; then DRY_RUN=1; shift; fi
 [[ ${1:-} =~ ^(manifest|apply|logs|delete|xpk)$ ]] ||
     fail "which command? scripts/gke.sh [--dry-run] manifest|apply|logs|delete|xpk"
+[[ ! $1 =~ ^(logs|delete)$ || $# == 1 ]] || fail "$1 takes no argument (the JobSet is that of NAME=...): $2" # else another one is deleted
 "$@"

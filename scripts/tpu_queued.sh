@@ -116,7 +116,7 @@ settled() { # state after a failure: within some minutes a preempted request is 
 
 train() { # RUN FLAG...
     local command failures=0 begin status
-    [[ ${1:-} == gs://* ]] || fail "the run must be in a bucket, because the workers share no disk: run gs://BUCKET/RUN --config=..."
+    [[ ${1:-} == gs://[a-z0-9]* ]] || fail "the run must be in a bucket, because the workers share no disk: run gs://BUCKET/RUN --config=..."
     # Quoted again, because the command passes through a shell on the workers: --config.tasks="('semseg','depth')" must survive.
     command="bash taskexpert/tpu_worker.sh run$(printf ' %q' "$@")"
     wheel
@@ -152,6 +152,7 @@ train() { # RUN FLAG...
 if [[ ${1:-} == --dry-run ]]; then DRY_RUN=1; shift; fi
 [[ ${1:-} =~ ^(create|install|run|status|stop|delete)$ ]] ||
     fail "which command? scripts/tpu_queued.sh [--dry-run] create|install|run|status|stop|delete"
+[[ $1 == run || $# == 1 ]] || fail "$1 takes no argument (the TPU is that of TPU=NAME): $2" # else it might delete another one
 [[ -n ${TPU:-} && -n ${ZONE:-} ]] || fail "give the TPU's name and zone: TPU=NAME ZONE=ZONE scripts/tpu_queued.sh $1"
 POLL_SECONDS=${POLL_SECONDS:-30} # between two looks at the request
 SLICES=${SLICES:-1}

@@ -213,6 +213,7 @@ def test_xpk_gets_the_command_quoted_for_its_shell():
         ((), {}, "which command? scripts/gke.sh [--dry-run] manifest|apply|logs|delete|xpk"),
         (("manifest", "runs/nyud"), {}, "the run must be in a bucket, because the pods share no disk"),
         (("apply", "--config=nyud"), {}, "the run must be in a bucket"),
+        (("delete", "other"), {}, "delete takes no argument (the JobSet is that of NAME=...): other"),
         (("manifest", "gs://b/r"), {"IMAGE": ""}, "give IMAGE=...; the head of scripts/gke.sh explains it"),
         (("manifest", "gs://b/r"), {"NAME": "My_Run"}, "NAME=My_Run must have up to 40 lower-case letters"),
         (("manifest", "gs://b/r"), {"TOPOLOGY": "16"}, "TOPOLOGY=16 must be chips along each axis"),
@@ -220,6 +221,7 @@ def test_xpk_gets_the_command_quoted_for_its_shell():
         (("manifest", "gs://b/r"), {"CHIPS_PER_HOST": "5"}, "CHIPS_PER_HOST=5 must divide the 16 chips"),
         (("manifest", "gs://b/r", "--a\nb"), {}, "an argument has a line break"),
         (("xpk", "gs://b/r"), {}, "give CLUSTER=...; the head of scripts/gke.sh explains it"),
+        (("xpk", "gs://b/r"), {"CLUSTER": "c", "TPU_TYPE": "t", "SLICES": "-1"}, "SLICES=-1 must be a whole number"),
         (("logs",), {"NAME": ""}, "give NAME=..."),
     ],
 )

@@ -84,6 +84,8 @@ def test_other_commands():
         (("create",), {**TPU, "SLICES": "two"}, "SLICES=two must be a whole number from 1"),
         (("run", "runs/nyud", "--config=nyud"), TPU, "the run must be in a bucket, because the workers share no disk"),
         (("run",), TPU, "the run must be in a bucket"),
+        (("run", "gs://"), TPU, "the run must be in a bucket"),
+        (("delete", "other-tpu"), TPU, "delete takes no argument (the TPU is that of TPU=NAME): other-tpu"),
     ],
 )
 def test_what_is_missing_is_named_in_one_line(arguments, env, line):
