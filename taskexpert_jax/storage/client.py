@@ -136,6 +136,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, exceptions.RetryError) and error.cause is not None:
         return reason(error.cause)
     status = _status(error)
+    if isinstance(error, DataCorruption):
+        return "it was received with another checksum than it has in the store; start again, or check the network"
     if isinstance(error, google.auth.exceptions.GoogleAuthError):
         return f"no valid credentials ({_first_line(error)}); {_LOG_IN}"
     if status in (401, 403):

@@ -68,9 +68,9 @@ def _refuse_others(
 ) -> None:
     """Raises StoreError for an object with another name or content than wanted, or one of `complete` that is missing.
 
-    wanted: size and CRC-32C by name.
+    wanted: size and CRC-32C by name. The trial of a program that was killed (`files.folder_for_results`) is no other.
     """
-    for name in [*there, *complete]:
+    for name in [*(name for name in there if not name.endswith(".partial")), *complete]:
         if name not in there or there[name][:2] != wanted.get(name):
             found = (
                 "it was removed after it was sent"

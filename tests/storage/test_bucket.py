@@ -147,6 +147,13 @@ def test_folders_for_results_are_tried_and_not_overwritten(folder):
     assert not (folder / "other").exists()
 
 
+def test_the_trial_of_a_killed_program_does_not_make_a_folder_another_ones(folder):
+    (folder / ".0123abcd.partial").write_bytes(b"")
+    with files.new_folder(folder, last="b") as scratch:
+        (scratch / "b").write_text("ours")
+    assert (folder / "b").read_text() == "ours"
+
+
 def test_a_new_folder_that_another_program_writes_to_meanwhile_is_not_mixed_with_it(folder):
     refused = pytest.raises(StoreError, match="another program wrote it")
     with refused, files.new_folder(folder, last="b") as scratch:
