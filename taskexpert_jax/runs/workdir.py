@@ -65,6 +65,7 @@ def lock(workdir: pathlib.Path) -> Iterator[Hold]:
             from taskexpert_jax.runs import lease
 
             with _written(workdir):
+                workdir.mkdir(exist_ok=True)  # fails if there is an object of this name
                 hold = stack.enter_context(lease.held(workdir))
         else:
             stack.enter_context(_locked(workdir))

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from typing import TYPE_CHECKING
 
-from taskexpert_jax.errors import UserError
+from taskexpert_jax.errors import StoreError, UserError
 from taskexpert_jax.storage.facts import Facts
 
 if TYPE_CHECKING:
@@ -140,6 +140,9 @@ def local_copy(path: pathlib.Path, names: Sequence[str] = ()) -> Iterator[pathli
     Args:
       path: file or folder.
       names: files of the folder that are needed; those that do not exist are not copied. Default: all.
+
+    Raises:
+      UserError: it cannot be read, or does not fit on the disk.
     """
     if not is_bucket(path):
         yield path
@@ -147,5 +150,17 @@ def local_copy(path: pathlib.Path, names: Sequence[str] = ()) -> Iterator[pathli
     from taskexpert_jax.storage import transfer
 
     found = {name: of for name, of in listed(path).items() if name in names} if names else None
-    with tempfile.TemporaryDirectory(prefix="taskexpert_") as folder:
-        yield transfer.download(bucket_path(path), pathlib.Path(folder) / path.name, found)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="taskexpert_"))
+            copy = transfer.download(bucket_path(path), pathlib.Path(folder) / path.name, found)
+        except StoreError:
+            raise
+        except OSError as error:
+            if is_bucket(error.filename):  # there is nothing of this name
+                raise
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"{path} cannot be copied to a temporary folder: {reason}; set TMPDIR to another"
+            ) from error
+        yield copy

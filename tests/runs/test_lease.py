@@ -263,6 +263,14 @@ def test_an_object_of_this_name_that_is_no_lease_expires_too(content, folder):
         assert fields(folder)["process"] == os.getpid()
 
 
+def test_an_object_is_no_workdir(folder):
+    (folder / "config.json").write_text("{}")
+    refused = pytest.raises(UserError, match=r"/config\.json cannot be written to: it is a file; use another$")
+    with refused, workdir.lock(folder / "config.json"):
+        pass
+    assert sorted(storage.listed(folder)) == ["config.json"]
+
+
 def test_a_bucket_that_does_not_exist_is_one_line(store):
     refused = pytest.raises(
         UserError, match=r"^--workdir=gs://no-such-bucket/run cannot be written to: the bucket does"

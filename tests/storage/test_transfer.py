@@ -1,11 +1,13 @@
 """Folders that are copied to and from a bucket, and a folder that is mirrored while it grows."""
 
+import errno
+import tempfile
 import time
 
 import pytest
 
 from taskexpert_jax import storage
-from taskexpert_jax.errors import StoreError
+from taskexpert_jax.errors import StoreError, UserError
 from taskexpert_jax.runs import crc32c
 
 
@@ -70,6 +72,23 @@ def test_a_local_copy_is_whole_verified_and_removed(folder, source, tmp_path):
         assert copy is source
     with pytest.raises(FileNotFoundError), storage.local_copy(folder / "nothing"):
         pass
+
+
+def test_a_copy_that_does_not_fit_on_the_disk_is_one_line(folder, source, monkeypatch, tmp_path):
+    from taskexpert_jax.storage import transfer
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    storage.copy_tree(source, folder)
+    monkeypatch.setattr(transfer, "_fetch", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    line = rf"^{folder} cannot be copied to a temporary folder: No space left on device; set TMPDIR to another$"
+    with pytest.raises(UserError, match=line), storage.local_copy(folder):
+        pass
+    with pytest.raises(FileNotFoundError), storage.local_copy(folder / "nothing"):
+        pass
+    assert list(tmp_path.glob("taskexpert_*")) == []
 
 
 def test_a_copy_that_arrives_altered_is_refused(folder, source, monkeypatch):
