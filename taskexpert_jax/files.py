@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -68,6 +69,8 @@ def writing(path: pathlib.Path, then: str = "free space, or give another folder"
             reason = "its folder has been deleted" if gone else error.strerror or str(error)
         if reason is None:
             raise
+        if reason == os.strerror(errno.ENOSPC) and storage.is_bucket(path):
+            then = "its files are written to a temporary folder first; set TMPDIR to another"
         raise UserError(f"{path} cannot be written: {reason}; {then}") from error
 
 

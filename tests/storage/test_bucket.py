@@ -128,6 +128,12 @@ def test_result_files_are_whole_or_absent(folder):
     assert (folder / "c.json").read_text() == "{}\nmore\n"
 
 
+def test_a_disk_that_is_full_is_not_the_buckets(folder):
+    refused = pytest.raises(UserError, match=r"No space left .*; .*temporary folder first; set TMPDIR to another")
+    with refused, files.writing(folder / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_folders_for_results_are_tried_and_not_overwritten(folder):
     assert files.folder_for_results(folder / "out") == folder / "out"
     assert not folder.exists()  # the trial left nothing
