@@ -49,7 +49,7 @@ $(INSTALLED):
 		echo "Creating .venv with $$("$$python" --version)"; \
 		"$$python" -m venv --clear .venv; \
 	fi
-	@echo "Installing requirements.lock into .venv (a few minutes, about 2 GB on disk)"
+	@echo "Installing requirements.lock into .venv (a few minutes, about 3 GB on disk)"
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@cp requirements.lock $(INSTALLED)

@@ -48,9 +48,10 @@ state() { # of the request: ACTIVE, WAITING_FOR_RESOURCES, ..., or MISSING
             echo MISSING
             return
         fi
+        if [[ $answer == *"Error parsing"* ]]; then break; fi # such as no project; asking again does not help
         ((attempt == 5)) || sleep "$POLL_SECONDS"
     done
-    fail "the state of $TPU in $ZONE is unknown: $(grep -m1 ERROR <<<"$answer" || echo "$answer")" 1
+    fail "the state of $TPU in $ZONE is unknown: $(tr -s '[:space:]' ' ' <<<"$answer")" 1
 }
 
 request() {

@@ -165,6 +165,8 @@ def train(
             tally = jax.jit(lambda: empty_tally(tasks), out_shardings=sharding.replicated(mesh))()
             restart, pending = jax.jit(Tally.restarted, out_shardings=sharding.replicated(mesh)), None
             batches = sharding.to_devices(train_batches(first), mesh) if first < config.num_steps else iter(())
+            if first < config.num_steps:
+                logging.info("compiling the training step, which the first step waits for")
             for step in profiler.steps(range(first + 1, config.num_steps + 1)):
                 with watchdog.doing("waiting for the next batch"):
                     batch = next(batches)

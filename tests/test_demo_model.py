@@ -8,7 +8,8 @@ import pytest
 
 from input_pipeline.scenes import render
 import taskexpert_jax
-from taskexpert_jax import checkpoint, installation, release
+from taskexpert_jax import checkpoint, installation, json_file, release
+from taskexpert_jax.config import restored
 from taskexpert_jax.runs import released
 
 SCENES = range(1_000_000, 1_000_008)  # the first of the evaluation split
@@ -34,6 +35,11 @@ def test_the_card_cites_the_paper_as_the_readme_does(card):
     readme = pathlib.Path(__file__).resolve().parent.parent / "README.md"
     (entry,) = re.findall(r"^@inproceedings\{.*?^\}$", card[0], re.MULTILINE | re.DOTALL)
     assert entry in readme.read_text()
+
+
+def test_its_config_has_every_field_of_this_version():
+    _, added = restored(json_file.read(installation.demo_model() / released.CONFIG))
+    assert added == ()  # or each use would say that the model is of an earlier version
 
 
 def test_the_folder_has_only_the_files_of_a_release_and_is_small():
