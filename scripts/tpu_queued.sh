@@ -51,7 +51,7 @@ state() { # of the request: ACTIVE, WAITING_FOR_RESOURCES, ..., or MISSING
         if [[ $answer == *"Error parsing"* ]]; then break; fi # such as no project; asking again does not help
         ((attempt == 5)) || sleep "$POLL_SECONDS"
     done
-    fail "the state of $TPU in $ZONE is unknown: $(tr -s '[:space:]' ' ' <<<"$answer")" 1
+    fail "the state of $TPU in $ZONE is unknown: $(tr -s '[:space:]' ' ' <<<"$answer" | sed 's, $,,')" 1
 }
 
 request() {

@@ -184,7 +184,7 @@ def test_a_run_that_had_sigterm_from_its_machine_is_started_again(tmp_path):
             "0",
             1,
             0,
-            "the state of my-tpu in zone-a is unknown: ERROR: (gcloud) PERMISSION_DENIED",
+            "the state of my-tpu in zone-a is unknown: ERROR: (gcloud) PERMISSION_DENIED more",
         ),
     ],
 )
