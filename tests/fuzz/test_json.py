@@ -59,7 +59,7 @@ def _lines(path: pathlib.Path) -> None:
 
 def _record(path: pathlib.Path) -> None:
     (path.parent / "dataset_info.json").touch()
-    here: Any = SimpleNamespace(name=path.parent.name, VERSION=".")
+    here: Any = SimpleNamespace(name=path.parent.name, folder=lambda: path.parent.name)
     records.fingerprint(here, str(path.parent.parent))
 
 
