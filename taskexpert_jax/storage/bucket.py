@@ -61,6 +61,11 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
         return "/".join(self.parts[3:])
 
     @property
+    def prefix(self) -> str:
+        """Beginning of the names of the objects in this folder; empty for the bucket itself."""
+        return f"{self.key}/" if self.key else ""
+
+    @property
     def bucket(self) -> storage.Bucket:
         """The bucket's handle."""
         return client.bucket(self.parts[2])
@@ -81,8 +86,9 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
     def is_dir(self) -> bool:
         """True if an object's name begins with this one."""
         with self._asked(of_bucket=True):
-            prefix = f"{self.key}/" if self.key else ""
-            return any(self.bucket.list_blobs(prefix=prefix, max_results=1, fields=_FIELDS, **client.options(self)))
+            return any(
+                self.bucket.list_blobs(prefix=self.prefix, max_results=1, fields=_FIELDS, **client.options(self))
+            )
 
     def exists(self) -> bool:
         """True for an object or a folder."""
@@ -90,19 +96,19 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
 
     def iterdir(self) -> Iterator[Self]:
         """Objects and folders of this folder; none if it does not exist."""
-        prefix = f"{self.key}/" if self.key else ""
-        with self._asked(of_bucket=True):
-            found = self.bucket.list_blobs(prefix=prefix, delimiter="/", fields=_FIELDS, **client.options(self))
-            names = {blob.name.removeprefix(prefix) for blob in found}
-            names |= {name.removeprefix(prefix).rstrip("/") for name in found.prefixes}
+        files, folders = self._children()
+        names = {name.removeprefix(self.prefix).rstrip("/") for name in (*files, *folders)}
         yield from (self / name for name in sorted(names - {""}))  # "" is a marker of the folder itself
 
     def files(self) -> list[Self]:
         """Objects directly in this folder, by one listing."""
-        prefix = f"{self.key}/" if self.key else ""
+        return [self / relative(self, name) for name in self._children()[0] if name != self.prefix]
+
+    def _children(self) -> tuple[list[str], set[str]]:
+        """Names of the objects and of the folders directly in this folder."""
         with self._asked(of_bucket=True):
-            found = self.bucket.list_blobs(prefix=prefix, delimiter="/", fields=_FIELDS, **client.options(self))
-            return [self / relative(self, blob.name) for blob in found if blob.name != prefix]
+            found = self.bucket.list_blobs(prefix=self.prefix, delimiter="/", fields=_FIELDS, **client.options(self))
+            return [blob.name for blob in found], found.prefixes  # the folders are known after the objects are read
 
     def glob(self, pattern: str) -> Iterator[Self]:
         """Objects and folders that match a pattern, without `**`."""
@@ -126,9 +132,9 @@ class BucketPath(gpath.PosixGPath, pathlib.PosixPath):
 
     def _names(self) -> list[str]:
         """Names of all objects below this folder, also of markers of folders, which end in a slash."""
-        prefix = f"{self.key}/" if self.key else ""
         with self._asked(of_bucket=True):
-            return [blob.name for blob in self.bucket.list_blobs(prefix=prefix, fields=_FIELDS, **client.options(self))]
+            found = self.bucket.list_blobs(prefix=self.prefix, fields=_FIELDS, **client.options(self))
+            return [blob.name for blob in found]
 
     def _remove_markers(self) -> bool:
         """Removes the markers of this folder and those in it, as the console and gcsfuse make them; False: no such."""
@@ -247,7 +253,7 @@ def relative(folder: BucketPath, name: str) -> str:
     Raises:
       StoreError: it is no relative path: a bucket takes any name, also one that leads to another folder.
     """
-    found = name.removeprefix(f"{folder.key}/") if folder.key else name
+    found = name.removeprefix(folder.prefix)
     if {"", ".", ".."} & set(found.split("/")) or "\0" in found:
         raise StoreError(errno.EINVAL, f"the object {found!a} has no name of a file; remove or rename it", str(folder))
     return found

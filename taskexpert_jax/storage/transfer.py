@@ -38,9 +38,8 @@ def facts(blob: storage.Blob) -> Facts:
 
 def listed(folder: BucketPath) -> Mapping[str, Facts]:
     """See `storage.listed`."""
-    prefix = f"{folder.key}/" if folder.key else ""
     with client.errors(folder, of_bucket=True):
-        blobs = folder.bucket.list_blobs(prefix=prefix, fields=_FIELDS, **client.options(folder))
+        blobs = folder.bucket.list_blobs(prefix=folder.prefix, fields=_FIELDS, **client.options(folder))
         return {relative(folder, blob.name): facts(blob) for blob in blobs if not blob.name.endswith("/")}
 
 
