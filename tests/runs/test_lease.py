@@ -3,8 +3,6 @@
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -19,18 +17,10 @@ from taskexpert_jax.runs.checkpoints import saved_steps
 pytest.importorskip("google.cloud.storage", reason="buckets need the extra gcs")
 from taskexpert_jax.runs import lease
 from taskexpert_jax.storage import client, generations
+from tests.runs.holding import holder
 
 RENEW, EXPIRE = 0.1, 0.5  # seconds
 NOT_ONE_LINE = json.dumps(lease.Holder(token="1", host="a\nb")._asdict())
-HOLD = """
-import sys
-from taskexpert_jax import storage
-from taskexpert_jax.runs import sealing, workdir
-from taskexpert_jax.runs.checkpoints import saved_steps
-with workdir.lock(storage.path(sys.argv[1])):
-    print("held", flush=True)
-    input()
-"""
 
 
 @pytest.fixture
@@ -59,7 +49,7 @@ def abandoned(folder, **times):
 
 
 def fields(folder):
-    """What the lease says."""
+    """Fields of the lease's object."""
     return json.loads((folder / ".lease").read_text())
 
 
@@ -100,9 +90,7 @@ def test_a_program_that_has_ended_leaves_the_workdir_to_the_next(folder, elsewhe
 
 
 def test_a_program_of_this_machine_holds_it_until_it_ends_or_is_killed(folder):
-    command = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
+    with holder(folder) as process:
         before = time.monotonic()
         refused = pytest.raises(
             UserError, match=rf"^gs://.*/run is in use by process {process.pid} on \S+ since 2.*: wait .*--workdir$"

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -11,26 +9,17 @@ from configs import demo
 from taskexpert_jax.config import base
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.runs import workdir
+from tests.runs import holding
 
 DEFAULTS = base("tiny", "scenes").augment.to_dict()
-HOLD = """
-import pathlib, sys
-from taskexpert_jax.runs import workdir
-with workdir.lock(pathlib.Path(sys.argv[1])):
-    print("held", flush=True)
-    input()
-"""
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another program that holds the lock: (its process, the directory)."""
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", HOLD, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
+    with holding.holder(folder) as process:
         yield process, folder
-        process.kill()
 
 
 def test_a_directory_in_use_is_refused_with_who_uses_it(holder):
