@@ -43,7 +43,7 @@ ONE_IN = 20  # requests that get 503
 
 @dataclasses.dataclass
 class Place:
-    """Where the disturbed run is, and the faults of this kind of place.
+    """Workdir of the disturbed run, on a disk or in a bucket, with the faults that it can have there.
 
     Attributes:
       workdir: its directory.

@@ -104,7 +104,7 @@ def _copy(objects: pathlib.Path, found: Mapping[str, Facts], target: pathlib.Pat
 
 
 def _remedy(within: str) -> str:
-    """What to do about a disk that takes no copy."""
+    """The end of the message for a disk that takes no copy: ways out."""
     direct = f", or read from the bucket with --{_FIELD}=''" if within else ""
     return f"give a folder on another disk with --{_FIELD}=FOLDER{direct}"
 

@@ -27,7 +27,7 @@ POLL_CHECKPOINTS = {False: 0.01, True: 0.3}  # at the checkpoints, by whether th
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """How to start the training program: its flags, and variables of its environment besides those of this one."""
+    """Command of a training program: its flags, and environment variables in addition to those of this process."""
 
     flags: list[str]
     environment: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -71,7 +71,7 @@ class Proxy:
 
     @property
     def is_down(self) -> bool:
-        """Whether connections are closed without an answer."""
+        """True while connections are closed without an answer."""
         return time.monotonic() < self._down_until
 
     def see(self, path: str, body: bytes) -> None:

@@ -43,7 +43,7 @@ def refusal(script: pathlib.Path | str, *arguments: str, **env: str) -> str:
 
 
 def refused_by_gcloud(commands: Sequence[str], folder: pathlib.Path) -> list[str]:
-    """What gcloud finds wrong with its commands, which it parses and does not run; skips the test without gcloud."""
+    """gcloud's complaints about its commands, which it parses and does not run; skips the test without gcloud."""
     if not shutil.which("gcloud"):
         pytest.skip("gcloud is not installed")
     (folder / "commands.json").write_text(json.dumps([{"command_string": command.strip()} for command in commands]))
