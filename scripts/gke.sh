@@ -64,6 +64,7 @@ manifest() { # RUN FLAG...
     local per_host=${CHIPS_PER_HOST:-4} chips=$((${TOPOLOGY//x/*})) arguments="" argument text
     number CHIPS_PER_HOST "$per_host"
     number SLICES "${SLICES:=1}"
+    [[ ${SPOT:=0} == [01] ]] || fail "SPOT=$SPOT must be 0 or 1"
     number RESTARTS "${RESTARTS:=10}"
     ((chips > per_host)) || per_host=$chips
     ((chips % per_host == 0)) || fail "CHIPS_PER_HOST=$per_host must divide the $chips chips of TOPOLOGY=$TOPOLOGY"

@@ -168,6 +168,7 @@ if [[ $1 == create || $1 == run ]]; then
     [[ -n $ACCELERATOR ]] || fail "give the accelerator: ACCELERATOR=v5litepod-16"
     RUNTIME=${RUNTIME:-$image}
     [[ -n $RUNTIME ]] || fail "no image is known for ACCELERATOR=$ACCELERATOR: give RUNTIME=IMAGE, or v5litepod-16, v6e-8, v5p-8, v4-8, ..."
+    [[ ${SPOT:=0} == [01] ]] || fail "SPOT=$SPOT must be 0 or 1"
     [[ $SLICES =~ ^[1-9][0-9]*$ ]] || fail "SLICES=$SLICES must be a whole number from 1"
 fi
 [[ ${DRY_RUN:-0} != 0 ]] || command -v gcloud >/dev/null || fail "gcloud is missing: install the Google Cloud CLI"

@@ -217,6 +217,7 @@ def test_xpk_gets_the_command_quoted_for_its_shell():
         (("manifest", "gs://b/r"), {"IMAGE": ""}, "give IMAGE=...; the head of scripts/gke.sh explains it"),
         (("manifest", "gs://b/r"), {"NAME": "My_Run"}, "NAME=My_Run must have up to 40 lower-case letters"),
         (("manifest", "gs://b/r"), {"TOPOLOGY": "16"}, "TOPOLOGY=16 must be chips along each axis"),
+        (("manifest", "gs://b/r"), {"SPOT": "no"}, "SPOT=no must be 0 or 1"),
         (("manifest", "gs://b/r"), {"SLICES": "0"}, "SLICES=0 must be a whole number from 1"),
         (("manifest", "gs://b/r"), {"CHIPS_PER_HOST": "5"}, "CHIPS_PER_HOST=5 must divide the 16 chips"),
         (("manifest", "gs://b/r", "--a\nb"), {}, "an argument has a line break"),

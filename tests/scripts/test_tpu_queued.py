@@ -81,6 +81,7 @@ def test_other_commands():
         (("status",), {"ZONE": "z"}, "give the TPU's name and zone: "),
         (("create",), {"TPU": "t", "ZONE": "z"}, "give the accelerator: ACCELERATOR=v5litepod-16"),
         (("create",), {**TPU, "ACCELERATOR": "v9-8"}, "no image is known for ACCELERATOR=v9-8: give RUNTIME=IMAGE"),
+        (("create",), {**TPU, "SPOT": "no"}, "SPOT=no must be 0 or 1"),
         (("create",), {**TPU, "SLICES": "two"}, "SLICES=two must be a whole number from 1"),
         (("run", "runs/nyud", "--config=nyud"), TPU, "the run must be in a bucket, because the workers share no disk"),
         (("run",), TPU, "the run must be in a bucket"),
