@@ -30,7 +30,8 @@ _LOG_IN = "log in (hf auth login), or set HF_TOKEN"
 def located(path: str | pathlib.Path, name: str = "--workdir") -> pathlib.Path:
     """The folder of a trained model that a user names: a path, an hf:// address, or `demo` for the bundled model.
 
-    A released model on the hub is pulled to the hub's cache. A folder `demo` in the current one is that folder.
+    A released model or a run's directory on the hub is pulled to the hub's cache. A folder `demo` in the current one is
+    that folder.
 
     Args:
       path: the path, address or name.
@@ -48,16 +49,26 @@ def located(path: str | pathlib.Path, name: str = "--workdir") -> pathlib.Path:
 @functools.cache  # a program needs it several times
 def _model(address: Address) -> pathlib.Path:
     folder = _pulled(address, released.NEEDED)
-    if not (folder / released.MODEL).is_file() or not (folder / released.SUMS).is_file():
+    if (folder / released.MODEL).is_file() and (folder / released.SUMS).is_file():
+        try:
+            released.verify(folder)
+        except UserError as error:
+            raise UserError(f"{address}: {error}") from error
+    elif not _pull_run(address, folder):
         raise UserError(
-            f"{address} has no {released.MODEL} with {released.SUMS}: it is no model that `taskexpert release` wrote"
+            f"{address} has no {released.MODEL} with {released.SUMS}: it is no model that `taskexpert release` wrote, "
+            "and no run's directory"
         )
-    try:
-        released.verify(folder)
-    except UserError as error:
-        raise UserError(f"{address}: {error}") from error
     logging.info(f"{address}: {folder}")
     return folder
+
+
+def _pull_run(address: Address, folder: pathlib.Path) -> bool:
+    """Adds a run's checkpoints, without the optimiser state, to its config in the cache; False if it is no run."""
+    if not (folder / released.CONFIG).is_file() or (folder / released.SUMS).is_file():
+        return False
+    _pulled(address, ["checkpoints/*"], left_out=["checkpoints/*/train/*"])  # loading verifies them by their seals
+    return (folder / "checkpoints").is_dir()
 
 
 def weights(path: str, name: str) -> pathlib.Path:
@@ -72,19 +83,27 @@ def weights(path: str, name: str) -> pathlib.Path:
     folder = _pulled(address, _WEIGHTS)
     if not (folder / _WEIGHTS[0]).is_file():
         folder = _pulled(address, _OTHER_WEIGHTS)
-    if not any((folder / names[0]).is_file() for names in (_WEIGHTS, _OTHER_WEIGHTS)):
-        raise UserError(f"{name}={address} has neither {_WEIGHTS[0]} nor {_OTHER_WEIGHTS[0]}")
+    there = any((folder / names[0]).is_file() for names in (_WEIGHTS, _OTHER_WEIGHTS))
+    if not there and not _pull_run(address, folder):
+        raise UserError(
+            f"{name}={address} has neither {_WEIGHTS[0]} nor {_OTHER_WEIGHTS[0]}, and is no run's directory"
+        )
     return folder
 
 
-def _pulled(address: Address, names: Sequence[str]) -> pathlib.Path:
-    """The folder of the cache with those files of the repository that it has; without a network, of the last pull."""
+def _pulled(address: Address, names: Sequence[str], *, left_out: Sequence[str] = ()) -> pathlib.Path:
+    """The folder of the cache with those files of the repository that it has; without a network, of the last pull.
+
+    names: of the files, or patterns in which `*` also stands for slashes.
+    left_out: patterns of names that are not pulled.
+    """
     inner = f"{address.subfolder}/" if address.subfolder else ""
     with _asked(address) as hub:
         found = hub.snapshot_download(
             address.repository,
             revision=address.revision or None,
             allow_patterns=[f"{inner}{name}" for name in names],
+            ignore_patterns=[f"{inner}{name}" for name in left_out],
         )
     return pathlib.Path(found) / address.subfolder
 

@@ -253,8 +253,13 @@ def _by_name(function: Callable[[str, Any], Any], of: Tree) -> Tree:
 
 
 def results_folder(workdir: pathlib.Path, name: str, given: pathlib.Path | None) -> pathlib.Path:
-    """Folder for results: the given one, else `name` in the workdir; of a released model, in the current folder."""
-    return given or (pathlib.Path(name) if is_released(workdir) else workdir / name)
+    """Folder for results: the given one, else `name` in the workdir.
+
+    Of a released model, and of a run in the hub's cache (in a folder `models--OWNER--NAME`), it is `name` in the
+    current folder.
+    """
+    pulled = any(part.startswith("models--") for part in workdir.parts)
+    return given or (pathlib.Path(name) if pulled or is_released(workdir) else workdir / name)
 
 
 def refuse_to_train(workdir: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """The Hugging Face hub: models are pulled and pushed, and every error is one line. The server is on this machine."""
 
+import json
 import pathlib
 import socket
 import sys
@@ -13,7 +14,7 @@ from taskexpert_jax import paths
 from taskexpert_jax.config import base
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.runs import hub, released
-from tests.runs import hub_server
+from tests.runs import checkpoint_trees, hub_server
 
 
 @pytest.fixture
@@ -64,6 +65,30 @@ def test_a_local_path_is_left_alone(tmp_path, monkeypatch):
     for text, reason in (("s3://b/x", "s3:// addresses are not supported"), ("hf://x", "is no address of a model on")):
         with pytest.raises(UserError, match=f"^--workdir={text}: {reason}|^--workdir='{text}': {reason}"):
             hub.located(text)
+
+
+def test_a_runs_directory_is_pulled_without_its_optimiser_state(server, tmp_path):
+    checkpoint_trees.save(tmp_path / "run", [2, 4], {2: 40.0})
+    (tmp_path / "run/config.json").write_text(json.dumps(base("tiny", "scenes").to_dict()))
+    content = {path.relative_to(tmp_path / "run").as_posix(): path for path in (tmp_path / "run").rglob("*")}
+    run = {f"a/{name}": path.read_bytes() for name, path in content.items() if path.is_file()}
+    server.revisions["o/n"] = {"main": run}
+    folder = pulled("hf://o/n/a")
+    assert [path for path in folder.rglob("*") if "train" in path.parts] == []
+    with checkpoint_trees.opened(folder, read_only=True) as checkpoints:
+        assert checkpoints.select("best") == 2
+        expected = checkpoint_trees.state(2).variables()
+        assert checkpoint_trees.same(
+            checkpoints.restore_variables(2, checkpoint_trees.abstract().variables()), expected
+        )
+    assert hub.weights("hf://o/n/a", "config.model.pretrained") == folder
+    assert released.results_folder(folder, "evaluation", None) == pathlib.Path("evaluation")  # not in the cache
+
+    damaged = next(name for name in run if "/4/params/d/" in name)
+    server.revisions["o/n"]["main"] = run | {damaged: run[damaged][:-1]}
+    refused = pytest.raises(UserError, match=r"checkpoints/4 is damaged: params/d/.* has \d+ of \d+ bytes")
+    with checkpoint_trees.opened(pulled("hf://o/n/a"), read_only=True) as checkpoints, refused:
+        checkpoints.restore_variables(4, checkpoint_trees.abstract().variables())
 
 
 def test_a_model_is_pulled_once_and_verified(server, files):
