@@ -4,22 +4,32 @@
   python main.py --config=configs/ablation.py:static,pascal_context,vit_b16 --workdir=DIR --config.dataset.data_dir=DATA
 
 benchmarks/ablation.py trains many of them and writes one table. The part after the colon is RUNG[,BENCHMARK[,VARIANT]]:
-a rung is one of the model changes below; the benchmark is nyud or pascal_context; the variant is one of
+a rung is one of the model changes below; the benchmark is nyud, pascal_context or scenes; the variant is one of
 `config.VARIANTS` or `small`, the default, a small ViT on 96x128 images that trains in minutes on two CPU cores
-(docs/results.md).
+(docs/results.md). The scenes have the variants of configs/demo.py, and `small` is the demo itself.
 """
 
 from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-from configs import nyud, pascal_context
+from configs import demo, nyud, pascal_context
 
 BENCHMARKS: Mapping[str, Callable[[str], ConfigDict]] = {
     "nyud": nyud.get_config,
     "pascal_context": pascal_context.get_config,
+    "scenes": demo.get_config,
 }
 SMALL = "small"
+_BASES = {"scenes": "demo"}  # what `small` starts from; vit_ti16 for the others
+
+# Sizes of small models without gates and memory reads, or with one task, that have the parameters and the multiply-adds
+# of the full model, each within 5 %: benchmark -> ((experts, feature width) of static decoding, width of one task).
+_EQUAL: Mapping[str, tuple[tuple[int, int], int]] = {
+    "nyud": ((5, 36), 45),
+    "pascal_context": ((5, 36), 48),
+    "scenes": ((6, 35), 52),
+}
 
 # The mean of K experts is one expert of K times the width, so static decoding keeps all experts' parameters.
 _NO_MEMORY = {"model.memory.read": "none"}
@@ -49,10 +59,12 @@ CHANGES: Mapping[str, Mapping[str, object]] = {
     "gate_top_2": {"model.gate.top_k": 2},
     "gate_noise": {"model.gate.noise": 1.0},
     "gate_balance": {"model.gate.balance": 0.1},
+    "even_balance": {"model.gate.init": "even", "model.gate.balance": 0.01},
     "gate_cold": {"model.gate.temperature": 0.5},
     "read_conv3x3": {"model.memory.read": "conv3x3"},
     "read_identity": {"model.memory.read": "identity"},
     "write_gated": {"model.memory.write": "gated"},
+    "even_gated": {"model.gate.init": "even", "model.gate.balance": 0.01, "model.memory.write": "gated"},
     "write_replace": {"model.memory.write": "replace"},
     "memory_zeros": {"model.memory.init": "zeros"},
     "layer_norm": {"model.norm": "layer"},
@@ -78,8 +90,8 @@ def get_config(variant: str = f"full,nyud,{SMALL}") -> ConfigDict:
         raise ValueError(
             f"unknown variant {variant!r}: give RUNG[,BENCHMARK[,VARIANT]] with BENCHMARK {' or '.join(BENCHMARKS)}"
         )
-    config = BENCHMARKS[benchmark]("vit_ti16" if size == SMALL else size)
-    if size == SMALL:
+    config = BENCHMARKS[benchmark](_BASES.get(benchmark, "vit_ti16") if size == SMALL else size)
+    if size == SMALL and benchmark not in _BASES:
         _shrink(config)
     if rung not in rungs(config):
         raise ValueError(f"unknown rung {rung!r}: choose one of {', '.join(rungs(config))}")
@@ -90,8 +102,12 @@ def get_config(variant: str = f"full,nyud,{SMALL}") -> ConfigDict:
         config.model.taps = config.model.depth
     changes = _STATIC if rung.startswith(SINGLE) else {**LADDER, **CHANGES}.get(rung, {})
     config.update_from_flattened_dict(dict(changes))
-    if size == SMALL and rung in ("static", "static_gates"):
-        config.model.feature_width += 4  # makes up for the parameters of gates and memory reads
+    if size == SMALL:
+        static, single = _EQUAL[benchmark]
+        if rung in ("static", "static_gates"):
+            config.model.experts, config.model.feature_width = static
+        elif rung.startswith(SINGLE):
+            config.model.feature_width = single
     config.variant = f"{rung},{benchmark},{size}"
     return config
 

@@ -11,19 +11,25 @@ from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.tasks import from_config
 
-BASES = ("nyud,small", "pascal_context,small", "nyud,vit_b16", "pascal_context,vit_l16")
+BASES = ("nyud,small", "pascal_context,small", "scenes,small", "nyud,vit_b16", "pascal_context,vit_l16")
 
 
-def total_parameters(variant):
+def size(variant):
+    """Parameters and multiply-adds."""
     config = ablation.get_config(variant)
-    return budget.count(taskexpert.from_config(config, from_config(config))).total_parameters
+    count = budget.count(taskexpert.from_config(config, from_config(config)))
+    return count.total_parameters, count.total_multiply_adds
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_the_ladder_has_as_many_parameters_on_every_rung(base):
-    full = total_parameters(f"full,{base}")
-    for rung in ablation.LADDER:
-        assert total_parameters(f"{rung},{base}") == pytest.approx(full, rel=0.05), rung
+def test_the_ladder_has_the_same_size_on_every_rung(base):
+    small = base.endswith("small")
+    full = size(f"full,{base}")
+    compared = [*ablation.LADDER, "even_gated"]
+    if small:  # at full size, single-task models are those of the field: the same backbone and feature width
+        compared += [rung for rung in ablation.rungs(ablation.get_config(f"full,{base}")) if rung.startswith("single_")]
+    for rung in compared:
+        assert size(f"{rung},{base}") == pytest.approx(full, rel=0.05), rung
 
 
 def fields(variant):
@@ -69,7 +75,7 @@ def test_single_task_configs_have_one_task_and_are_kept_by_it():
     ("variant", "message"),
     [
         ("ful", r"'ful'.*static, static_gates"),
-        ("full,coco", r"BENCHMARK nyud or pascal_context"),
+        ("full,coco", r"BENCHMARK nyud or pascal_context or scenes"),
         ("full,nyud,vit_b16,more", r"RUNG"),
         ("single_sal", r"'single_sal'"),  # not a task of NYUD
         ("full,nyud,vit_h14", r"'vit_h14'"),
