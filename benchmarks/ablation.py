@@ -57,9 +57,9 @@ def finish(run: Run, base: str, output: pathlib.Path, extra: Sequence[str], core
     ]
     started = time.monotonic()
     with (workdir / "log.txt").open("a") as log:
-        for mode in ("train", "evaluate"):
+        for mode in (["--mode=train"], ["--mode=evaluate", "--checkpoint=latest"]):
             done = subprocess.run(
-                [*command, f"--mode={mode}", "--checkpoint=latest"],
+                [*command, *mode],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
@@ -67,7 +67,7 @@ def finish(run: Run, base: str, output: pathlib.Path, extra: Sequence[str], core
             )
             if done.returncode:
                 last = (workdir / "log.txt").read_text().strip().splitlines()[-1:]
-                print(f"{run.rung} seed {run.seed}: {mode} failed: {' '.join(last)}", flush=True)
+                print(f"{run.rung} seed {run.seed}: {mode[0]} failed: {' '.join(last)}", flush=True)
                 return False
     print(f"{run.rung} seed {run.seed}: {time.monotonic() - started:.0f} s", flush=True)
     return True

@@ -136,5 +136,5 @@ def test_a_run_that_fails_is_said_and_leaves_the_others(evaluated, capsys, monke
     monkeypatch.setattr("sys.argv", ["ablation.py", *arguments])
     assert program.main() == 1
     out = capsys.readouterr().out
-    assert "dynamic_gates seed 0: train failed: error: unknown config field 'no_such_field'" in out
+    assert "dynamic_gates seed 0: --mode=train failed: error: unknown config field 'no_such_field'" in out
     assert "| static | 1 | 42.00 | 0.5000 |" in out
