@@ -4,18 +4,19 @@
       --config.dataset.data_dir=DATA
 
 Arguments after `--` go to every run. Interrupted runs resume and finished runs are only read, so the same command
-completes a table, and more rungs or seeds extend it. With the rungs `single_TASK` the table has delta-m: the mean
-relative gain over the single-task models, whose numbers are means over the seeds.
+completes a table, and more rungs or seeds extend it. A run that DIR/ablation.json has is finished, even if its folder
+is gone: copy a recorded table there to extend it elsewhere. With the rungs `single_TASK` the table has delta-m: the
+mean relative gain over the single-task models, whose numbers are means over the seeds. benchmarks/seeds.py has the
+tables.
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+import functools
 import json
-import math
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import time
@@ -23,10 +24,16 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from benchmarks import machine, seeds
 from configs import ablation
-from taskexpert_jax import compare
+from taskexpert_jax import compare, files, json_file
+from taskexpert_jax.errors import UserError
+from taskexpert_jax.models import budget
+from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.tasks import from_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+TABLE = "ablation.json"  # in the output folder
 
 
 class Run(NamedTuple):
@@ -40,10 +47,8 @@ class Run(NamedTuple):
 
 
 def finish(run: Run, base: str, output: pathlib.Path, extra: Sequence[str], cores: Sequence[int]) -> bool:
-    """Trains and evaluates a run on the given cores, unless that is done; False if it failed."""
+    """Trains and evaluates a run on the given cores; False if it failed."""
     workdir = run.workdir(output)
-    if (workdir / "evaluation" / "metrics.json").exists():
-        return True
     workdir.mkdir(parents=True, exist_ok=True)
     config = f"--config={ROOT / 'configs' / 'ablation.py'}:{run.rung}{base}"
     command = ["taskset", "--cpu-list", ",".join(map(str, cores))]
@@ -73,113 +78,130 @@ def finish(run: Run, base: str, output: pathlib.Path, extra: Sequence[str], core
     return True
 
 
-def values(runs: Sequence[Run], output: pathlib.Path) -> dict[Run, dict[str, float]]:
-    """Published metrics of every run: `task/metric` -> value."""
-    return {run: compare.published_values(compare.read_metrics(run.workdir(output))) for run in runs}
+@functools.cache
+def size(rung: str, base: str) -> dict[str, int]:
+    """Parameters and multiply-adds of a rung's model."""
+    config = ablation.get_config(rung + base)
+    count = budget.count(taskexpert.from_config(config, from_config(config)))
+    return {"parameters": count.total_parameters, "multiply_adds": count.total_multiply_adds}
 
 
-def single_means(found: Mapping[Run, Mapping[str, float]]) -> dict[str, float]:
-    """Means of the single-task models over the seeds: `task/metric` -> mean."""
-    by_key: dict[str, list[float]] = {}
-    for run, numbers in found.items():
-        if run.rung.startswith(ablation.SINGLE):
-            for key, value in numbers.items():
-                by_key.setdefault(key, []).append(value)
-    return {key: statistics.mean(numbers) for key, numbers in by_key.items()}
+def recorded(output: pathlib.Path, setting: Mapping[str, Any]) -> dict[Run, seeds.Result]:
+    """Results in the table that an earlier call left.
+
+    Raises:
+      UserError: it is of another setting (benchmark, variant, arguments for every run), or damaged.
+    """
+    file = output / TABLE
+    if not file.exists():
+        return {}
+    try:
+        content = json_file.read(file, {"setting": dict})
+        found = [seeds.recorded(record) for record in content["runs"]]
+    except (json_file.MalformedError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not a table of this program ({error}): move it away") from None
+    for name, ours in setting.items():
+        theirs = content["setting"].get(name)
+        if theirs != ours:
+            raise UserError(f"{file} has runs with {name} {theirs!r}, not {ours!r}: choose another --output")
+    return {Run(result.rung, result.seed): result for result in found}
 
 
-def summarise(found: Mapping[Run, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Rung -> {"seeds": [...], "mean": {key: value}, "std": {key: value}}; std: of the sample, nan for one seed."""
-    single = single_means(found)
-    of = compare.columns(sorted({key for numbers in found.values() for key in numbers}))
-    summary = {}
-    for rung in dict.fromkeys(run.rung for run in found):
-        rows = {run.seed: dict(numbers) for run, numbers in found.items() if run.rung == rung}
-        for numbers in rows.values():
-            if not rung.startswith(ablation.SINGLE) and numbers.keys() <= single.keys():
-                numbers[compare.DELTA] = compare.delta_m(numbers, single, of)
-        keys = next(iter(rows.values())).keys()
-        lists = {key: [numbers[key] for numbers in rows.values()] for key in keys}
-        summary[rung] = {
-            "seeds": list(rows),
-            "mean": {key: statistics.mean(numbers) for key, numbers in lists.items()},
-            "std": {key: statistics.stdev(n) if len(n) > 1 else math.nan for key, n in lists.items()},
-        }
-    return summary
+def read(run: Run, output: pathlib.Path) -> seeds.Result | None:
+    """The run's result, None if it is not evaluated."""
+    workdir = run.workdir(output)
+    if not (workdir / "evaluation" / "metrics.json").exists():
+        return None
+    return seeds.result(run.rung, run.seed, compare.read_metrics(workdir))
 
 
-def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """The summary as Markdown: mean ± standard deviation over the seeds."""
-    keys = list(dict.fromkeys(key for row in summary.values() for key in row["mean"]))
-    of = [*compare.columns([key for key in keys if key != compare.DELTA])]
-    if compare.DELTA in keys:
-        of.append(compare.Column(compare.DELTA, "Δm (%)", higher_is_better=True))
-    digits = {
-        column.key: 2 if max(abs(row["mean"].get(column.key, 0)) for row in summary.values()) >= 2 else 4
-        for column in of
-    }
-
-    digits[compare.DELTA] = 2
-
-    def cell(row: Mapping[str, Any], key: str) -> str:
-        if key not in row["mean"]:
-            return "-"
-        mean, spread = row["mean"][key], row["std"][key]
-        text = f"{mean:+.2f}" if key == compare.DELTA else f"{mean:.{digits[key]}f}"
-        return text if math.isnan(spread) else f"{text} ± {spread:.{digits[key]}f}"
-
-    lines = ["| rung | seeds | " + " | ".join(f"{c.title} {'↑' if c.higher_is_better else '↓'}" for c in of) + " |"]
-    lines.append("|---" * (len(of) + 2) + "|")
-    for rung, row in summary.items():
-        lines.append(f"| {rung} | {len(row['seeds'])} | " + " | ".join(cell(row, c.key) for c in of) + " |")
-    return "\n".join(lines)
+def report(results: Sequence[seeds.Result], against: str, base: str) -> tuple[dict[str, Any], str]:
+    """What DIR/ablation.json says of the results, and the tables in Markdown."""
+    of, summary = seeds.columns(results), seeds.summarise(results)
+    paired = seeds.differences(results, against)
+    memory = seeds.memory_weights(results)
+    sizes = {rung: size(rung, base) for rung in summary}
+    parts = [seeds.mean_table(summary, of)]
+    if paired:
+        parts += [f"Differences to {against}, within seeds, with 95 % intervals:"]
+        parts += [seeds.difference_table(paired, of, against, summary)]
+    if memory:
+        parts += ["Largest mean weight of the memory at a tap, by seed:", seeds.memory_table(memory)]
+    content = {"size": sizes, "summary": summary, "against": against, "differences": paired}
+    return content, "\n\n".join(parts)
 
 
-def main() -> int:
-    """Runs the program; returns the exit status, 1 if a run failed."""
-    arguments, extra = sys.argv[1:], []
-    if "--" in arguments:
-        arguments, extra = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses the command line; `extra` has what follows `--`."""
+    own, extra = list(arguments), []
+    if "--" in own:
+        own, extra = own[: own.index("--")], own[own.index("--") + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rungs", nargs="+", metavar="RUNG", help="of configs/ablation.py")
     parser.add_argument("--base", default="", help="BENCHMARK,VARIANT of configs/ablation.py; default nyud,small")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for workdirs and table")
+    parser.add_argument("--against", default="static", help="rung that the others are compared with, seed by seed")
     parser.add_argument("--jobs", type=int, default=1, help="runs in parallel, which share the CPU's cores")
     parser.add_argument("--read", action="store_true", help="train nothing; tabulate finished runs")
-    args = parser.parse_args(arguments)
-    base = f",{args.base}" if args.base else ""
-    for rung in args.rungs:
-        try:
-            ablation.get_config(rung + base)
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    runs = [Run(rung, seed) for seed in args.seeds for rung in args.rungs]
+    args = parser.parse_args(own)
+    args.extra, args.base = extra, f",{args.base}" if args.base else ""
+    return args
+
+
+def train(args: argparse.Namespace, runs: Sequence[Run], done: dict[Run, seeds.Result], write: Any) -> bool:
+    """Trains and evaluates the runs, in order; `write` is called after each. False if one failed."""
     cores = sorted(os.sched_getaffinity(0))
     free = [cores[job :: args.jobs] or cores for job in range(args.jobs)]
 
     def work(run: Run) -> bool:
-        if args.read:
-            return (run.workdir(args.output) / "evaluation" / "metrics.json").exists()
         own = free.pop()
         try:
-            return finish(run, base, args.output, extra, own)
+            return finish(run, args.base, args.output, args.extra, own)
         finally:
             free.append(own)
 
+    complete = True
     with ThreadPoolExecutor(args.jobs) as pool:
-        done = list(pool.map(work, runs))
-    found = values([run for run, complete in zip(runs, done, strict=True) if complete], args.output)
-    if found:
-        ordered = {run: found[run] for rung in args.rungs for run in found if run.rung == rung}
-        summary = summarise(ordered)
-        text = table(summary)
-        print(f"\n{text}")
-        record = {"command": sys.argv, "summary": summary}
-        (args.output / "ablation.json").write_text(json.dumps(record, indent=2) + "\n")
-        (args.output / "ablation.md").write_text(text + "\n")
-    return 0 if args.read or all(done) else 1
+        for run, finished in zip(runs, pool.map(work, runs), strict=True):
+            found = read(run, args.output) if finished else None
+            complete &= found is not None
+            if found:
+                done[run] = found
+                write()
+    return complete
+
+
+def main() -> int:
+    """Runs the program; returns the exit status, 1 if a run failed."""
+    args = parse(sys.argv[1:])
+    setting = {"base": args.base.lstrip(","), "arguments": args.extra}
+    try:
+        for rung in dict.fromkeys([*args.rungs, args.against]):
+            ablation.get_config(rung + args.base)
+        done = recorded(args.output, setting)
+    except (ValueError, UserError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    wanted = [Run(rung, seed) for seed in args.seeds for rung in args.rungs]
+    done |= {run: found for run in wanted if (found := read(run, args.output))}
+
+    def write() -> str:
+        order = [*args.rungs, *(run.rung for run in done)]
+        results = sorted(done.values(), key=lambda found: (order.index(found.rung), found.seed))
+        content, text = report(results, args.against, args.base)
+        runs = [found._asdict() for found in results]
+        content = {"setting": setting, "machine": machine.described("jax"), **content, "runs": runs}
+        args.output.mkdir(parents=True, exist_ok=True)
+        table = json.dumps(json_file.finite(content), indent=1) + "\n"
+        files.write({args.output / TABLE: table, args.output / "ablation.md": text + "\n"})
+        return text
+
+    missing = [run for run in wanted if run not in done]
+    complete = args.read or train(args, missing, done, write)
+    if done:
+        print(f"\n{write()}")
+    return 0 if complete else 1
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The ablation's rungs: what each is, that claims are tested at equal size, and the table over seeds."""
 
 import json
+import shutil
 import statistics
 
 import pytest
 
-from benchmarks import ablation as program
+from benchmarks import ablation as ablation_program
 from configs import ablation
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
@@ -88,6 +89,14 @@ def test_unknown_names_are_refused(variant, message):
 
 MIOU = {"single_semseg": [40.0, 44.0], "static": [42.0, 46.2], "full": [46.2, 50.4]}
 RMSE = {"single_depth": [0.5, 0.5], "static": [0.5, 0.55], "full": [0.4, 0.5]}
+# Mean gate weights of two tasks, two taps and three expert slots, the last of which is the memory.
+GATES = {
+    "choices": ["expert 1", "expert 2", "memory"],
+    "tasks": {
+        "semseg": {"weights": [[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]], "entropy": [0.9, 0.8]},
+        "depth": {"weights": [[0.5, 0.4, 0.1], [0.0, 0.0, 1.0]], "entropy": [0.9, 0.0]},
+    },
+}
 
 
 @pytest.fixture
@@ -102,16 +111,28 @@ def evaluated(tmp_path):
                 published["depth"] = {"metric": "rmse", "value": RMSE[rung][seed]}
             dataset = {"name": "nyud", "split": "val", "fingerprint": "f"}
             content = {"published": published, "examples": 654, "dataset": dataset}
+            if rung == "full":
+                content["gates"] = GATES
             folder = tmp_path / rung / f"seed{seed}" / "evaluation"
             folder.mkdir(parents=True)
             (folder / "metrics.json").write_text(json.dumps(content))
     return tmp_path
 
 
-def test_the_table_has_means_deviations_and_delta_m(evaluated, capsys, monkeypatch):
+@pytest.fixture
+def program(monkeypatch):
+    """Runs the program with arguments; returns its exit status."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["ablation.py", *map(str, arguments)])
+        return ablation_program.main()
+
+    return run
+
+
+def test_the_table_has_means_deviations_and_delta_m(evaluated, capsys, program):
     rungs = ["static", "full", "single_semseg", "single_depth"]
-    monkeypatch.setattr("sys.argv", ["ablation.py", *rungs, "--seeds", "0", "1", f"--output={evaluated}"])
-    assert program.main() == 0  # trains nothing: every evaluation is there
+    assert program(*rungs, "--seeds", 0, 1, f"--output={evaluated}") == 0  # trains nothing: every evaluation is there
     summary = json.loads((evaluated / "ablation.json").read_text())["summary"]
     assert summary["full"]["mean"]["semseg/mIoU"] == pytest.approx(48.3)
     assert summary["full"]["std"]["semseg/mIoU"] == pytest.approx(statistics.stdev(MIOU["full"]))
@@ -120,21 +141,56 @@ def test_the_table_has_means_deviations_and_delta_m(evaluated, capsys, monkeypat
     assert summary["static"]["mean"]["delta-m"] == pytest.approx((0 + 0) / 2 / 2 + (10 - 10) / 2 / 2)
     text = (evaluated / "ablation.md").read_text()
     assert text in capsys.readouterr().out + "\n"
-    (row,) = [line for line in text.splitlines() if line.startswith("| full")]
+    row, *_ = [line for line in text.splitlines() if line.startswith("| full")]
     assert row == "| full | 2 | 48.30 ± 2.97 | 0.4500 ± 0.0707 | +12.50 ± 3.54 |"
 
 
-def test_reading_takes_what_is_there(evaluated, capsys, monkeypatch):
-    arguments = ["static", "dynamic_gates", "--seeds", "0", "1", "2", "--read", f"--output={evaluated}"]
-    monkeypatch.setattr("sys.argv", ["ablation.py", *arguments])
-    assert program.main() == 0
+def test_differences_are_taken_within_seeds(evaluated, program):
+    assert program("static", "full", "--seeds", 0, 1, f"--output={evaluated}") == 0
+    found = json.loads((evaluated / "ablation.json").read_text())["differences"]["full"]
+    assert found["mean"]["semseg/mIoU"] == pytest.approx(4.2)  # 46.2 - 42 and 50.4 - 46.2, although each rung's seeds
+    assert found["half_width"]["semseg/mIoU"] == pytest.approx(0, abs=1e-6)  # differ by 4.2
+    assert found["mean"]["depth/rmse"] == pytest.approx(-0.075)
+    # Relative gains over static: seed 0 +10 % and +20 %, seed 1 +9.09 % and +9.09 %.
+    assert found["mean"]["gain"] == pytest.approx((15 + 100 / 11) / 2)
+    text = (evaluated / "ablation.md").read_text()
+    assert "| full | 2 | **+4.20 ± 0.00** | -0.0750 ± 0.3177 | +12.05 ± 37.54 |" in text
+
+
+def test_the_memorys_largest_weight_tells_a_collapsed_gate(evaluated, program):
+    assert program("static", "full", "--seeds", 0, 1, f"--output={evaluated}") == 0
+    assert "| full | 0.30 0.30 | 1.00 1.00 |" in (evaluated / "ablation.md").read_text()
+
+
+def test_reading_takes_what_is_there(evaluated, capsys, program):
+    assert program("static", "dynamic_gates", "--seeds", 0, 1, 2, "--read", f"--output={evaluated}") == 0
     assert "| static | 2 | 44.10 ± 2.97 | 0.5250 ± 0.0354 |" in capsys.readouterr().out
 
 
-def test_a_run_that_fails_is_said_and_leaves_the_others(evaluated, capsys, monkeypatch):
-    arguments = ["static", "dynamic_gates", "--seeds", "0", f"--output={evaluated}", "--", "--config.no_such_field=1"]
-    monkeypatch.setattr("sys.argv", ["ablation.py", *arguments])
-    assert program.main() == 1
+def test_a_recorded_table_is_extended_without_its_workdirs(evaluated, tmp_path_factory, program, capsys):
+    assert program("static", "--seeds", 0, 1, f"--output={evaluated}") == 0
+    other = tmp_path_factory.mktemp("other")
+    (other / "ablation.json").write_bytes((evaluated / "ablation.json").read_bytes())
+    shutil.copytree(evaluated / "full", other / "full")
+    assert program("full", "--seeds", 0, 1, f"--output={other}") == 0
+    assert "| static | 2 | 44.10 ± 2.97 |" in capsys.readouterr().out.split("| full | 2 | 48.30")[1]
+    assert program("full", "--seeds", 0, f"--output={other}", "--base=pascal_context") == 2
+    assert "has runs with base '', not 'pascal_context'" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_is_said_and_leaves_the_others(evaluated, capsys, program):
+    extra = ["--", "--config.no_such_field=1"]
+    assert program("static", "dynamic_gates", "--seeds", 0, f"--output={evaluated}", *extra) == 1
     out = capsys.readouterr().out
     assert "dynamic_gates seed 0: --mode=train failed: error: unknown config field 'no_such_field'" in out
     assert "| static | 1 | 42.00 | 0.5000 |" in out
+
+
+def test_a_rung_trains_and_is_evaluated(tmp_path, program):
+    setting = ["--base=scenes,tiny", "--seeds", 3, f"--output={tmp_path}"]
+    extra = ["--", "--config.eval.boundary.odsf=false", "--config.tasks=('semseg','depth')"]
+    assert program("full", *setting, *extra) == 0
+    content = json.loads((tmp_path / "ablation.json").read_text())
+    (run,) = content["runs"]
+    assert run["rung"] == "full" and run["seed"] == 3 and set(run["gates"]) == {"semseg", "depth"}
+    assert content["summary"]["full"]["mean"].keys() == {"semseg/mIoU", "depth/rmse"}
