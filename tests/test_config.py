@@ -52,6 +52,7 @@ REFUSED = {
     "dataset.seed": COUNT_OR_0,
     "dataset.train_scenes": COUNT,
     "dataset.val_scenes": COUNT,
+    "dataset.variety": ("wild",),
     "model.width": COUNT,
     "model.depth": COUNT,
     "model.heads": COUNT,

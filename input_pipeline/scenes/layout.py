@@ -1,6 +1,7 @@
 """Random layout of the built-in scenes: room, camera, people, furniture and light.
 
 `compose(index, seed)` draws everything from one generator seeded by the pair, so a scene is a function of the pair.
+With `variety="wide"` the ranges of these draws follow the conditions of the scene, see `conditions`.
 """
 
 import dataclasses
@@ -8,7 +9,8 @@ import math
 
 import numpy as np
 
-from input_pipeline.scenes import furniture, geometry, people, shading
+from input_pipeline.scenes import conditions, furniture, geometry, people, shading
+from input_pipeline.scenes.conditions import Setting
 from input_pipeline.scenes.design import Design, Part, pick, tint
 from input_pipeline.scenes.geometry import Camera, Solids
 from input_pipeline.scenes.plan import Placed, Plan, turned
@@ -54,10 +56,12 @@ class Scene:
     rng: np.random.Generator  # for random values per pixel
 
 
-def compose(index: int, seed: int) -> Scene:
-    """Draws scene number `index` of the family `seed`."""
+def compose(index: int, seed: int, variety: str = "usual") -> Scene:
+    """Draws scene number `index` of the family `seed`; variety: "usual" or "wide"."""
+    wide = variety == "wide"
+    setting = conditions.setting(conditions.condition(index, seed)) if wide else conditions.USUAL
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
-    plan = _empty_room(rng)
+    plan = _empty_room(rng, setting)
     count = pick(rng, (0, 1, 2), (12, 50, 38))
     for number in range(count):
         _add_person(plan, number, count)
@@ -66,13 +70,13 @@ def compose(index: int, seed: int) -> Scene:
     return _assemble(plan)
 
 
-def _empty_room(rng: np.random.Generator) -> Plan:
-    width, height, length = rng.uniform(3.6, 6.0), rng.uniform(2.4, 2.9), rng.uniform(4.2, 8.0)
+def _empty_room(rng: np.random.Generator, setting: Setting) -> Plan:
+    width, height, length = rng.uniform(*setting.width), rng.uniform(2.4, 2.9), rng.uniform(*setting.length)
     position = (rng.uniform(0.3, 0.7) * width, rng.uniform(1.15, 1.6), rng.uniform(0.15, 0.4))
     aim = rng.uniform(0.25, 0.75) * width
     yaw = math.atan2(aim - position[0], length) + math.radians(rng.uniform(-10, 10))
     pitch = math.radians(rng.uniform(3, 11))
-    half_view = math.radians(rng.uniform(58, 70)) / 2
+    half_view = math.radians(rng.uniform(*setting.field)) / 2
     ahead = (math.sin(yaw) * math.cos(pitch), -math.sin(pitch), math.cos(yaw) * math.cos(pitch))
     # The horizontal field of view is that of a 4:3 image; other aspect ratios keep the vertical one.
     focal = 4 / 3 / 2 / math.tan(half_view)
@@ -80,11 +84,11 @@ def _empty_room(rng: np.random.Generator) -> Plan:
     # From this distance on, a person is in view from feet to head.
     lower, upper = math.atan(0.5 / focal) + pitch, math.atan(0.5 / focal) - pitch
     whole_person = max(2.1, 0.97 * position[1] / math.tan(lower), (1.76 - position[1]) / math.tan(upper))
-    return Plan(rng, width, height, length, camera, yaw, half_view, whole_person)
+    return Plan(rng, setting, width, height, length, camera, yaw, half_view, whole_person)
 
 
 def _add_person(plan: Plan, number: int, count: int) -> None:
-    """Adds a person in full view, with a seat if sitting."""
+    """Adds a person, with a seat if sitting; in full view except from a near camera."""
     rng = plan.rng
     pose = pick(rng, ("stand", "walk", "sit"), (4, 3, 3))
     seat = None
@@ -93,7 +97,9 @@ def _add_person(plan: Plan, number: int, count: int) -> None:
     for _ in range(12):
         reach = 0.55 * plan.half_view
         bearing = rng.uniform(-reach, reach) if count == 1 else (2 * number - 1) * rng.uniform(0.25, 1.15) * reach
-        x, z = plan.polar(bearing, plan.whole_person + rng.uniform(0.0, 0.5 if number == 0 else 1.2))
+        x, z = plan.polar(
+            bearing, plan.setting.scale * plan.whole_person + rng.uniform(0.0, 0.5 if number == 0 else 1.2)
+        )
         heading = plan.facing_camera(x, z, 45) if seat or rng.random() < 0.75 else plan.facing_camera(x, z, 180)
         body = seat or Design("person", 0.3, 0.3, 1.7)
         half_x, half_z = turned(body, heading)
@@ -114,22 +120,32 @@ def _add_person(plan: Plan, number: int, count: int) -> None:
 
 
 def _add_furniture(plan: Plan) -> None:
-    """Adds the furniture of one theme, as far as there is room."""
+    """Adds the furniture of one theme or more, as far as there is room."""
+    rng, (least, most) = plan.rng, plan.setting.furniture
+    for _ in range(plan.setting.themes):
+        theme = THEMES[pick(rng, tuple(THEMES))]
+        count = int(rng.integers(least, (len(theme) if most is None else most) + 1))
+        for name in theme[:count]:
+            _add_piece(plan, name)
+    for _ in range(_whole(rng, plan.setting.trinkets) if plan.setting.trinkets else 0):
+        _stand(plan, _trinket(rng), near_wall=False)
+
+
+def _add_piece(plan: Plan, name: str) -> None:
+    """Adds a piece of furniture by its name in a theme."""
     rng = plan.rng
-    theme = THEMES[pick(rng, tuple(THEMES))]
-    for name in theme[: int(rng.integers(5, len(theme) + 1))]:
-        if name in ("coffee", "dining", "desk"):
-            _add_table(plan, name)
-        elif name == "floor lamp":
-            _stand(plan, furniture.lamp(rng, "floor"), near_wall=True)
-        elif name == "plant":
-            _stand(plan, furniture.plant(rng), near_wall=True)
-        elif name == "chair":
-            _stand(plan, furniture.chair(rng), near_wall=False)
-        elif name in ("bed", "sofa"):
-            _lean(plan, getattr(furniture, name)(rng))
-        else:
-            _add_cabinet(plan, None if name == "cabinet" else name)
+    if name in ("coffee", "dining", "desk"):
+        _add_table(plan, name)
+    elif name == "floor lamp":
+        _stand(plan, furniture.lamp(rng, "floor"), near_wall=True)
+    elif name == "plant":
+        _stand(plan, furniture.plant(rng), near_wall=True)
+    elif name == "chair":
+        _stand(plan, furniture.chair(rng), near_wall=False)
+    elif name in ("bed", "sofa"):
+        _lean(plan, getattr(furniture, name)(rng))
+    else:
+        _add_cabinet(plan, None if name == "cabinet" else name)
 
 
 def _add_cabinet(plan: Plan, kind: str | None) -> None:
@@ -142,13 +158,35 @@ def _add_cabinet(plan: Plan, kind: str | None) -> None:
     if top < 0.5:
         ornament = furniture.lamp(plan.rng, "table")
     elif top < 0.7:
-        ornament = furniture.plant(plan.rng)
-        ornament.parts = [_shrink(part, 0.45) for part in ornament.parts]
+        ornament = _small_plant(plan.rng)
     else:
         return
     along = plan.rng.uniform(-0.6, 0.6) * max(0.0, design.half_x - 0.15)
     c, s = math.cos(where.heading), math.sin(where.heading)
     plan.put(ornament, where.x + c * along, where.z - s * along, where.heading, design.height)
+
+
+def _small_plant(rng: np.random.Generator) -> Design:
+    """A plant for the top of a cabinet."""
+    plant = furniture.plant(rng)
+    plant.parts = [_shrink(part, 0.45) for part in plant.parts]
+    return plant
+
+
+def _trinket(rng: np.random.Generator) -> Design:
+    """A small object for a cluttered floor."""
+    kind = pick(rng, ("plant", "lamp", "drawers", "chair"), (4, 3, 2, 2))
+    if kind == "plant":
+        plant = _small_plant(rng)
+        return dataclasses.replace(plant, half_x=0.45 * plant.half_x, half_z=0.45 * plant.half_z, height=0.45)
+    if kind == "lamp":
+        return furniture.lamp(rng, "table")
+    return furniture.chair(rng) if kind == "chair" else furniture.cabinet(rng, "drawers")
+
+
+def _whole(rng: np.random.Generator, of: tuple[int, int]) -> int:
+    """Random whole number; both ends are included."""
+    return int(rng.integers(of[0], of[1] + 1))
 
 
 def _shrink(part: Part, by: float) -> Part:
@@ -183,18 +221,19 @@ def _add_table(plan: Plan, kind: str) -> None:
 
 def _stand(plan: Plan, design: Design, near_wall: bool, square: bool = False) -> Placed | None:
     """Puts a design at a free place on the floor in view; returns None if none was found."""
-    rng = plan.rng
+    rng, scale = plan.rng, plan.setting.scale
     radius = math.hypot(design.half_x, design.half_z)
     for _ in range(10):
         if near_wall:
             gap = radius + 0.05
-            x, z = rng.uniform(gap, plan.width - gap), rng.uniform(2.0, plan.length - gap)
+            x, z = rng.uniform(gap, plan.width - gap), rng.uniform(2.0 * scale, plan.length - gap)
             if rng.random() < 0.6:
                 x = pick(rng, (gap, plan.width - gap))
             if rng.random() < 0.6:
                 z = plan.length - gap
         else:
-            x, z = plan.polar(rng.uniform(-0.9, 0.9) * plan.half_view, rng.uniform(2.0, min(4.5, plan.length - 0.8)))
+            distance = (2.0 * scale, min(4.5 * scale, plan.length - 0.8))
+            x, z = plan.polar(rng.uniform(-0.9, 0.9) * plan.half_view, rng.uniform(*distance))
         heading = pick(rng, (0.0, math.pi / 2)) if square else rng.uniform(0, 2 * math.pi)
         half_x, half_z = turned(design, heading)
         if abs(plan.bearing(x, z)) > 0.95 * plan.half_view or not plan.free(x, z, half_x, half_z):
@@ -214,7 +253,7 @@ def _lean(plan: Plan, design: Design) -> Placed | None:
         if wall == "back":
             x, z, heading = rng.uniform(0, plan.width), plan.length - depth, math.pi
         else:
-            x, z = (depth if wall == "left" else plan.width - depth), rng.uniform(1.5, plan.length)
+            x, z = (depth if wall == "left" else plan.width - depth), rng.uniform(1.5 * plan.setting.scale, plan.length)
             heading = math.pi / 2 if wall == "left" else -math.pi / 2
         half_x, half_z = turned(design, heading)
         if abs(plan.bearing(x, z)) > 0.95 * plan.half_view or not plan.free(x, z, half_x, half_z):
@@ -227,17 +266,21 @@ def _lean(plan: Plan, design: Design) -> Placed | None:
 
 def _add_decoration(plan: Plan) -> None:
     """Adds a rug, windows and pictures."""
-    rng = plan.rng
-    if rng.random() < 0.6:
+    rng, setting = plan.rng, plan.setting
+    if rng.random() < setting.rug:
         design = furniture.rug(rng)
-        x, z = plan.polar(rng.uniform(-0.4, 0.4) * plan.half_view, rng.uniform(2.0, 3.5))
+        x, z = plan.polar(rng.uniform(-0.4, 0.4) * plan.half_view, setting.scale * rng.uniform(2.0, 3.5))
         x = min(max(x, design.half_x), plan.width - design.half_x)
         z = min(z, plan.length - design.half_z)
         plan.put(design, x, z, 0.0)
-    for _ in range(int(rng.integers(1, 3))):
+    for _ in range(_whole(rng, setting.windows)):
         _hang(plan, furniture.window(rng), rng.uniform(1.45, 1.6))
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(_whole(rng, setting.pictures)):
         _hang(plan, furniture.picture(rng), rng.uniform(1.5, 1.75))
+    if setting.hanging_lamp:
+        x, z = plan.polar(rng.uniform(-0.6, 0.6) * plan.half_view, rng.uniform(0.55, 0.85) * plan.length)
+        x = min(max(x, 0.4), plan.width - 0.4)
+        plan.put(furniture.lamp(rng, "hanging"), x, z, 0.0, plan.height)
 
 
 def _hang(plan: Plan, design: Design, height: float) -> None:
@@ -282,18 +325,21 @@ def _room_materials(plan: Plan) -> list[Material]:
 
 def _light(plan: Plan) -> dict:
     """Random values for the fields of `Look` that describe the light."""
-    rng = plan.rng
-    target = np.array([*plan.polar(0.0, min(3.2, plan.length / 2)), 0.9])[[0, 2, 1]]
+    rng, setting = plan.rng, plan.setting
+    target = np.array([*plan.polar(0.0, min(3.2 * setting.scale, plan.length / 2)), 0.9])[[0, 2, 1]]
     aside, up = math.radians(pick(rng, (-1, 1)) * rng.uniform(20, 100)), math.radians(rng.uniform(35, 60))
     towards = (math.sin(aside) * math.cos(up), math.sin(up), -math.cos(aside) * math.cos(up))
     warm = rng.uniform(0.0, 1.0)
-    strength = rng.uniform(0.9, 1.6)
+    strength = rng.uniform(*setting.strength)
+    away = 6.0 * max(setting.scale, 1.0)
     return {
-        "light": geometry.make_camera(target + 6.0 * np.array(towards), -np.array(towards), shading.SHADOW_FOCAL),
+        "light": geometry.make_camera(target + away * np.array(towards), -np.array(towards), shading.SHADOW_FOCAL),
         "light_color": np.array([1.0, 0.97 - 0.1 * warm, 0.93 - 0.25 * warm], np.float32) * np.float32(strength),
-        "ambient": np.array([0.62, 0.64, 0.68], np.float32),
+        "ambient": np.array(setting.ambient, np.float32),
         "room": np.array([plan.width, plan.height, plan.length], np.float32),
-        "brightness": rng.uniform(0.48, 0.64),
+        "brightness": rng.uniform(*setting.brightness),
+        "lamp_color": np.array(setting.lamp_color, np.float32),
+        "noise": setting.noise,
     }
 
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from input_pipeline.scenes.conditions import Setting
 from input_pipeline.scenes.design import Design
 from input_pipeline.scenes.geometry import Camera
 
@@ -25,6 +26,7 @@ class Plan:
     """Floor plan under construction; lengths in metres."""
 
     rng: np.random.Generator
+    setting: Setting
     width: float
     height: float
     length: float
@@ -68,7 +70,7 @@ class Plan:
     def hides(self, x: float, z: float, radius: float, height: float) -> bool:
         """True if an object here would occlude a person or be too close to the camera."""
         near, bearing = self.distance(x, z), self.bearing(x, z)
-        if near - radius < (1.1 if height < 0.8 else 1.5):
+        if near - radius < (1.1 if height < 0.8 else 1.5) * self.setting.scale:
             return True
         half = math.asin(min(1.0, radius / near))
         allowed = 0.4 if height < 0.5 else 1.0

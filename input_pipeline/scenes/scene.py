@@ -1,7 +1,8 @@
 """Built-in data set: rooms with furniture and people, rendered on the fly, with exact labels for all six tasks.
 
 Nothing is downloaded: a scene is a function of (seed, index). One ray per pixel determines all labels, so they are
-consistent with each other; the image is anti-aliased by more rays at edges. Depth is planar, in metres.
+consistent with each other; the image is anti-aliased by more rays at edges. Depth is planar, in metres. With
+variety "wide", light, view and clutter change from scene to scene, see `conditions`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
-from input_pipeline.scenes import geometry, layout, shading
+from input_pipeline.scenes import conditions, geometry, layout, shading
 from input_pipeline.scenes.geometry import Hits, Pairs, Surface
 from input_pipeline.scenes.layout import CLASSES, Scene
 from taskexpert_jax import command_line, files, paths
@@ -19,18 +20,19 @@ from taskexpert_jax.errors import UserError
 
 __all__ = ["CLASSES", "render", "source"]
 
-VERSION = "scenes-1"  # to be raised by every change of the rendered scenes
+# By variety; to be raised by every change of its rendered scenes.
+VERSIONS = {"usual": "scenes-1", "wide": "scenes-wide-1"}
 SPLITS = ("train", "val")
+PARTS = {f"val_{name}": name for name in conditions.NAMES}  # of val, for variety "wide": the scenes of a condition
 CHANNELS = {"image": 3, "semseg": 1, "depth": 1, "normals": 3, "edge": 1, "human_parts": 1, "sal": 1}
 DTYPES = dict.fromkeys(CHANNELS, "uint8") | {"depth": "float32", "normals": "float16"}
 
 # Offsets of the rays of an edge pixel from its centre, in pixels; no two share a row or a column.
 SUB_X = np.array([-0.375, -0.125, 0.125, 0.375], np.float32)
 SUB_Y = np.array([0.125, -0.375, 0.375, -0.125], np.float32)
-NOISE = np.float32(2.0)  # standard deviation of the sensor's noise, in display values
 
 
-def render(index: int, *, seed: int = 0, height: int = 96, width: int = 128) -> dict[str, Any]:
+def render(index: int, *, seed: int = 0, height: int = 96, width: int = 128, variety: str = "usual") -> dict[str, Any]:
     """Renders scene `index` of the family `seed`; deterministic and independent of earlier calls.
 
     Returns image (H,W,3) uint8; semseg (H,W,1) uint8, index into CLASSES; depth (H,W,1) float32 metres; normals
@@ -38,9 +40,9 @@ def render(index: int, *, seed: int = 0, height: int = 96, width: int = 128) -> 
     or instance differ from the pixel to the right or below; human_parts (H,W,1) uint8, 0 background, 1 head, 2 torso,
     3 upper arm, 4 lower arm, 5 upper leg, 6 lower leg; sal (H,W,1) uint8, 1 on all people, or without people on the
     most prominent object; id str. No pixel is invalid. Height and width set the resolution; the vertical field of view
-    does not depend on them.
+    does not depend on them. variety: "usual", or "wide" for scenes under the conditions `condition(index, seed)`.
     """
-    scene = layout.compose(index, seed)
+    scene = layout.compose(index, seed, variety)
     pairs = geometry.candidate_pairs(scene.solids, scene.camera, height, width)
     x, y = geometry.pixel_rays(scene.camera, height, width)
     hits = geometry.cast(scene.solids, scene.camera, x, y, pairs)
@@ -49,7 +51,8 @@ def render(index: int, *, seed: int = 0, height: int = 96, width: int = 128) -> 
     labels = _labels(scene, hits, seen, (height, width))
     uneven = _changes(hits.solid.reshape(height, width)) | _creases(labels["normals"])
     image = _render_image(scene, pairs, (x, y), (hits, seen), uneven)
-    return {"image": image, **labels, "id": f"scene_{seed}_{index:06d}"}
+    name = {"usual": "scene", "wide": "wide"}[variety]
+    return {"image": image, **labels, "id": f"{name}_{seed}_{index:06d}"}
 
 
 def _labels(scene: Scene, hits: Hits, seen: Surface, size: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -130,45 +133,62 @@ def _render_image(
     finer_color = shading.radiance(look, shadows, camera, height, finer, finer_seen)
     color[:, chosen] = finer_color.reshape(3, -1, SUB_X.size).mean(axis=2)
 
-    noise = NOISE * scene.rng.standard_normal((height, width, 3), dtype=np.float32)
+    noise = np.float32(look.noise) * scene.rng.standard_normal((height, width, 3), dtype=np.float32)
     return shading.display(color.T.reshape(height, width, 3), look.brightness, noise)
 
 
 class _Scenes:
-    """One split; "train" has the scenes with even numbers, "val" those with odd ones, so they are disjoint."""
+    """One split: the scenes with the given numbers."""
 
     labels = tuple(name for name in CHANNELS if name != "image")
 
-    def __init__(self, split: str, count: int, seed: int, size: tuple[int, int]):
-        self._first, self._count, self._seed, self._size = SPLITS.index(split), count, seed, size
+    def __init__(self, numbers: Sequence[int], config: ConfigDict):
+        self.numbers = numbers
+        height, width = config.image_size
+        self._options = {"seed": config.seed, "height": height, "width": width, "variety": config.variety}
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.numbers)
 
     def load(self, index: int) -> dict[str, Any]:
         """See `records.Source.load`."""
-        height, width = self._size
-        return render(len(SPLITS) * index + self._first, seed=self._seed, height=height, width=width)
+        return render(self.numbers[index], **self._options)
 
 
 def source(config: ConfigDict, split: str) -> _Scenes:
     """A split of the built-in scenes.
 
-    config: image_size (H, W); seed of the family of scenes; train_scenes and val_scenes, the numbers of scenes.
+    "train" has the scenes with even numbers, "val" those with odd ones, so they are disjoint. A wide family also has
+    the parts of val in PARTS.
+
+    config: image_size (H, W); seed and variety of the family of scenes; train_scenes and val_scenes, the numbers of
+    scenes.
 
     Raises:
-      UserError: an unknown split.
+      UserError: an unknown split, or a part of val without any scene.
     """
-    if split not in SPLITS:
-        raise UserError(f"the scenes have no split {split!r}; choose train or val")
-    count = {"train": config.train_scenes, "val": config.val_scenes}[split]
-    return _Scenes(split, count, config.seed, tuple(config.image_size))
+    wide = config.variety == "wide"
+    if split not in (*SPLITS, *PARTS):
+        more = f"; or a part of val: {', '.join(PARTS)}" if wide else ""
+        raise UserError(f"the scenes have no split {split!r}; choose train or val{more}")
+    if split == "train":
+        return _Scenes(range(0, 2 * config.train_scenes, 2), config)
+    val = range(1, 2 * config.val_scenes, 2)
+    if split == "val":
+        return _Scenes(val, config)
+    if not wide:
+        raise UserError(
+            f"the split {split!r} is of wide scenes alone; set --config.dataset.variety=wide, or choose val"
+        )
+    part = [number for number in val if PARTS[split] in conditions.condition(number, config.seed)]
+    if not part:
+        raise UserError(f"no scene of {split!r} among {len(val)} of val; raise --config.dataset.val_scenes")
+    return _Scenes(part, config)
 
 
 def fingerprint(config: ConfigDict) -> str:
     """Version of the scenes; together with seed, counts and size in the config it determines the data."""
-    del config
-    return VERSION
+    return VERSIONS[config.variety]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,13 +200,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--first", type=int, default=1_000_000, help="number of the first scene; the default is far beyond training"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--variety", choices=tuple(VERSIONS), default="usual", help="wide: light, view and clutter change by scene"
+    )
     parser.add_argument("--size", type=int, nargs=2, default=(96, 128), metavar=("HEIGHT", "WIDTH"))
     options = parser.parse_args(arguments)
 
     def program() -> None:
         files.folder_for_results(options.output)
         for index in range(options.first, options.first + options.count):
-            scene = render(index, seed=options.seed, height=options.size[0], width=options.size[1])
+            size = {"height": options.size[0], "width": options.size[1]}
+            scene = render(index, seed=options.seed, variety=options.variety, **size)
             with files.replacing(options.output / f"{scene['id']}.png") as file:
                 Image.fromarray(scene["image"]).save(file, "PNG")
         print(f"written: {options.count} pictures of unseen scenes in {options.output}")

@@ -55,7 +55,9 @@ class Look:
     room: np.ndarray  # (3,) float32 metres: width, height, length
     feet: np.ndarray  # (O, 5) float32: x, z, half-extents and heading of objects on the floor
     lamps: np.ndarray  # (L, 3) float32 positions of glowing lamps
+    lamp_color: np.ndarray  # (3,) float32
     brightness: float  # target of the exposure: mean display value
+    noise: float  # standard deviation of the sensor's noise, in display values
 
 
 def make_look(materials: list[Material], **rest) -> Look:
@@ -101,7 +103,7 @@ def radiance(look: Look, shadows: np.ndarray, camera: Camera, height: int, hits:
         towards = lamp[:, None] - seen.point
         square = np.einsum("in,in->n", towards, towards)
         shine = np.maximum(np.einsum("in,in->n", towards, seen.normal), 0) / (np.sqrt(square) * (square + 0.15))
-        light += np.array([[0.30], [0.22], [0.12]], np.float32) * shine
+        light += look.lamp_color[:, None] * shine
     return albedo * light + glow
 
 

@@ -272,6 +272,9 @@ DATA_SETS: Mapping[str, Mapping[str, Field]] = {
         "dataset.seed": Field(0, whole(0), "seed of the scenes"),
         "dataset.train_scenes": Field(1_500, whole(1, 10_000_000), "scenes to train on"),
         "dataset.val_scenes": Field(200, whole(1, 10_000_000), "scenes to evaluate"),
+        "dataset.variety": Field(
+            "usual", choice("usual", "wide"), "wide: light, view and clutter change by scene (docs/scenes.md)"
+        ),
     },
 }
 

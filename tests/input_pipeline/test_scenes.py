@@ -31,7 +31,9 @@ def assert_same(a: dict, b: dict) -> None:
 
 
 def config(**changed) -> ConfigDict:
-    return ConfigDict({"image_size": (24, 32), "seed": 0, "train_scenes": 5, "val_scenes": 3} | changed)
+    return ConfigDict(
+        {"image_size": (24, 32), "seed": 0, "train_scenes": 5, "val_scenes": 3, "variety": "usual"} | changed
+    )
 
 
 def camera_points(index: int, depth: np.ndarray) -> np.ndarray:
