@@ -30,7 +30,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.pytorch import loader as torch_loader
-from input_pipeline import pascal_archive, pipeline, prepare, records, transforms
+from input_pipeline import pascal_archive, pipeline, prepare, records, stream, transforms
 from taskexpert_jax import tasks as task_records
 from taskexpert_jax.errors import UserError
 
@@ -178,13 +178,13 @@ def profile_ours(dataset: str, data_dir: pathlib.Path, count: int) -> dict[str, 
             stored = stages.timed("read record", lambda p=position: source._records[p % len(source)])
             example = stages.timed("decode", lambda s=stored: source._finish(source._decode(s)))
             example = transforms.fill_missing(example, tasks)
-            strengths = pipeline.crop_strengths(config)
+            strengths = stream.crop_strengths(config)
             example = stages.timed(
                 "scale and crop", transforms.random_scale_and_crop, example, tasks, seed, **strengths
             )
             probability = config.augment.flip_probability
             example = stages.timed("flip", transforms.random_flip, example, tasks, seed, probability=probability)
-            colours = pipeline.colour_strengths(config)
+            colours = stream.colour_strengths(config)
             image = stages.timed("colours", transforms.photometric_distortion, example["image"], seed, **colours)
             example = stages.timed("invalid marks", transforms.mark_invalid, {**example, "image": image}, tasks)
             size = tuple(config.dataset.image_size)

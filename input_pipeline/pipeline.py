@@ -1,8 +1,7 @@
 """Batches of NumPy arrays for training (endless, shuffled, augmented) and for evaluation (each example once).
 
-A training batch is a function of seed and step: the order of an epoch is a stateless permutation, and every random
-transform draws from (seed, position in the stream). A run therefore resumes at any step without replaying the stream,
-and the global batch does not depend on the number of processes. Each process reads only its own rows.
+A training batch is a function of seed and step (`stream`). A run therefore resumes at any step without replaying the
+stream, and the global batch does not depend on the number of processes. Each process reads only its own rows.
 
 Examples are decoded and transformed with NumPy and OpenCV; tf.data provides threads, batching and prefetching.
 """
@@ -10,7 +9,6 @@ Examples are decoded and transformed with NumPy and OpenCV; tf.data provides thr
 import atexit
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
-import functools
 import os
 from typing import Any
 import weakref
@@ -20,7 +18,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import tensorflow as tf
 
-from input_pipeline import local_cache, records, transforms
+from input_pipeline import local_cache, records, stream
 from input_pipeline.records import Example, Source
 from input_pipeline.sources import KeptSource, ReducedSource, ReplacingSource
 from taskexpert_jax.config import frame_size
@@ -34,7 +32,6 @@ tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")
 
 _FIRST_BATCHES = 50  # in which every task should have a valid label
-_ORDER = 0  # random stream of the epoch order; `transforms` uses the others
 
 # Iterators in use. They are closed at exit: TensorFlow's threads call back into Python, and on an interpreter that is
 # shutting down this aborts the program, whatever its exit status.
@@ -105,73 +102,6 @@ def record_fingerprint(config: ConfigDict) -> None:
             "set the data_dir of the intended data, or leave the field empty to use these"
         )
     dataset.fingerprint = found
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Indices of an epoch's examples: a permutation that depends on seed and epoch only."""
-    return transforms.generator((seed, epoch), _ORDER).permutation(count)
-
-
-def shuffled_index(position: int, seed: int, count: int) -> int:
-    """Index of the example at a position of the endless shuffled stream of `count` examples."""
-    epoch, place = divmod(position, count)
-    return int(_epoch_order(seed, epoch, count)[place])
-
-
-def crop_strengths(config: ConfigDict) -> dict[str, Any]:
-    """Arguments of `transforms.random_scale_and_crop` from a config."""
-    augment = config.augment
-    return {
-        "size": tuple(config.dataset.image_size),
-        "scale_min": augment.scale_min,
-        "scale_max": augment.scale_max,
-        "max_class_share": augment.crop_max_class_share,
-        "redraws": augment.crop_redraws,
-    }
-
-
-def colour_strengths(config: ConfigDict) -> dict[str, Any]:
-    """Arguments of `transforms.photometric_distortion` from a config."""
-    augment = config.augment
-    return {
-        "brightness": augment.brightness,
-        "contrast": (augment.contrast_min, augment.contrast_max),
-        "saturation": (augment.saturation_min, augment.saturation_max),
-        "hue": augment.hue,
-        "probability": augment.photometric_probability,
-    }
-
-
-def augmented(example: Example, config: ConfigDict, tasks: Sequence[Task], position: int) -> Example:
-    """Applies the protocol's training transforms, in order, to the example at a position of the stream."""
-    seed = (config.seed, position)
-    example = transforms.random_scale_and_crop(example, tasks, seed, **crop_strengths(config))
-    example = transforms.random_flip(example, tasks, seed, probability=config.augment.flip_probability)
-    image = transforms.photometric_distortion(example["image"], seed, **colour_strengths(config))
-    example = transforms.mark_invalid({**example, "image": image}, tasks)
-    return transforms.pad_centre(example, tasks, size=tuple(config.dataset.image_size))
-
-
-def _train_example(source: Source, config: ConfigDict, tasks: Sequence[Task], position: int) -> Example:
-    example = source.load(shuffled_index(position, config.seed, len(source)))
-    example = augmented(example, config, tasks, position)
-    return {**example, "mask": np.float32(1)}
-
-
-def _eval_example(source: Source, size: tuple[int, int], tasks: Sequence[Task], count: int, position: int) -> Example:
-    """Padded example at a position; from `count` on, a repetition of the last one with mask 0 and an empty id."""
-    example = source.load(min(position, count - 1))
-    height, width = example["image"].shape[:2]
-    if height > size[0] or width > size[1]:
-        raise UserError(
-            f"example {example['id']} is {height}x{width}, larger than evaluation frames of {size[0]}x{size[1]}; "
-            "for sliding-window inference set "
-            f"--config.eval.image_size='({max(height, size[0])},{max(width, size[1])})'"
-        )
-    example = transforms.pad_centre(transforms.mark_invalid(example, tasks), tasks, size=size)
-    real = position < count
-    return {**example, "mask": np.float32(real), "id": example["id"] if real else ""}
 
 
 def _spec(tasks: Sequence[Task], size: tuple[int, int]) -> dict[str, tf.TensorSpec]:
@@ -251,7 +181,7 @@ def train_batches(
 
     def load(row: int) -> Example:
         position = (row // len(own)) * config.batch_size + int(own[row % len(own)])
-        return _train_example(source, config, tasks, position)
+        return stream.train_example(source, config, tasks, position)
 
     positions = tf.data.Dataset.range(start_step * len(own), np.iinfo(np.int64).max)
     spec = _spec(tasks, tuple(config.dataset.image_size))
@@ -318,7 +248,7 @@ def eval_batches(
 
     def load(row: int) -> Example:
         position = (row // len(own)) * batch_size + int(own[row % len(own)])
-        return _eval_example(source, size, labelled, count, position)
+        return stream.eval_example(source, size, labelled, count, position)
 
     positions = tf.data.Dataset.range(-(-count // batch_size) * len(own))
     return EvalBatches(_batches(load, _spec(labelled, size), positions, len(own), config.dataset.threads), count)

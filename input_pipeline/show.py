@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
-from input_pipeline import pipeline, records, transforms
+from input_pipeline import pipeline, records, stream, transforms
 from input_pipeline.records import Example, Source, repeated_ids
 from taskexpert_jax import command_line, files, paths, terminal
 from taskexpert_jax.config import check as check_config
@@ -73,7 +73,7 @@ def examples(config: ConfigDict, tasks: Sequence[Task], split: str, *, stored: b
     positions = itertools.count()
     for batch in pipeline.train_batches(config, tasks):
         for row in range(len(batch["image"])):
-            example = source.load(pipeline.shuffled_index(next(positions), config.seed, len(source)))
+            example = source.load(stream.shuffled_index(next(positions), config.seed, len(source)))
             if stored:
                 yield f"{example['id']} as stored", transforms.mark_invalid(example, tasks)
             yield f"{example['id']} in training", {name: array[row] for name, array in batch.items()}

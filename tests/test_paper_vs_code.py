@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import demo, nyud
-from input_pipeline import pipeline
+from input_pipeline import pipeline, stream
 from taskexpert_jax.compile.steps import tracers
 from taskexpert_jax.config import flat
 from taskexpert_jax.models import inputs
@@ -97,7 +97,7 @@ def augmented(config):
         "normals": np.ones((height, width, 3), np.float16),
         "edge": np.zeros((height, width, 1), np.uint8),
     }
-    seen = [pipeline.augmented(example, config, from_config(config), position) for position in range(12)]
+    seen = [stream.augmented(example, config, from_config(config), position) for position in range(12)]
     return [each[name].tolist() for each in seen for name in ("image", "semseg", "depth")]
 
 

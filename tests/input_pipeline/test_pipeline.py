@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 
 from configs import nyud as nyud_config
-from input_pipeline import nyud, pipeline, prepare, records
+from input_pipeline import nyud, pipeline, prepare, records, stream
 from taskexpert_jax import tasks
 from taskexpert_jax.errors import UserError
 
@@ -283,7 +283,7 @@ def test_a_process_reads_its_own_part_only(config: ml_collections.ConfigDict, co
     assert [index for index, loads in enumerate(counting.loads) if loads] == [2, 3, 10, 11]
     counting.loads = [0] * 16
     config.batch_size = 8
-    epoch = [pipeline.shuffled_index(position, config.seed, 16) for position in range(16)]
+    epoch = [stream.shuffled_index(position, config.seed, 16) for position in range(16)]
     batches = pipeline.train_batches(config, tasks.from_config(config), rows=[2, 3])
     seen = [int(label[0, 0, 0]) for batch in itertools.islice(batches, 2) for label in batch["semseg"]]
     assert seen == [epoch[2], epoch[3], epoch[10], epoch[11]]

@@ -10,7 +10,7 @@ from PIL import Image
 import pytest
 
 from configs import demo
-from input_pipeline import folder, pipeline, records, show
+from input_pipeline import folder, pipeline, records, show, stream
 from input_pipeline.scenes import scene as scenes
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import canvas, from_config, panels
@@ -45,7 +45,7 @@ def test_what_is_stored_comes_before_what_augmentation_makes_of_it(config):
     )
     for position, (title, stored) in enumerate(zip(titles[::2], examples[::2], strict=True)):
         assert title == f"{stored['id']} as stored" and titles[2 * position + 1] == f"{stored['id']} in training"
-        augmented = pipeline.augmented(stored, config, tasks, position)
+        augmented = stream.augmented(stored, config, tasks, position)
         np.testing.assert_array_equal(examples[2 * position + 1]["image"], augmented["image"])
 
 

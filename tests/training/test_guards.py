@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import demo
-from input_pipeline import pipeline
+from input_pipeline import pipeline, stream
 from input_pipeline.sources import ReplacingSource
 from taskexpert_jax import train
 from taskexpert_jax.errors import UserError
@@ -279,7 +279,7 @@ def test_training_goes_on_without_what_cannot_be_read_and_evaluation_does_not(mo
     config = small()
     tasks = from_config(config)
     opened = pipeline.open_source(config.dataset, tasks, config.dataset.train_split)
-    bad = pipeline.shuffled_index(0, config.seed, len(opened))
+    bad = stream.shuffled_index(0, config.seed, len(opened))
 
     class Damaged(Broken):
         labels = opened.labels
