@@ -30,6 +30,7 @@ from taskexpert_jax import compare, files, json_file
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.runs import writer
 from taskexpert_jax.tasks import from_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -112,7 +113,9 @@ def read(run: Run, output: pathlib.Path) -> seeds.Result | None:
     workdir = run.workdir(output)
     if not (workdir / "evaluation" / "metrics.json").exists():
         return None
-    return seeds.result(run.rung, run.seed, compare.read_metrics(workdir))
+    lines = workdir / writer.LINES
+    losses = seeds.losses_by_step(lines.read_text().splitlines() if lines.exists() else ())
+    return seeds.result(run.rung, run.seed, compare.read_metrics(workdir), losses)
 
 
 def report(results: Sequence[seeds.Result], against: str, base: str) -> tuple[dict[str, Any], str]:
@@ -190,7 +193,7 @@ def main() -> int:
         order = [*args.rungs, *(run.rung for run in done)]
         results = sorted(done.values(), key=lambda found: (order.index(found.rung), found.seed))
         content, text = report(results, args.against, args.base)
-        runs = [found._asdict() for found in results]
+        runs = [{**found._asdict(), "losses": dict(found.losses)} for found in results]
         content = {"setting": setting, "machine": machine.described("jax"), **content, "runs": runs}
         args.output.mkdir(parents=True, exist_ok=True)
         table = json.dumps(json_file.finite(content), indent=1) + "\n"

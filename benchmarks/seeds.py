@@ -5,8 +5,10 @@ the runs themselves: a claim about two rungs is judged by the mean of the differ
 """
 
 from collections.abc import Mapping, Sequence
+import json
 import math
 import statistics
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks import paired
@@ -26,6 +28,7 @@ class Result(NamedTuple):
       values: `task/metric` -> value: the published metrics, and the boundary loss.
       gates: mean gate weights, task -> [tap][expert slot]; None for a model without gates.
       slots: names of the expert slots.
+      losses: training losses, `step` -> their steps and task -> means since the step before.
     """
 
     rung: str
@@ -33,19 +36,31 @@ class Result(NamedTuple):
     values: Mapping[str, float]
     gates: Mapping[str, Sequence[Sequence[float]]] | None = None
     slots: Sequence[str] = ()
+    losses: Mapping[str, Sequence[float]] = MappingProxyType({})
 
 
-def result(rung: str, seed: int, evaluation: Mapping[str, Any]) -> Result:
-    """The result in an evaluation's metrics.json, as `compare.read_metrics` returns it."""
+def result(rung: str, seed: int, evaluation: Mapping[str, Any], losses: Mapping[str, Sequence[float]]) -> Result:
+    """The result in an evaluation's metrics.json, as `compare.read_metrics` returns it, and training losses."""
     values = compare.published_values(evaluation)
     plain = evaluation.get("metrics", {}).get(EDGE_LOSS.key)
     if plain is not None:
         values[EDGE_LOSS.key] = float(plain)
     gates = evaluation.get("gates")
     if gates is None:
-        return Result(rung, seed, values)
+        return Result(rung, seed, values, losses=losses)
     weights = {task: found["weights"] for task, found in gates["tasks"].items()}
-    return Result(rung, seed, values, weights, gates["choices"])
+    return Result(rung, seed, values, weights, gates["choices"], losses)
+
+
+def losses_by_step(lines: Sequence[str]) -> dict[str, list[float]]:
+    """Training losses in the lines of a run's metrics.jsonl; see `Result.losses`."""
+    prefix = "train/loss/"
+    found: dict[str, list[float]] = {}
+    for record in map(json.loads, lines):
+        tasks = {name.removeprefix(prefix): value for name, value in record.items() if name.startswith(prefix)}
+        for name, value in {"step": record["step"], **tasks}.items() if tasks else ():
+            found.setdefault(name, []).append(value)
+    return found
 
 
 def recorded(record: Mapping[str, Any]) -> Result:

@@ -194,3 +194,4 @@ def test_a_rung_trains_and_is_evaluated(tmp_path, program):
     (run,) = content["runs"]
     assert run["rung"] == "full" and run["seed"] == 3 and set(run["gates"]) == {"semseg", "depth"}
     assert content["summary"]["full"]["mean"].keys() == {"semseg/mIoU", "depth/rmse"}
+    assert run["losses"]["step"] == [4] and run["losses"]["depth"][0] > 0
