@@ -3,8 +3,6 @@
   python benchmarks/ablation_figures.py differences TABLE.json --output=FILE.svg
   python benchmarks/ablation_figures.py losses TABLE.json --output=FILE.svg
   python benchmarks/ablation_figures.py gates HISTORY.json ... --output=FILE.svg     # of benchmarks/gate_history.py
-
-Needs matplotlib (requirements-benchmarks.txt).
 """
 
 import argparse
