@@ -56,6 +56,9 @@ class Outputs(NamedTuple):
     strengths: dict[str, jax.Array]
 
 
+Step = Callable[[Any, Totals, Mapping[str, Any]], tuple[Totals, Outputs]]  # see `make_step`
+
+
 class Pass(NamedTuple):
     """Results of a pass over all processes; for the fields see `results.Evaluation`."""
 
@@ -106,9 +109,7 @@ def model_forward(tasks: tuple[Task, ...], model: TaskExpert, infer: Inference) 
     return forward
 
 
-def make_step(
-    tasks: tuple[Task, ...], forward: Forward, quantisation: Quantisation, mesh: Mesh
-) -> Callable[[Any, Totals, Mapping[str, Any]], tuple[Totals, Outputs]]:
+def make_step(tasks: tuple[Task, ...], forward: Forward, quantisation: Quantisation, mesh: Mesh) -> Step:
     """Jitted step (variables, totals, batch) -> (totals, outputs); the totals are donated.
 
     A batch may hold the strengths of a task, as `STRENGTH + task`; otherwise they are those of the predictions.
@@ -171,6 +172,24 @@ def run_forward(
 ) -> Pass:
     """Full pass over this process's batches of an evaluation set, with predictions from `forward`.
 
+    Arguments and errors as `run_step`.
+    """
+    step = make_step(tasks, forward, benchmark.quantise, mesh)
+    return run_step(benchmark, tasks, step, variables, totals, batches, mesh, advance)
+
+
+def run_step(
+    benchmark: ConfigDict,
+    tasks: tuple[Task, ...],
+    step: Step,
+    variables: Any,
+    totals: Totals,
+    batches: Iterable[HostBatch],
+    mesh: Mesh,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Pass:
+    """As `run_forward`, with a step of `make_step`, which several passes may share.
+
     benchmark: settings of the boundary benchmark, `config.eval.boundary`.
     totals: totals of no example.
     advance: called with the number of examples of all processes, padding included, whose results are on the host.
@@ -178,7 +197,6 @@ def run_forward(
     Raises:
       UserError: invalid input of the boundary benchmark.
     """
-    step = make_step(tasks, forward, benchmark.quantise, mesh)
     totals = jax.device_put(totals, sharding.replicated(mesh))
     on_host, to_send = itertools.tee(batches)
     with contextlib.closing(_Examples(benchmark, tasks, mesh)) as examples:
