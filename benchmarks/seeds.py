@@ -11,6 +11,8 @@ import statistics
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from benchmarks import paired
 from configs import ablation
 from taskexpert_jax import compare
@@ -117,7 +119,7 @@ def summarise(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
         summary[rung] = {
             "seeds": [row.seed for row in rows],
             "mean": {key: statistics.mean(numbers) for key, numbers in lists.items()},
-            "std": {key: statistics.stdev(n) if len(n) > 1 else math.nan for key, n in lists.items()},
+            "std": {key: float(np.std(n, ddof=1)) if len(n) > 1 else math.nan for key, n in lists.items()},
         }
     return summary
 

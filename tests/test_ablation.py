@@ -1,12 +1,14 @@
 """The ablation's rungs: what each is, that claims are tested at equal size, and the table over seeds."""
 
 import json
+import math
 import shutil
 import statistics
 
 import pytest
 
 from benchmarks import ablation as ablation_program
+from benchmarks import seeds
 from configs import ablation
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
@@ -195,3 +197,8 @@ def test_a_rung_trains_and_is_evaluated(tmp_path, program):
     assert run["rung"] == "full" and run["seed"] == 3 and set(run["gates"]) == {"semseg", "depth"}
     assert content["summary"]["full"]["mean"].keys() == {"semseg/mIoU", "depth/rmse"}
     assert run["losses"]["step"] == [4] and run["losses"]["depth"][0] > 0
+
+
+def test_a_diverged_seed_makes_the_deviation_nan():
+    results = [seeds.Result("full", seed, {"semseg/mIoU": value}) for seed, value in enumerate((10.0, math.nan))]
+    assert math.isnan(seeds.summarise(results)["full"]["std"]["semseg/mIoU"])
