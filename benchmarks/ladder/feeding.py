@@ -65,7 +65,8 @@ class Feeder:
                 yield batch
         finally:
             for _, filled in waiting:
-                filled.cancel() or filled.exception()  # the slots are used again
+                if not filled.cancel():
+                    filled.exception()  # waits: the slots are used again
 
     def close(self) -> None:
         """Ends the processes."""

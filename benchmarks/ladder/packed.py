@@ -180,7 +180,7 @@ class Frames:
       ids: of `facts["splits"]`.
     """
 
-    labels = LABELS
+    labels: tuple[str, ...] = LABELS
 
     def __init__(self, folder: pathlib.Path, split: str, ids: list[str]):
         self._ids = ids

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, settings: Settings, ends: float) -> None:
     about |= {"frames": {split: len(ids) for split, ids in facts["splits"].items()}}
     plain = json.loads(json.dumps(dataclasses.asdict(settings)))
     content = report.opened(args.output, plain, about)
-    done = {Planned(each["rung"], each["seed"]) for each in content["runs"]}
+    done = {Planned(each["rung"], each["seed"]) for each in content["trainings"]}
     plan = [Planned(rung, seed) for seed in args.seeds for rung in args.rungs if Planned(rung, seed) not in done]
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=_roomy())))
@@ -128,7 +128,9 @@ class _Call:
     def _fits(self, planned: Planned) -> bool:
         """True if a run like those before it would end in time; the first has to try."""
         here = self._content["calls"][-1]["device"]
-        before = [each["seconds"] for each in self._content["runs"] if each["device"] == here and "seconds" in each]
+        before = [
+            each["seconds"] for each in self._content["trainings"] if each["device"] == here and "seconds" in each
+        ]
         expected = SPREAD * statistics.mean(before) if before else 0.0
         left = self._ends - time.monotonic()
         if left > expected:
@@ -145,18 +147,18 @@ class _Call:
         self._content["not_run"].remove(planned._asdict())
         facts = {**planned._asdict(), "device": self._content["calls"][-1]["device"]}
         facts |= {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        position, begun = len(self._content["runs"]), time.monotonic()
-        self._content["runs"].append(facts)
+        position, begun = len(self._content["trainings"]), time.monotonic()
+        self._content["trainings"].append(facts)
 
         def write(record: Mapping[str, Any]) -> None:
-            self._content["runs"][position] = {**facts, **record}
+            self._content["trainings"][position] = {**facts, **record}
             report.write(self._output, self._content)
 
         record = rung.train(planned.seed, self._feeder, self._batches, self._settings.evaluations, self._ends, write)
         if record["status"] == report.FINISHED:
             record["seconds"] = time.monotonic() - begun
         write(record)
-        print(line(self._content["runs"][position]), flush=True)
+        print(line(self._content["trainings"][position]), flush=True)
 
 
 def line(record: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from configs import ablation
+from taskexpert_jax.config import flat
 from taskexpert_jax.errors import UserError
 
 # The most informative first: the two ends of the claim, then what is between them, then the variants.
@@ -87,12 +88,15 @@ class Settings:
                 "model.pretrained": self.pretrained,
             }
         )
+        known = dict(flat(config))
         for field in self.fields:
             name, mark, text = field.partition("=")
+            if not mark or name not in known:
+                raise UserError(f"--fields {field}: give FIELD=VALUE with a field of the config")
             try:
-                config.update_from_flattened_dict({name: _value(text)}) if mark else config[name]
-            except (KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"--fields {field}: give FIELD=VALUE with a field of the config ({error})") from None
+                config.update_from_flattened_dict({name: _value(text)})
+            except TypeError as error:
+                raise UserError(f"--fields {field}: {error}") from None
         return config
 
 

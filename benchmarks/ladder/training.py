@@ -61,10 +61,10 @@ class Rung:
             self.initialise = jax.jit(fresh, out_shardings=shardings).lower(jnp.uint32(0)).compile()
             own = {name: example[name] for name in inputs(config)}
             (batch,) = sharding.to_devices([own], self.mesh)
-            step = make_train_step(self.model, tx, config, self.mesh, shardings)
+            step: Any = make_train_step(self.model, tx, config, self.mesh, shardings)
             self.train_step = step.lower(abstract, self._tally(), batch).compile()
             forward = full_pass.model_forward(self.tasks, self.model, inference.make_inference(self.model, config))
-            evaluation = full_pass.make_step(self.tasks, forward, config.eval.boundary.quantise, self.mesh)
+            evaluation: Any = full_pass.make_step(self.tasks, forward, config.eval.boundary.quantise, self.mesh)
             totals = jax.device_put(self._totals(), sharding.replicated(self.mesh))
             self.eval_step = evaluation.lower(abstract.variables(), totals, batch).compile()
         self.compile_seconds = time.monotonic() - started

@@ -135,6 +135,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow  # two programs of two rungs, and processes that import JAX
 def test_rehearsal_trains_and_a_second_call_goes_on(folder, tmp_path):
     (tmp_path / "rehearse.py").write_text(REHEARSAL)
     output = tmp_path / "ladder.json"
@@ -143,14 +144,14 @@ def test_rehearsal_trains_and_a_second_call_goes_on(folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     content = report.read(output)
-    assert [(run["rung"], run["seed"], run["status"]) for run in content["runs"]] == [
+    assert [(run["rung"], run["seed"], run["status"]) for run in content["trainings"]] == [
         ("static", 0, "finished"),
         ("full", 0, "finished"),
         ("static", 1, "finished"),
         ("full", 1, "finished"),
     ]
     assert content["not_run"] == [] and [call["commit"] for call in content["calls"]] == ["abc", "abc"]
-    first, *others = content["runs"]
+    first, *others = content["trainings"]
     assert first["steps"] == 5 and [each["step"] for each in first["evaluations"]] == [3, 5]  # 5 frames, twice, by 2
     assert [each["step"] for each in first["curve"]] == [1, 2, 3, 4, 5]
     assert first["metrics"]["semseg/mIoU"] >= 0 and first["images_per_s"] > 0
@@ -166,7 +167,15 @@ def test_rehearsal_trains_and_a_second_call_goes_on(folder, tmp_path):
 
 def record(rung, seed, status="finished", **facts):
     published = {"semseg": {"metric": "mIoU", "value": 10.0 + seed + len(rung)}}
-    return {"rung": rung, "seed": seed, "status": status, "published": published, "device": "x", **facts}
+    return {
+        "rung": rung,
+        "seed": seed,
+        "status": status,
+        "published": published,
+        "device": "x",
+        "curve": [{"step": 1, "loss": 2.0, "loss/semseg": 2.0}],
+        **facts,
+    }
 
 
 class _FakeRung:
@@ -182,7 +191,7 @@ class _FakeRung:
     def train(self, seed, feeder, batches, evaluations, ends, wrote):
         _FakeRung.now += 100.0
         found = {"status": "finished", "images_per_s": 5.0, "steps": 1}
-        return {**found, "published": {"semseg": {"metric": "mIoU", "value": 1.0 + seed}}}
+        return {**found, "curve": [], "published": {"semseg": {"metric": "mIoU", "value": 1.0 + seed}}}
 
 
 def call(path, plan, seconds, monkeypatch):
@@ -200,7 +209,7 @@ def call(path, plan, seconds, monkeypatch):
 def test_a_run_that_would_not_end_in_time_is_not_started(tmp_path, monkeypatch, capsys):
     plan = [("static", 0), ("full", 0), ("static", 1), ("full", 1)]
     content = call(tmp_path / "ladder.json", plan, 300.0, monkeypatch)
-    assert [(run["rung"], run["seed"]) for run in content["runs"]] == plan[:2]
+    assert [(run["rung"], run["seed"]) for run in content["trainings"]] == plan[:2]
     assert content["not_run"] == [{"rung": "static", "seed": 1}, {"rung": "full", "seed": 1}]
     assert "static, seed 1: not started" in capsys.readouterr().out
 
@@ -208,14 +217,14 @@ def test_a_run_that_would_not_end_in_time_is_not_started(tmp_path, monkeypatch, 
 def test_only_finished_runs_are_kept(tmp_path):
     path = tmp_path / "ladder.json"
     content = report.opened(path, {"epochs": 1}, {"fingerprint": "a"})
-    content["runs"] = [
+    content["trainings"] = [
         record("static", 0, curve=[]),
         record("full", 0, "stopped", reason="no time"),
         {**record("full", 1), "status": "running"},
     ]
     report.write(path, content)
     again = report.opened(path, {"epochs": 1}, {"fingerprint": "a"})
-    assert [(run["rung"], run["seed"]) for run in again["runs"]] == [("static", 0)]
+    assert [(run["rung"], run["seed"]) for run in again["trainings"]] == [("static", 0)]
     with pytest.raises(UserError, match="has runs with epochs 1, not 2: choose another --output"):
         report.opened(path, {"epochs": 2}, {"fingerprint": "a"})
     with pytest.raises(UserError, match="has runs with fingerprint 'a', not 'b'"):
@@ -224,7 +233,7 @@ def test_only_finished_runs_are_kept(tmp_path):
 
 def test_tables_compare_within_seeds():
     content = {"calls": [{"device": "x", "started": "now", "commit": "abc"}], "rungs": {}}
-    content["runs"] = [record("static", 0), record("full", 0), record("static", 1), record("full", 1)]
+    content["trainings"] = [record("static", 0), record("full", 0), record("static", 1), record("full", 1)]
     assert [(found.rung, found.seed) for found in report.finished(content)] == [
         ("static", 0),
         ("static", 1),
@@ -232,6 +241,7 @@ def test_tables_compare_within_seeds():
         ("full", 1),
     ]
     assert seeds.differences(report.finished(content), "static")["full"]["mean"]["semseg/mIoU"] == -2.0
+    assert report.finished(content)[0].losses == {"step": [1], "semseg": [2.0]}
     assert "x, now, commit abc" in report.text(content)
 
 
