@@ -309,7 +309,7 @@ def test_a_label_of_its_own_for_the_benchmark_is_used_and_unknown_pixels_are_lef
     strengths = jax.device_put(np.where(own[..., 0] == 1, 200, 0).astype(np.uint8) + 50)
     values = jax.numpy.zeros(strengths.shape)
     with contextlib.closing(full_pass._Examples(run.config.eval.boundary, (edge,), one_device())) as examples:
-        states = full_pass._single_states(edge, values[..., None], batch)
+        states = full_pass.single_states(edge, values[..., None], batch)
         examples.add(batch, full_pass.Outputs({"edge": states}, {"edge": values}, {"edge": strengths}))
         counts = examples._runs["edge"].counts()
     expected = [

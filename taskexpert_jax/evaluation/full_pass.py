@@ -117,7 +117,7 @@ def make_step(tasks: tuple[Task, ...], forward: Forward, quantisation: Quantisat
 
     def step(variables: Any, totals: Totals, batch: Mapping[str, Any]) -> tuple[Totals, Outputs]:
         predictions, gates = forward(variables, totals.gates, batch)
-        states = {task.name: _single_states(task, predictions[task.name], batch) for task in tasks}
+        states = {task.name: single_states(task, predictions[task.name], batch) for task in tasks}
         merged = {name: totals.metrics[name].merge(state.reduce()) for name, state in states.items()}
         values = {task.name: task.values(predictions[task.name]) for task in tasks}
         strengths = {
@@ -131,7 +131,7 @@ def make_step(tasks: tuple[Task, ...], forward: Forward, quantisation: Quantisat
     return jax.jit(step, donate_argnums=1, out_shardings=places)
 
 
-def _single_states(task: Task, prediction: jax.Array, batch: Mapping[str, Any]) -> Any:
+def single_states(task: Task, prediction: jax.Array, batch: Mapping[str, Any]) -> Any:
     """Metric states of the single examples, with leaves (B, ...)."""
 
     def single(prediction: jax.Array, label: jax.Array, mask: jax.Array) -> PooledMetric:
