@@ -10,8 +10,10 @@ would not end in time, and the same command goes on with the runs that are missi
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -78,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    status = main()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the decoded frames are removed then too
+    status = 130
+    with contextlib.suppress(KeyboardInterrupt):
+        status = main()
     sys.stdout.flush()
     os._exit(status)  # not waiting for a compilation of a rung that no time is left for
