@@ -11,6 +11,7 @@ would not end in time, and the same command goes on with the runs that are missi
 import argparse
 from collections.abc import Sequence
 import contextlib
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -79,10 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _interrupt(*_: object) -> None:
+    """On SIGTERM, as on Ctrl-C: the decoded frames are removed and the processes end. `timeout` may send it twice."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the decoded frames are removed then too
+    signal.signal(signal.SIGTERM, _interrupt)
     status = 130
     with contextlib.suppress(KeyboardInterrupt):
         status = main()
+    for process in multiprocessing.active_children():
+        process.terminate()
     sys.stdout.flush()
     os._exit(status)  # not waiting for a compilation of a rung that no time is left for
