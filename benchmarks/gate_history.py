@@ -46,32 +46,6 @@ def config_of(rung: str, changes: list[str]) -> ConfigDict:
     return config
 
 
-def with_biases(config: ConfigDict, tasks: Any, params: Any) -> Any:
-    """Parameters whose heads start at a constant: depth at `config.model.depth_bias`, or all at their best constant."""
-    biases = {"depth": np.array([config.model.depth_bias])}
-    if config.model.head_prior:
-        stream = pipeline.train_batches(config, tasks)
-        seen = [next(stream) for _ in range(16)]
-        biases = {task.name: _constant(task, np.concatenate([batch[task.name] for batch in seen])) for task in tasks}
-    params = jax.tree.map(lambda leaf: leaf, params)
-    for name, bias in biases.items():
-        logits = params[f"head_{name}"]["logits"]
-        logits["bias"] = logits["bias"] + bias.astype(np.float32)
-    return params
-
-
-def _constant(task: Any, label: np.ndarray) -> np.ndarray:
-    """Logits of the best constant prediction of a task of the scenes, which have no invalid pixels."""
-    if task.name == "depth":
-        return np.array([np.median(label)])
-    if task.name == "normals":
-        return label.astype(np.float64).mean(axis=(0, 1, 2))
-    share = np.bincount(label.astype(int).ravel(), minlength=256)[: max(task.channels, 2)] / label.size  # 255: void
-    if task.channels == 1:
-        return np.array([np.log(share[1] / share[0])])
-    return np.log(np.maximum(share, 1e-4))
-
-
 def history(config: ConfigDict, steps: int, every: int, images: int) -> dict[str, Any]:
     """Trains and records: steps, losses by task, and weights, [record][tap][task][expert slot]."""
     mesh, tasks = sharding.make_mesh(config.mesh, batch_sizes(config)), from_config(config)
@@ -88,8 +62,6 @@ def history(config: ConfigDict, steps: int, every: int, images: int) -> dict[str
     with sharding.use(mesh):
         initialise, _, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
         state = jax.jit(initialise, out_shardings=shardings)()
-        if config.model.depth_bias or config.model.head_prior:
-            state = state.replace(params=with_biases(config, tasks, state.params))
         train_step = make_train_step(model, tx, config, mesh, shardings)
         sums = jax.jit(lambda: tally.empty(tasks), out_shardings=sharding.replicated(mesh))()
         batches = sharding.to_devices(pipeline.train_batches(config, tasks), mesh)

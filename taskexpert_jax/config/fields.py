@@ -132,10 +132,6 @@ FIELDS: Mapping[str, Field] = {
     "model.gate.temperature": Field(1.0, number(0.001, 1000), "divides the logits"),
     "model.gate.noise": Field(0.0, number(0), "standard deviation of the noise added to the logits in training"),
     "model.gate.balance": Field(0.0, number(0), "weight of the load-balancing loss over a batch"),
-    "model.gate.late": Field(False, flag(), "experiment: the first tap does not read the memory"),
-    "model.gate.slot_norm": Field(False, flag(), "experiment: expert slots are normalised before they are mixed"),
-    "model.depth_bias": Field(0.0, number(0), "experiment of benchmarks/gate_history.py: depth starts here, metres"),
-    "model.head_prior": Field(False, flag(), "experiment of benchmarks/gate_history.py: heads start at constants"),
     "model.memory.init": Field("learned", choice("learned", "zeros"), "learned: a vector per task"),
     "model.memory.read": Field(
         "conv1x1",

@@ -136,8 +136,8 @@ class TaskExpert(nn.Module):
     ) -> tuple[Array, Array]:
         """Memory after the last tap (T, B, h, w, D), and the gates of all taps (S, T, B, N, k)."""
 
-        def step(mixture: taskexpert.MemorialMixture, memory: jax.Array, tap: Any) -> tuple[jax.Array, jax.Array]:
-            return mixture(tap[0], memory, train, tap[1])
+        def step(mixture: taskexpert.MemorialMixture, memory: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return mixture(tap, memory, train)
 
         mixtures = nn.scan(
             recomputed(step),
@@ -149,7 +149,7 @@ class TaskExpert(nn.Module):
         )
         names = tuple(task.name for task in self.tasks)
         mixture = taskexpert.MemorialMixture(names, self.experts, self.gate, self.memory, self.dtype, name="mixture")
-        return mixtures(mixture, memory, (taps, jnp.arange(self.taps) == 0))
+        return mixtures(mixture, memory, taps)
 
     def _initial_memory(self, batch: Any, height: int, width: int) -> Float[Array, "T B h w D"]:
         """A learned vector for each task, broadcast over the image, or zeros; batch: an int or a symbolic dimension."""
@@ -200,8 +200,6 @@ def from_config(config: ConfigDict, tasks: tuple[Task, ...], device: Any = None)
             temperature=model.gate.temperature,
             noise=model.gate.noise,
             init=model.gate.init,
-            late=model.gate.late,
-            slot_norm=model.gate.slot_norm,
         ),
         memory=taskexpert.MemorySpec(init=model.memory.init, read=model.memory.read, write=model.memory.write),
         head_upsample=model.head_upsample,

@@ -53,8 +53,6 @@ class GateSpec:
     temperature: float = 1.0
     noise: float = 0.0
     init: str = "random"
-    late: bool = False
-    slot_norm: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,13 +266,6 @@ def _float32(experts: jax.Array) -> list[jax.Array]:
     return [expert.astype(jnp.float32) for expert in experts]
 
 
-def _normalised(slots: jax.Array) -> jax.Array:
-    """Mean 0 and standard deviation 1 over the channels, without parameters."""
-    values = slots.astype(jnp.float32)
-    values = values - values.mean(axis=-1, keepdims=True)
-    return (values / (values.std(axis=-1, keepdims=True) + 1e-3)).astype(slots.dtype)
-
-
 class MemorialMixture(nn.Module):
     """One tap: experts, gates, memory read and write. Returns the updated memory and the gate weights."""
 
@@ -286,7 +277,7 @@ class MemorialMixture(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Float[Array, "B N C"], memory: Float[Array, "T B h w D"], train: bool, first: Any = False
+        self, tokens: Float[Array, "B N C"], memory: Float[Array, "T B h w D"], train: bool
     ) -> tuple[Float[Array, "T B h w D"], Float32[Array, "T B N k"]]:
         _, batch, height, width, depth = memory.shape
         features = LayerNorm(self.dtype, name="norm")(tokens)  # (B, N, C)
@@ -294,15 +285,13 @@ class MemorialMixture(nn.Module):
         experts = Experts(self.experts, depth, self.dtype, name="experts")(grid, train)
         experts = experts.reshape(-1, batch, height * width, depth)  # (K, B, N, D)
         read = self._read(memory)  # (T, B, N, D) or None
-        if self.gate.slot_norm:
-            experts, read = _normalised(experts), None if read is None else _normalised(read)
-        gates = self._gates(features, len(experts) + (read is not None), train, first)  # (T, B, N, K+1)
+        gates = self._gates(features, len(experts) + (read is not None), train)  # (T, B, N, K+1)
         with jax.named_scope("assemble"):
             features = assemble(gates, experts, read).reshape(memory.shape)
         memory = self._write(memory, features)
         return sharding.constrain(memory, "tasks", "batch", None, None, None), gates
 
-    def _gates(self, features: Float[Array, "B N C"], slots: int, train: bool, first: Any) -> Float32[Array, "T B N k"]:
+    def _gates(self, features: Float[Array, "B N C"], slots: int, train: bool) -> Float32[Array, "T B N k"]:
         """Gate weights of all tasks over `slots` expert slots."""
         if self.gate.granularity == "uniform":
             return jnp.full((len(self.tasks), *features.shape[:2], slots), 1.0 / slots, jnp.float32)
@@ -317,8 +306,6 @@ class MemorialMixture(nn.Module):
         logits = per_task(self.gate, slots, self.dtype, name="gates")(features, features.mean(axis=1))
         logits = sharding.constrain(logits, "tasks", "batch", None, None)
         logits = logits.astype(jnp.float32) / self.gate.temperature
-        if self.gate.late and self.memory.read != "none":
-            logits = logits.at[..., -1].add(jnp.where(first, -1e9, 0.0))
         if train and self.gate.noise:
             # At the granularity of the gates: one draw per token, per image, or for the whole batch.
             batch, tokens, _ = features.shape
