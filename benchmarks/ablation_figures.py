@@ -1,8 +1,8 @@
 """Figures of a table of benchmarks/ablation.py: differences between rungs, curves of training, histories of gates.
 
-  python benchmarks/ablation_figures.py differences TABLE.json --output=FILE.svg
-  python benchmarks/ablation_figures.py losses TABLE.json --output=FILE.svg
-  python benchmarks/ablation_figures.py gates HISTORY.json ... --output=FILE.svg     # of benchmarks/gate_history.py
+python benchmarks/ablation_figures.py differences TABLE.json --output=FILE.svg
+python benchmarks/ablation_figures.py losses TABLE.json --output=FILE.svg
+python benchmarks/ablation_figures.py gates HISTORY.json ... --output=FILE.svg     # of benchmarks/gate_history.py
 """
 
 import argparse
