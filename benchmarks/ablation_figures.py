@@ -72,13 +72,13 @@ def losses(content: dict[str, Any]) -> Any:
             ratios = np.mean([np.divide(ours[task], other[task]) for ours, other in pairs], axis=0)
             axis.plot(pairs[0][0]["step"], 100 * (ratios - 1), label=rung, linewidth=1.2)
         axis.axhline(0, color="#bbbbbb", linewidth=1)
-        axis.set_title(f"{task} loss, % over {against}'s", fontsize=9)
+        axis.set_title(f"{task} loss, difference to {against} (%)", fontsize=9)
     axes[0].legend(fontsize=7)
     return figure
 
 
 def gates(histories: list[dict[str, Any]]) -> Any:
-    """A panel for each history and tap: the memory's mean weight by step, a line for each task."""
+    """A row for each history, a panel for each tap: the memory's mean weight by step, a line for each task."""
     taps = len(histories[0]["weights"][0])
     figure, axes = _grid(len(histories) * taps, columns=taps, height=1.9)
     for row, history in enumerate(histories):
@@ -88,8 +88,10 @@ def gates(histories: list[dict[str, Any]]) -> Any:
             for number, task in enumerate(history["tasks"]):
                 axis.plot(history["steps"], weights[:, tap, number, slot], label=task, linewidth=1.2)
             axis.set_ylim(0, 1)
-            changes = " ".join(change for change in history["changes"] if change.startswith("model."))
-            axis.set_title(f"{history['rung'].split(',')[0]} {changes} tap {tap + 1}", fontsize=8)
+            if not row:
+                axis.set_title(f"tap {tap + 1}", fontsize=9)
+        changes = [change for change in history["changes"] if change.startswith("model.")]
+        axes[row * taps].set_ylabel("\n".join([history["rung"].split(",")[0], *changes]), fontsize=7)
     axes[0].legend(fontsize=7, ncols=2)
     return figure
 
