@@ -198,3 +198,8 @@ def test_a_rung_trains_and_is_evaluated(tmp_path, program, monkeypatch):
     assert run["rung"] == "full" and run["seed"] == 3 and set(run["gates"]) == {"semseg", "depth"}
     assert content["summary"]["full"]["mean"].keys() == {"semseg/mIoU", "depth/rmse"}
     assert run["losses"]["step"] == [2] and run["losses"]["depth"][0] > 0
+
+
+def test_a_diverged_seed_makes_the_deviation_nan():
+    results = [seeds.Result("full", seed, {"semseg/mIoU": value}) for seed, value in enumerate((10.0, math.nan))]
+    assert math.isnan(seeds.summarise(results)["full"]["std"]["semseg/mIoU"])
