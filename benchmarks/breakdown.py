@@ -39,6 +39,11 @@ from taskexpert_jax.tasks.metrics import PooledMetric
 
 TABLE = "breakdown.json"
 NOT_DATA = ("cache", "threads", "data_dir", "local_cache", "train_split", "train_scenes")  # how they are read
+_VALUES = json_file.Each(json_file.Each((float, None)))
+_FORM = {
+    "data": {"images": json_file.Each(int), "bounds": json_file.Each([(float, None), (float, None)])},
+    "runs": json_file.Items({"rung": str, "seed": int, "groups": _VALUES, "classes": _VALUES}),
+}
 AGREES = 1e-4  # largest relative difference from the run's own evaluation
 
 States = Mapping[str, Any]
@@ -222,12 +227,14 @@ def read(output: pathlib.Path) -> tuple[dict[str, Any], dict[Run, Found]]:
     if not file.exists():
         return {}, {}
     try:
-        content = json_file.read(file, {"data": dict})
+        content = json_file.read(file, _FORM)
         runs = {Run(run["rung"], run["seed"]): run for run in content["runs"]}
         return content["data"], {
             key: Found(_numbers(run["groups"]), _numbers(run["classes"]), content["data"]) for key, run in runs.items()
         }
-    except (json_file.MalformedError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}; choose another --output") from None
+    except json_file.MalformedError as error:
         raise UserError(f"{file} is not a table of this program ({error}): move it away") from None
 
 
@@ -294,7 +301,7 @@ def _named(row: str, data: Mapping[str, Any]) -> str:
     statistic, _, third = row.rpartition(" ")
     if statistic not in data["bounds"]:
         return row
-    low, high = (f"{bound:.3g}" for bound in data["bounds"][statistic])
+    low, high = (f"{math.nan if bound is None else bound:.3g}" for bound in data["bounds"][statistic])
     return f"{statistic} " + {"low": f"< {low}", "middle": f"{low} to {high}", "high": f">= {high}"}[third]
 
 
@@ -341,9 +348,15 @@ def program(args: argparse.Namespace) -> None:
         raise UserError(
             f"{args.runs} has no finished run of {', '.join(args.rungs)}; train with benchmarks/ablation.py"
         )
-    unknown = {rung for pair in args.compare for rung in pair} - {run.rung for run in (*wanted, *runs)}
-    if unknown:
-        raise UserError(f"--compare: no finished run of {', '.join(sorted(unknown))}")
+    finished = {run.rung for run in (*wanted, *runs)}
+    if unknown := [rung for rung in args.rungs if rung not in finished]:
+        raise UserError(f"{args.runs} has no finished run of {', '.join(unknown)}; train with benchmarks/ablation.py")
+    for pair in args.compare:
+        if unknown := [rung for rung in pair if rung not in finished]:
+            raise UserError(f"--compare: no finished run of {', '.join(unknown)}")
+        one, other = ({run.seed for run in (*wanted, *runs) if run.rung == rung} for rung in pair)
+        if not one & other:
+            raise UserError(f"--compare: no seed has finished runs of both {pair[0]} and {pair[1]}")
     files.folder_for_results(args.output)
     for run, workdir in wanted.items():
         if run in runs:
@@ -357,7 +370,8 @@ def program(args: argparse.Namespace) -> None:
         data = json.loads(json.dumps(found.data))
         write(args.output, runs, args.compare)
         print(f"{run.rung} seed {run.seed}: {time.monotonic() - started:.0f} s", flush=True)
-    print(write(args.output, runs, args.compare))
+    text = write(args.output, runs, args.compare)
+    print(text or f"{args.output / TABLE} has the numbers of {len(runs)} runs; --compare RUNG OTHER makes tables")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,6 +24,13 @@ class Each:
     form: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """The form of an array of any length: the form of all of its items."""
+
+    form: Any
+
+
 def read(path: pathlib.Path, form: Any = object) -> Any:
     """The content of a file; see `parse`.
 
@@ -40,7 +47,8 @@ def parse(content: bytes, form: Any = object) -> Any:
     Args:
       content: the text. Not allowed: keys that are given twice, text that is not Unicode, more than 50 levels.
       form: `object` for any value; `str`, `int`, `float` (any finite number), `dict` or None for null; a tuple of
-        alternatives; {key: form} for an object with at least these keys; `Each`; [form, form] for an array of two.
+        alternatives; {key: form} for an object with at least these keys; `Each`; [form, form] for an array of two;
+        `Items`.
 
     Raises:
       MalformedError: not JSON, or not of this form.
@@ -114,6 +122,8 @@ def _check(value: Any, form: Any, where: str) -> None:
         inner = [(key, value[key], each) for key, each in form.items()]
     elif isinstance(form, list):
         inner = [(str(index), each, form[index]) for index, each in enumerate(value)]
+    elif isinstance(form, Items):
+        inner = [(str(index), each, form.form) for index, each in enumerate(value)]
     for key, each, of_each in inner:
         name = key if key and key.isprintable() and len(key) < _LONGEST_NAME else shown(key)
         _check(each, of_each, f"{where}.{name}" if where else name)
@@ -129,11 +139,15 @@ def _is_kind(value: Any, form: Any) -> bool:
         return type(value) is form
     if isinstance(form, list):
         return isinstance(value, list) and len(value) == len(form)
+    if isinstance(form, Items):
+        return isinstance(value, list)
     return value is None if form is None else isinstance(value, dict)
 
 
 def _words(form: Any) -> str:
     if isinstance(form, list):
         return f"an array of {len(form)} values"
+    if isinstance(form, Items):
+        return "an array"
     names = {str: "text", int: "a whole number", float: "a finite number", None: "null"}
     return "an object with fields" if isinstance(form, dict | Each) or form is dict else names[form]

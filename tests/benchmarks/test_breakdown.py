@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from benchmarks import breakdown, image_groups
 from benchmarks.breakdown import Found, Run
 from configs import demo
+from taskexpert_jax.errors import UserError
 from taskexpert_jax.evaluation import steps
 from taskexpert_jax.tasks import from_config
 from tests import random_runs
@@ -235,3 +237,33 @@ def test_wrong_input_gets_one_line(tmp_path, capsys):
     (tmp_path / "output" / "breakdown.json").write_text('{"data": {}, "runs": [{"rung": 1}]}')
     assert breakdown.main(["full", *given]) == 2
     assert "is not a table of this program" in capsys.readouterr().err
+
+
+EMPTY = {"groups": {}, "classes": {}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": {}}, "runs is {}, and must be an array"),
+        ({"runs": [{"rung": "full", "seed": 0, **EMPTY, "groups": {"all": {"a": "b"}}}]}, "runs.0.groups.all.a is 'b'"),
+        ({"data": {"images": {}, "bounds": 1}}, "data.bounds is 1"),
+    ],
+)
+def test_a_table_with_values_of_other_kinds_is_refused(tmp_path, change, message):
+    content = {"data": {"images": {}, "bounds": {}}, "runs": [], **change}
+    (tmp_path / "breakdown.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=re.escape(message)):
+        breakdown.read(tmp_path)
+
+
+def test_rungs_without_runs_are_named_before_anything_is_evaluated(tmp_path, capsys):
+    for folder in ("full/seed0", "static/seed1"):
+        (tmp_path / folder / "evaluation").mkdir(parents=True)
+        (tmp_path / folder / "evaluation" / "metrics.json").write_text("{}")
+    given = [f"--runs={tmp_path}", f"--output={tmp_path / 'output'}"]
+    assert breakdown.main(["full", "statik", *given]) == 2
+    assert "has no finished run of statik; train with" in capsys.readouterr().err
+    assert breakdown.main(["full", "static", *given, "--compare", "full", "static"]) == 2
+    assert "--compare: no seed has finished runs of both full and static" in capsys.readouterr().err
+    assert not (tmp_path / "output").exists()
