@@ -31,6 +31,7 @@ _FORM = {
     "fingerprint": str,
     "frame_size": [int, int],
     "image_size": [int, int],
+    "quality": int,
     "splits": json_file.Each(object),
 }
 _SMOOTHING = 0.75  # pixels; standard deviation for the depth before planes are fitted to it

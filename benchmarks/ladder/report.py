@@ -14,7 +14,13 @@ from taskexpert_jax.errors import UserError
 
 FINISHED = "finished"
 AGAINST = "static"  # the rung that the others are compared with
-_FORM = {"settings": dict, "data": dict, "calls": object, "rungs": dict, "trainings": object}
+_FORM = {
+    "settings": dict,
+    "data": dict,
+    "calls": json_file.Items({"device": str, "started": str, "commit": (str, None)}),
+    "rungs": json_file.Each({"parameters": int, "multiply_adds": int}),
+    "trainings": json_file.Items({"rung": str, "seed": int, "status": str}),
+}
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:

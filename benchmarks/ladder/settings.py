@@ -65,8 +65,13 @@ class Settings:
         """The config of a rung, without a seed; facts: of the packed frames.
 
         Raises:
-          UserError: an unknown rung or variant, or a wrong field.
+          UserError: an unknown rung or variant, or a wrong setting or field.
         """
+        for name, most in {"epochs": 1e6, "batch_size": 1e6, "evaluations": 1e6, "learning_rate": 1e3}.items():
+            if not 0 < (value := getattr(self, name)) <= most:
+                raise UserError(f"--{name}={value}: give a number above 0, up to {most:g}")
+        if not 0 <= self.warmup_epochs < float("inf"):
+            raise UserError(f"--warmup_epochs={self.warmup_epochs}: give 0 or more")
         try:
             config = ablation.get_config(f"{rung},nyud,{self.variant}")
         except ValueError as error:

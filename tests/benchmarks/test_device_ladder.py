@@ -257,3 +257,22 @@ def test_wrong_input_is_one_line(tmp_path, facts, capsys):
         Settings(fields=("model.nothing=1",)).config("full", facts)
     with pytest.raises(UserError, match=r"a.json is missing; .* writes it"):
         report.read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", 0.0), ("epochs", float("nan")), ("batch_size", 0), ("evaluations", 0), ("warmup_epochs", -1.0)],
+)
+def test_settings_without_a_step_are_refused(facts, field, value):
+    with pytest.raises(UserError, match=f"--{field}={value}: give"):
+        Settings(**{field: value}).config("full", facts)
+
+
+def test_a_damaged_ladder_is_refused_in_one_line(tmp_path, capsys):
+    path = tmp_path / "ladder.json"
+    content = report.opened(path, {}, {})
+    for name, value in {"trainings": [{"rung": "full", "seed": 0}], "calls": [1], "rungs": {"full": 2}}.items():
+        path.write_text(json.dumps({**content, name: value}))
+        assert device_ladder.main(["table", str(path)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "is no ladder's JSON" in line and name in line
