@@ -11,12 +11,14 @@ tables.
 """
 
 import argparse
+import ast
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import functools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -26,8 +28,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import machine, seeds
 from configs import ablation
-from taskexpert_jax import compare, files, json_file
-from taskexpert_jax.errors import UserError
+from taskexpert_jax import command_line, compare, files, json_file
+from taskexpert_jax.config import flat, read_run
+from taskexpert_jax.errors import UserError, shown
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.runs import writer
@@ -35,6 +38,7 @@ from taskexpert_jax.tasks import from_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TABLE = "ablation.json"  # in the output folder
+_PLACES = ("dataset.data_dir", "dataset.local_cache", "dataset.cache", "dataset.threads")  # that change no result
 
 
 class Run(NamedTuple):
@@ -47,8 +51,15 @@ class Run(NamedTuple):
         return output / self.rung / f"seed{self.seed}"
 
 
-def finish(run: Run, base: str, output: pathlib.Path, extra: Sequence[str], cores: Sequence[int]) -> bool:
-    """Trains and evaluates a run on the given cores; False if it failed."""
+def finish(
+    run: Run,
+    base: str,
+    output: pathlib.Path,
+    extra: Sequence[str],
+    cores: Sequence[int],
+    running: set[subprocess.Popen],
+) -> bool:
+    """Trains and evaluates a run on the given cores; False if it failed. `running` has its process meanwhile."""
     workdir = run.workdir(output)
     workdir.mkdir(parents=True, exist_ok=True)
     config = f"--config={ROOT / 'configs' / 'ablation.py'}:{run.rung}{base}"
@@ -64,14 +75,11 @@ def finish(run: Run, base: str, output: pathlib.Path, extra: Sequence[str], core
     started = time.monotonic()
     with (workdir / "log.txt").open("a") as log:
         for mode in (["--mode=train"], ["--mode=evaluate", "--checkpoint=latest"]):
-            done = subprocess.run(
-                [*command, *mode],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                check=False,
-            )
-            if done.returncode:
+            with subprocess.Popen([*command, *mode], stdout=log, stderr=subprocess.STDOUT, cwd=ROOT) as process:
+                running.add(process)
+                process.wait()
+                running.remove(process)
+            if process.returncode:
                 last = (workdir / "log.txt").read_text().strip().splitlines()[-1:]
                 print(f"{run.rung} seed {run.seed}: {mode[0]} failed: {' '.join(last)}", flush=True)
                 return False
@@ -96,26 +104,65 @@ def recorded(output: pathlib.Path, setting: Mapping[str, Any]) -> dict[Run, seed
     file = output / TABLE
     if not file.exists():
         return {}
-    try:
-        content = json_file.read(file, {"setting": dict})
-        found = [seeds.recorded(record) for record in content["runs"]]
-    except (json_file.MalformedError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not a table of this program ({error}): move it away") from None
+    content = seeds.read_table(file, {"setting": dict}, "move it away, or choose another --output")
+    found = [seeds.recorded(record) for record in content["runs"]]
     for name, ours in setting.items():
         theirs = content["setting"].get(name)
         if theirs != ours:
             raise UserError(f"{file} has runs with {name} {theirs!r}, not {ours!r}: choose another --output")
+    for rung in {result.rung for result in found}:
+        try:
+            ablation.get_config(",".join(filter(None, (rung, setting["base"]))))
+        except ValueError as error:
+            raise UserError(f"{file} has runs of another version ({error}): choose another --output") from None
     return {Run(result.rung, result.seed): result for result in found}
 
 
-def read(run: Run, output: pathlib.Path) -> seeds.Result | None:
-    """The run's result, None if it is not evaluated."""
+def read(run: Run, output: pathlib.Path, base: str, extra: Sequence[str]) -> seeds.Result | None:
+    """The run's result, None if it is not evaluated.
+
+    Raises:
+      UserError: damaged files, or a run of another setting.
+    """
     workdir = run.workdir(output)
     if not (workdir / "evaluation" / "metrics.json").exists():
         return None
+    if (workdir / "config.json").exists():
+        check_setting(run, workdir, base, extra)
     lines = workdir / writer.LINES
-    losses = seeds.losses_by_step(lines.read_text().splitlines() if lines.exists() else ())
+    try:
+        losses = seeds.losses_by_step(lines.read_text().splitlines() if lines.exists() else ())
+    except (ValueError, KeyError, AttributeError, OSError) as error:
+        raise UserError(f"{lines} is damaged ({error}): move {workdir} away to train it again") from None
     return seeds.result(run.rung, run.seed, compare.read_metrics(workdir), losses)
+
+
+def check_setting(run: Run, workdir: pathlib.Path, base: str, extra: Sequence[str]) -> None:
+    """Raises UserError if a folder has a run of another rung, base or seed, or with other values of `extra`."""
+    config = read_run(workdir)
+    expected = {"variant": ablation.get_config(run.rung + base).variant, "seed": run.seed}
+    for argument in extra:
+        name, mark, text = argument.removeprefix("--config.").partition("=")
+        if mark and argument.startswith("--config.") and name not in _PLACES:
+            expected[name] = text
+    values = dict(flat(config))
+    for name, wanted in expected.items():
+        if name in values and not _same(values[name], wanted):
+            raise UserError(
+                f"{workdir} has a run with {name} {shown(values[name])}, not {shown(wanted)}: choose another --output"
+            )
+
+
+def _same(value: Any, given: Any) -> bool:
+    """True if a field's value is that given on the command line."""
+    if isinstance(given, str) and not isinstance(value, str):
+        try:
+            given = ast.literal_eval(given.capitalize() if isinstance(value, bool) else given)
+        except (ValueError, SyntaxError):
+            return True  # in a form that only the flags' parser reads
+        if isinstance(value, tuple):
+            given = tuple(given) if isinstance(given, tuple | list) else (given,)
+    return value == given
 
 
 def report(results: Sequence[seeds.Result], against: str, base: str) -> tuple[dict[str, Any], str]:
@@ -139,7 +186,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     own, extra = list(arguments), []
     if "--" in own:
         own, extra = own[: own.index("--")], own[own.index("--") + 1 :]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.Parser("benchmarks/ablation.py", __doc__)
     parser.add_argument("rungs", nargs="+", metavar="RUNG", help="of configs/ablation.py")
     parser.add_argument("--base", default="", help="BENCHMARK,VARIANT of configs/ablation.py; default nyud,small")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -148,7 +195,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs in parallel, which share the CPU's cores")
     parser.add_argument("--read", action="store_true", help="train nothing; tabulate finished runs")
     args = parser.parse_args(own)
+    if args.jobs < 1:
+        parser.error(f"--jobs={args.jobs}: give 1 or more")
+    if min(args.seeds) < 0:
+        parser.error(f"--seeds {min(args.seeds)}: give 0 or more")
     args.extra, args.base = extra, f",{args.base}" if args.base else ""
+    args.rungs, args.seeds = list(dict.fromkeys(args.rungs)), list(dict.fromkeys(args.seeds))
     return args
 
 
@@ -156,38 +208,48 @@ def train(args: argparse.Namespace, runs: Sequence[Run], done: dict[Run, seeds.R
     """Trains and evaluates the runs, in order; `write` is called after each. False if one failed."""
     cores = sorted(os.sched_getaffinity(0))
     free = [cores[job :: args.jobs] or cores for job in range(args.jobs)]
+    running: set[subprocess.Popen] = set()
 
     def work(run: Run) -> bool:
         own = free.pop()
         try:
-            return finish(run, args.base, args.output, args.extra, own)
+            return finish(run, args.base, args.output, args.extra, own, running)
         finally:
             free.append(own)
 
     complete = True
     with ThreadPoolExecutor(args.jobs) as pool:
-        for run, finished in zip(runs, pool.map(work, runs), strict=True):
-            found = read(run, args.output) if finished else None
-            complete &= found is not None
-            if found:
-                done[run] = found
-                write()
+        try:
+            for run, finished in zip(runs, pool.map(work, runs), strict=True):
+                found = read(run, args.output, args.base, args.extra) if finished else None
+                complete &= found is not None
+                if found:
+                    done[run] = found
+                    write()
+        except BaseException:  # Ctrl-C; or the table cannot be written
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(running):
+                process.send_signal(signal.SIGTERM)  # saves a checkpoint and exits
+            raise
     return complete
 
 
-def main() -> int:
-    """Runs the program; returns the exit status, 1 if a run failed."""
-    args = parse(sys.argv[1:])
+def program(args: argparse.Namespace) -> bool:
+    """Trains what is missing and writes the table; False if a run failed.
+
+    Raises:
+      UserError: an unknown rung, results of another setting, damaged files, or an output that cannot be written.
+    """
     setting = {"base": args.base.lstrip(","), "arguments": args.extra}
     try:
         for rung in dict.fromkeys([*args.rungs, args.against]):
             ablation.get_config(rung + args.base)
-        done = recorded(args.output, setting)
-    except (ValueError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    files.folder_for_results(args.output)
+    done = recorded(args.output, setting)
     wanted = [Run(rung, seed) for seed in args.seeds for rung in args.rungs]
-    done |= {run: found for run in wanted if (found := read(run, args.output))}
+    done |= {run: found for run in wanted if (found := read(run, args.output, args.base, args.extra))}
 
     def write() -> str:
         order = [*args.rungs, *(run.rung for run in done)]
@@ -195,16 +257,28 @@ def main() -> int:
         content, text = report(results, args.against, args.base)
         runs = [{**found._asdict(), "losses": dict(found.losses)} for found in results]
         content = {"setting": setting, "machine": machine.described("jax"), **content, "runs": runs}
-        args.output.mkdir(parents=True, exist_ok=True)
         table = json.dumps(json_file.finite(content), indent=1) + "\n"
         files.write({args.output / TABLE: table, args.output / "ablation.md": text + "\n"})
         return text
 
     missing = [run for run in wanted if run not in done]
+    if args.read and not done:
+        raise UserError(f"{args.output} has no finished run of {', '.join(args.rungs)}: train them without --read")
     complete = args.read or train(args, missing, done, write)
     if done:
         print(f"\n{write()}")
-    return 0 if complete else 1
+        if not any(run.rung == args.against for run in done):
+            print(f"\nno differences: no finished run of {args.against}, which --against names")
+    return complete
+
+
+def main() -> int:
+    """Runs the program; returns the exit status, 1 if a run failed."""
+    args = parse(sys.argv[1:])
+    complete = []
+    resumes = "interrupted; the same command goes on, each run from its last checkpoint"
+    status = command_line.ended(lambda: complete.append(program(args)), resumes)
+    return status or int(not complete[0])
 
 
 if __name__ == "__main__":

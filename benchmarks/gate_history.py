@@ -8,6 +8,7 @@ weights of every expert slot on validation images, by task and tap. The schedule
 
 import argparse
 import ast
+from collections.abc import Sequence
 import json
 import pathlib
 import sys
@@ -22,7 +23,9 @@ import numpy as np
 from benchmarks import machine
 from configs import ablation
 from input_pipeline import pipeline
-from taskexpert_jax.config import check
+from taskexpert_jax import command_line, files, json_file
+from taskexpert_jax.config import check, flat
+from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
@@ -33,25 +36,42 @@ from taskexpert_jax.training.step import batch_sizes, make_train_step
 
 
 def config_of(rung: str, changes: list[str]) -> ConfigDict:
-    """The rung's config with the changes, each FIELD=VALUE."""
-    config = ablation.get_config(rung)
+    """The rung's config with the changes, each FIELD=VALUE.
+
+    Raises:
+      UserError: an unknown rung or field, or a wrong value.
+    """
+    try:
+        config = ablation.get_config(rung)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    known = dict(flat(config))
     for change in changes:
-        field, _, text = change.partition("=")
+        field, mark, text = change.partition("=")
+        if not mark or field not in known:
+            raise UserError(f"{change}: give FIELD=VALUE with a field of the config, such as model.gate.init=even")
         try:
-            value = ast.literal_eval(text)
+            value = ast.literal_eval(text.capitalize() if isinstance(known[field], bool) else text)
         except (ValueError, SyntaxError):
             value = text
-        config.update_from_flattened_dict({field: value})
+        try:
+            config.update_from_flattened_dict({field: value})
+        except TypeError as error:
+            raise UserError(f"{change}: {error}") from None
     check(config)
+    if config.model.gate.granularity == "uniform":
+        raise UserError(f"{rung}: its experts are averaged, without gates; choose another rung")
     return config
 
 
 def history(config: ConfigDict, steps: int, every: int, images: int) -> dict[str, Any]:
-    """Trains and records: steps, losses by task, and weights, [record][tap][task][expert slot]."""
+    """Trains and records: steps, and weights, [record][tap][task][expert slot]; means over at most `images` images."""
     mesh, tasks = sharding.make_mesh(config.mesh, batch_sizes(config)), from_config(config)
     model, tx = taskexpert.from_config(config, tasks), optimizer.build(config)
     shown = next(iter(pipeline.eval_batches(config, tasks, batch_size=images)))
-    record: dict[str, Any] = {"steps": [], "losses": [], "weights": []}
+    real = np.flatnonzero(shown["mask"])  # a set with fewer images is padded
+    image, window = shown["image"][real], shown["window"][real]
+    record: dict[str, Any] = {"steps": [], "images": len(real), "weights": []}
 
     @jax.jit
     def weights(variables: Any, image: jax.Array, window: jax.Array) -> jax.Array:
@@ -67,7 +87,7 @@ def history(config: ConfigDict, steps: int, every: int, images: int) -> dict[str
         batches = sharding.to_devices(pipeline.train_batches(config, tasks), mesh)
         for step in range(steps + 1):
             if step % every == 0:
-                found = np.asarray(weights(state.variables(), shown["image"], shown["window"]), np.float64)
+                found = np.asarray(weights(state.variables(), image, window), np.float64)
                 record["steps"].append(step)
                 record["weights"].append(found.round(5).tolist())
                 print(step, " ".join(f"{t.name} {found[:, i, -1].round(2)}" for i, t in enumerate(tasks)), flush=True)
@@ -76,21 +96,36 @@ def history(config: ConfigDict, steps: int, every: int, images: int) -> dict[str
     return {"tasks": [task.name for task in tasks], "slots": list(model.expert_slots), **record}
 
 
-def main() -> None:
-    """Runs the program."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rung", help="RUNG[,BENCHMARK[,VARIANT]] of configs/ablation.py")
-    parser.add_argument("changes", nargs="*", metavar="FIELD=VALUE", help="of the config")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--every", type=int, default=25)
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--output", type=pathlib.Path, required=True)
-    args = parser.parse_args()
+def program(args: argparse.Namespace) -> None:
+    """Trains and writes the history.
+
+    Raises:
+      UserError: wrong arguments or fields, or an output that cannot be written: before anything is trained.
+    """
     config = config_of(args.rung, args.changes)
+    if args.output.is_dir():
+        raise UserError(f"--output={args.output} is a folder: give a file, such as {args.output / 'history.json'}")
+    files.folder_for_results(args.output.parent)
     found = history(config, args.steps, args.every, args.images)
     content = {"rung": args.rung, "changes": args.changes, "machine": machine.described("jax"), **found}
-    args.output.write_text(json.dumps(content) + "\n")
+    files.write({args.output: json.dumps(json_file.finite(content)) + "\n"})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program; returns the exit status."""
+    parser = command_line.Parser("benchmarks/gate_history.py", __doc__)
+    parser.add_argument("rung", help="RUNG[,BENCHMARK[,VARIANT]] of configs/ablation.py")
+    parser.add_argument("changes", nargs="*", metavar="FIELD=VALUE", help="of the config")
+    parser.add_argument("--steps", type=int, default=400, help="of training; default: %(default)s")
+    parser.add_argument("--every", type=int, default=25, help="steps from record to record; default: %(default)s")
+    parser.add_argument("--images", type=int, default=16, help="of validation, the first; default: %(default)s")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="JSON file, for ablation_figures.py gates")
+    args = parser.parse_intermixed_args(arguments)
+    for name in ("steps", "every", "images"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}={getattr(args, name)}: give 1 or more")
+    return command_line.ended(lambda: program(args))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ the runs themselves: a claim about two rungs is judged by the mean of the differ
 from collections.abc import Mapping, Sequence
 import json
 import math
+import pathlib
 import statistics
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ import numpy as np
 
 from benchmarks import paired
 from configs import ablation
-from taskexpert_jax import compare
+from taskexpert_jax import compare, json_file
+from taskexpert_jax.errors import UserError
 from taskexpert_jax.models.decoders.taskexpert import MEMORY
 
 GAIN = "gain"  # mean relative gain over another rung of the same seed
@@ -39,6 +41,17 @@ class Result(NamedTuple):
     gates: Mapping[str, Sequence[Sequence[float]]] | None = None
     slots: Sequence[str] = ()
     losses: Mapping[str, Sequence[float]] = MappingProxyType({})
+
+
+_NUMBER = (float, None)  # JSON has null for NaN
+FORM = {  # of `Result._asdict` in JSON
+    "rung": str,
+    "seed": int,
+    "values": json_file.Each(_NUMBER),
+    "gates": (json_file.Each(json_file.Items(json_file.Items(_NUMBER))), None),
+    "slots": json_file.Items(str),
+    "losses": json_file.Each(json_file.Items(_NUMBER)),
+}
 
 
 def result(rung: str, seed: int, evaluation: Mapping[str, Any], losses: Mapping[str, Sequence[float]]) -> Result:
@@ -65,14 +78,49 @@ def losses_by_step(lines: Sequence[str]) -> dict[str, list[float]]:
     return found
 
 
-def recorded(record: Mapping[str, Any]) -> Result:
-    """The result that `Result._asdict` and JSON made a record of; JSON has null for NaN.
+def read_table(path: pathlib.Path, form: Mapping[str, Any], then: str) -> dict[str, Any]:
+    """The content of a JSON file with `runs`, the records of `recorded`.
+
+    Args:
+      path: the file.
+      form: of what else it must have, as in `json_file.parse`.
+      then: what to do if it is another file, for the message.
 
     Raises:
-      TypeError: another kind of record.
+      UserError: it cannot be read, is damaged or another file.
     """
-    found = Result(**record)
-    return found._replace(values={key: math.nan if v is None else float(v) for key, v in found.values.items()})
+    try:
+        content = json_file.read(path, {"runs": json_file.Items(FORM), **form})
+        for run in content["runs"]:
+            rows = [row for taps in (run["gates"] or {}).values() for row in taps]
+            if len({len(row) for row in rows} | {len(run["slots"])} if rows else ()) > 1:
+                raise json_file.MalformedError(f"weights of {run['rung']} are not those of its slots")
+            if len({len(values) for values in run["losses"].values()}) > 1:
+                raise json_file.MalformedError(f"losses of {run['rung']} are not those of its steps")
+        return content
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; {then}") from None
+    except json_file.MalformedError as error:
+        raise UserError(f"{path} is not a table of benchmarks/ablation.py ({error}); {then}") from None
+
+
+def recorded(record: Mapping[str, Any]) -> Result:
+    """The result that `Result._asdict` and JSON made a record of, see `FORM`; JSON has null for NaN."""
+    found = Result(**{name: record[name] for name in Result._fields if name in record})
+    return found._replace(
+        values=_with_nan(dict(found.values)),
+        gates=_with_nan(found.gates),
+        losses=_with_nan(dict(found.losses)),
+    )
+
+
+def _with_nan(value: Any) -> Any:
+    """Inverse of `json_file.finite`, where all values are numbers."""
+    if isinstance(value, dict):
+        return {key: _with_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(inner) for inner in value]
+    return math.nan if value is None else value
 
 
 def columns(results: Sequence[Result]) -> list[compare.Column]:
@@ -104,9 +152,17 @@ def with_delta(results: Sequence[Result]) -> list[Result]:
     def completed(found: Result) -> Result:
         if not covered or found.rung.startswith(ablation.SINGLE):
             return found
-        return found._replace(values={**found.values, compare.DELTA: compare.delta_m(found.values, single, of)})
+        return found._replace(values={**found.values, compare.DELTA: _gain(found.values, single, of)})
 
     return [completed(found) for found in results]
+
+
+def _gain(values: Mapping[str, float], base: Mapping[str, float], of: Sequence[compare.Column]) -> float:
+    """`compare.delta_m` over the metrics that both have; NaN if there are none, or where one of the base is 0."""
+    both = [column for column in of if column.key in values and column.key in base]
+    if not both or not all(base[column.key] for column in both):
+        return math.nan
+    return compare.delta_m(values, base, both)
 
 
 def summarise(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
@@ -129,7 +185,8 @@ def differences(results: Sequence[Result], against: str) -> dict[str, dict[str, 
 
     Returns:
       Rung -> {"seeds": [...], "mean": {key: difference}, "half_width": {key: of the 95 % interval}}; half_width is nan
-      for one seed. The key GAIN is the mean over the tasks of the relative gain in the published metric, in percent.
+      for one seed. The key GAIN is the mean over the tasks of the relative gain in the published metric, in percent;
+      nan where a metric of `against` is 0.
     """
     of = _published(results)
     base = {found.seed: found.values for found in results if found.rung == against}
@@ -142,7 +199,7 @@ def differences(results: Sequence[Result], against: str) -> dict[str, dict[str, 
             continue
         keys = [column.key for column in columns(results) if all(column.key in v for p in pairs.values() for v in p)]
         lists = {key: [values[key] - other[key] for values, other in pairs.values()] for key in keys}
-        lists[GAIN] = [compare.delta_m(values, other, of) for values, other in pairs.values()]
+        lists[GAIN] = [_gain(values, other, of) for values, other in pairs.values()]
         intervals = {key: paired.interval(numbers) for key, numbers in lists.items()}
         table[rung] = {
             "seeds": list(pairs),
@@ -159,7 +216,7 @@ def memory_weights(results: Sequence[Result]) -> dict[str, dict[str, list[float]
         if found.gates and MEMORY in found.slots:
             slot = list(found.slots).index(MEMORY)
             for task, taps in found.gates.items():
-                largest = max(weights[slot] for weights in taps)
+                largest = float(np.max([weights[slot] for weights in taps]))
                 table.setdefault(found.rung, {}).setdefault(task, []).append(largest)
     return table
 
@@ -185,7 +242,8 @@ def difference_table(
 
 def _digits(summary: Mapping[str, Mapping[str, Any]], of: Sequence[compare.Column]) -> dict[str, int]:
     """Decimal places of each column; summary: the means, whose size decides."""
-    largest = {c.key: max(abs(row["mean"].get(c.key, 0)) for row in summary.values()) for c in of}
+    means = {c.key: [abs(row["mean"].get(c.key, 0)) for row in summary.values()] for c in of}
+    largest = {key: max(filter(math.isfinite, values), default=0) for key, values in means.items()}
     return {key: 2 if value >= 2 else 4 for key, value in largest.items()} | {compare.DELTA: 2, GAIN: 2}
 
 
@@ -200,6 +258,8 @@ def _table(
         if key not in row["mean"]:
             return "-"
         mean, width, places = row["mean"][key], row[spread][key], digits[key]
+        if math.isnan(mean):
+            return "nan"
         sign = "+" if signed or key == compare.DELTA else ""
         text = f"{mean:{sign}.{places}f}"
         if math.isnan(width):

@@ -203,3 +203,89 @@ def test_a_rung_trains_and_is_evaluated(tmp_path, program, monkeypatch):
 def test_a_diverged_seed_makes_the_deviation_nan():
     results = [seeds.Result("full", seed, {"semseg/mIoU": value}) for seed, value in enumerate((10.0, math.nan))]
     assert math.isnan(seeds.summarise(results)["full"]["std"]["semseg/mIoU"])
+
+
+REST = {"values": {}, "gates": None, "slots": [], "losses": {}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"setting": {}, "runs": [', "is not a table"),
+        ({"setting": {}, "runs": {}}, "runs is {}, and must be an array"),
+        ({"setting": {}, "runs": [{"rung": 1, "seed": 0, **REST}]}, "runs.0.rung is 1, and must be text"),
+    ],
+)
+def test_a_damaged_table_is_refused_and_kept(evaluated, capsys, program, content, message):
+    text = content if isinstance(content, str) else json.dumps(content)
+    (evaluated / "ablation.json").write_text(text)
+    assert program("static", "--seeds", 0, f"--output={evaluated}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and "move it away" in line
+    assert (evaluated / "ablation.json").read_text() == text
+
+
+def test_a_recorded_rung_that_no_longer_exists_is_refused(evaluated, capsys, program):
+    assert program("static", "--seeds", 0, f"--output={evaluated}") == 0
+    table = evaluated / "ablation.json"
+    table.write_text(table.read_text().replace('"rung": "static"', '"rung": "gate_former"'))
+    assert program("full", "--seeds", 0, f"--output={evaluated}") == 2
+    assert "has runs of another version (unknown rung 'gate_former'" in capsys.readouterr().err
+
+
+def test_wrong_arguments_and_damaged_runs_get_one_line(evaluated, capsys, program):
+    assert program("fool", f"--output={evaluated}") == 2
+    assert "unknown rung 'fool'" in capsys.readouterr().err
+    for argument in ("--jobs=0", "--seeds=-1"):
+        with pytest.raises(SystemExit):
+            program("static", argument, f"--output={evaluated}")
+        assert argument.replace("seeds=", "seeds ") in capsys.readouterr().err
+    assert program("taps_1", "--read", f"--output={evaluated}") == 2
+    assert "has no finished run of taps_1: train them without --read" in capsys.readouterr().err
+    file = evaluated / "static" / "seed0"
+    assert program("static", f"--output={file / 'evaluation' / 'metrics.json'}") == 2
+    assert "a folder above it, is a file" in capsys.readouterr().err
+    (file / "metrics.jsonl").write_text('{"step": 1}\n{"st')
+    assert program("static", "--seeds", 0, f"--output={evaluated}") == 2
+    assert "seed0/metrics.jsonl is damaged" in capsys.readouterr().err
+    (file / "evaluation" / "metrics.json").write_text("{")
+    (file / "metrics.jsonl").unlink()
+    assert program("static", "--seeds", 0, f"--output={evaluated}") == 2
+    assert "is not an evaluation's metrics.json" in capsys.readouterr().err
+    assert not (evaluated / "ablation.json").exists()
+
+
+def test_finished_runs_of_another_setting_are_not_read(evaluated, capsys, program):
+    config = ablation.get_config("static")
+    config.seed, config.num_steps, config.dataset.data_dir = 0, 500, "data"
+    (evaluated / "static" / "seed0" / "config.json").write_text(config.to_json())
+    given = ["static", "--seeds", 0, f"--output={evaluated}"]
+    assert program(*given, "--base=nyud,tiny") == 2
+    assert "has a run with variant 'static,nyud,small', not 'static,nyud,tiny'" in capsys.readouterr().err
+    assert program(*given, "--", "--config.num_steps=600") == 2
+    assert "has a run with num_steps 500, not '600'" in capsys.readouterr().err
+    assert program(*given, "--", "--config.num_steps=5_00", "--config.dataset.data_dir=elsewhere") == 0
+
+
+def test_a_reference_without_a_metric_or_with_0_gives_no_gain():
+    values = {"semseg/mIoU": 10.0, "depth/rmse": 0.5}
+    results = [seeds.Result("full", 0, values), seeds.Result("static", 0, {**values, "semseg/mIoU": 0.0})]
+    assert math.isnan(seeds.differences(results, "static")["full"]["mean"]["gain"])
+    results[1] = seeds.Result("single_depth", 0, {"depth/rmse": 1.0})
+    assert seeds.differences(results, "single_depth")["full"]["mean"]["gain"] == 50.0
+
+
+def test_null_metrics_are_nan_and_do_not_decide_the_decimals(evaluated, program):
+    file = evaluated / "full" / "seed0" / "evaluation" / "metrics.json"
+    content = json.loads(file.read_text())
+    content["published"]["semseg"]["value"] = None
+    file.write_text(json.dumps(content))
+    for _ in range(2):  # the second time from the table
+        assert program("full", "static", "--seeds", 0, 1, f"--output={evaluated}") == 0
+        text = (evaluated / "ablation.md").read_text()
+        assert "| full | 2 | nan | 0.4500 ± 0.0707 |" in text and "| static | 2 | 44.10 ± 2.97 |" in text
+
+
+def test_a_rung_without_runs_to_compare_with_is_named(evaluated, capsys, program):
+    assert program("full", "--seeds", 0, "--against=taps_1", f"--output={evaluated}") == 0
+    assert "no differences: no finished run of taps_1, which --against names" in capsys.readouterr().out
