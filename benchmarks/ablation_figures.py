@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import matplotlib as mpl
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 import numpy as np
 
 from benchmarks import seeds
@@ -34,14 +34,19 @@ _HISTORY = {  # of benchmarks/gate_history.py
     "weights": _WEIGHTS,
 }
 
-mpl.use("svg")
-mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "taskexpert", "font.size": 9, "axes.spines.top": False})
-mpl.rcParams.update({"axes.spines.right": False, "figure.constrained_layout.use": True})
+_STYLE = {  # for the drawing alone: other figures of a process keep theirs
+    "svg.fonttype": "none",
+    "svg.hashsalt": "taskexpert",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
-def _grid(count: int, columns: int = 3, height: float = 2.3) -> tuple[Any, list[Any]]:
+def _grid(count: int, columns: int = 3, height: float = 2.3) -> tuple[Figure, list[Any]]:
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(10, height * rows), squeeze=False)
+    figure = Figure(figsize=(10, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for unused in axes.flat[count:]:
         unused.set_visible(False)
     return figure, list(axes.flat[:count])
@@ -148,6 +153,7 @@ def _rectangular(nested: Any) -> bool:
     return True
 
 
+@mpl.rc_context(_STYLE)
 def draw(name: str, paths: Sequence[pathlib.Path], output: pathlib.Path) -> None:
     """Writes a figure.
 

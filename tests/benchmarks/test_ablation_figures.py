@@ -3,6 +3,7 @@
 import contextlib
 import json
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
@@ -12,7 +13,8 @@ from taskexpert_jax.errors import UserError
 
 def run(rung, seed, miou, loss):
     values = {"semseg/mIoU": miou, "depth/rmse": 0.5}
-    return {"rung": rung, "seed": seed, "values": values, "losses": {"step": [10, 20], "semseg": loss}}
+    losses = {"step": [10, 20], "semseg": loss}
+    return {"rung": rung, "seed": seed, "values": values, "gates": None, "slots": [], "losses": losses}
 
 
 TABLE = {
@@ -35,6 +37,15 @@ def test_the_differences_are_those_within_seeds():
     assert mean == pytest.approx(3.5)  # of 3 and 4
     (points,) = [line.get_xdata() for line in semseg.lines if len(line.get_xdata()) == 2 and line.get_marker() == "|"]
     assert sorted(points) == [3.0, 4.0]
+
+
+def test_the_style_ends_with_the_drawing(tmp_path):
+    table = tmp_path / "ablation.json"
+    table.write_text(json.dumps(TABLE))
+    before = dict(mpl.rcParams)
+    ablation_figures.draw("losses", [table], tmp_path / "losses.svg")
+    assert dict(mpl.rcParams) == before
+    assert "semseg loss" in (tmp_path / "losses.svg").read_text()  # text stays text
 
 
 def test_the_losses_are_relative_to_the_reference():
