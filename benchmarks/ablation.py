@@ -37,6 +37,7 @@ from taskexpert_jax.runs import writer
 from taskexpert_jax.tasks import from_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+PREEMPTED = 75  # exit status of a training that SIGTERM stopped
 TABLE = "ablation.json"  # in the output folder
 _PLACES = ("dataset.data_dir", "dataset.local_cache", "dataset.cache", "dataset.threads")  # that change no result
 
@@ -74,7 +75,9 @@ def finish(
     ]
     started = time.monotonic()
     with (workdir / "log.txt").open("a") as log:
-        for mode in (["--mode=train"], ["--mode=evaluate", "--checkpoint=latest"]):
+        # A training that was stopped fails: it must not be evaluated as if it were finished.
+        training = ["--mode=train", f"--preempted_status={PREEMPTED}"]
+        for mode in (training, ["--mode=evaluate", "--checkpoint=latest"]):
             with subprocess.Popen([*command, *mode], stdout=log, stderr=subprocess.STDOUT, cwd=ROOT) as process:
                 running.add(process)
                 process.wait()
@@ -119,7 +122,7 @@ def recorded(output: pathlib.Path, setting: Mapping[str, Any]) -> dict[Run, seed
 
 
 def read(run: Run, output: pathlib.Path, base: str, extra: Sequence[str]) -> seeds.Result | None:
-    """The run's result, None if it is not evaluated.
+    """The run's result, None if it is not evaluated at its last step.
 
     Raises:
       UserError: damaged files, or a run of another setting.
@@ -127,14 +130,17 @@ def read(run: Run, output: pathlib.Path, base: str, extra: Sequence[str]) -> see
     workdir = run.workdir(output)
     if not (workdir / "evaluation" / "metrics.json").exists():
         return None
+    evaluation = compare.read_metrics(workdir)
     if (workdir / "config.json").exists():
         check_setting(run, workdir, base, extra)
+        if evaluation.get("step") != read_run(workdir).num_steps:
+            return None
     lines = workdir / writer.LINES
     try:
         losses = seeds.losses_by_step(lines.read_text().splitlines() if lines.exists() else ())
     except (ValueError, KeyError, AttributeError, OSError) as error:
         raise UserError(f"{lines} is damaged ({error}): move {workdir} away to train it again") from None
-    return seeds.result(run.rung, run.seed, compare.read_metrics(workdir), losses)
+    return seeds.result(run.rung, run.seed, evaluation, losses)
 
 
 def check_setting(run: Run, workdir: pathlib.Path, base: str, extra: Sequence[str]) -> None:
@@ -282,4 +288,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))  # the trainings save and end
     sys.exit(main())

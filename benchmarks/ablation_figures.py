@@ -34,7 +34,7 @@ _HISTORY = {  # of benchmarks/gate_history.py
     "weights": _WEIGHTS,
 }
 
-_STYLE = {  # for the drawing alone: other figures of a process keep theirs
+_STYLE: Any = {  # for the drawing alone: other figures of a process keep theirs
     "svg.fonttype": "none",
     "svg.hashsalt": "taskexpert",
     "font.size": 9,

@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             about = packing.pack(args.folder, args.data_dir, args.output, args.downscale, args.quality)
             print(packing.line(args.output, about))
             return 0
+        if args.command == "run" and not (args.minutes > 0 and (args.workers is None or args.workers > 0)):
+            raise UserError(f"--minutes={args.minutes} and --workers={args.workers}: give numbers above 0")
         if args.command == "run" and args.device:
             os.environ["JAX_PLATFORMS"] = args.device
         from benchmarks.ladder import report

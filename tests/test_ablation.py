@@ -112,7 +112,7 @@ def evaluated(tmp_path):
             if rung in RMSE:
                 published["depth"] = {"metric": "rmse", "value": RMSE[rung][seed]}
             dataset = {"name": "nyud", "split": "val", "fingerprint": "f"}
-            content = {"published": published, "examples": 654, "dataset": dataset}
+            content = {"published": published, "examples": 654, "dataset": dataset, "step": 500}
             if rung == "full":
                 content["gates"] = GATES
             folder = tmp_path / rung / f"seed{seed}" / "evaluation"
@@ -198,6 +198,11 @@ def test_a_rung_trains_and_is_evaluated(tmp_path, program, monkeypatch):
     assert run["rung"] == "full" and run["seed"] == 3 and set(run["gates"]) == {"semseg", "depth"}
     assert content["summary"]["full"]["mean"].keys() == {"semseg/mIoU", "depth/rmse"}
     assert run["losses"]["step"] == [2] and run["losses"]["depth"][0] > 0
+    # An evaluation of a run that was stopped before is none of the finished run.
+    evaluation = tmp_path / "full" / "seed3" / "evaluation" / "metrics.json"
+    evaluation.write_text(evaluation.read_text().replace('"step": 2', '"step": 1'))
+    (tmp_path / "ablation.json").unlink()
+    assert program("full", *setting, "--read") == 2
 
 
 def test_a_diverged_seed_makes_the_deviation_nan():

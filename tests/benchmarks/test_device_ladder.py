@@ -276,3 +276,9 @@ def test_a_damaged_ladder_is_refused_in_one_line(tmp_path, capsys):
         assert device_ladder.main(["table", str(path)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "is no ladder's JSON" in line and name in line
+
+
+@pytest.mark.parametrize("flag", ["--minutes=nan", "--minutes=0", "--workers=0"])
+def test_limits_of_no_use_are_refused(flag, tmp_path, capsys):
+    assert device_ladder.main(["run", f"--output={tmp_path / 'ladder.json'}", flag]) == 2
+    assert "give numbers above 0" in capsys.readouterr().err
