@@ -11,7 +11,6 @@ tables.
 """
 
 import argparse
-import ast
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import functools
@@ -26,7 +25,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from benchmarks import machine, seeds
+from benchmarks import changes, machine, seeds
 from configs import ablation
 from taskexpert_jax import command_line, compare, files, json_file
 from taskexpert_jax.config import flat, read_run
@@ -162,9 +161,8 @@ def check_setting(run: Run, workdir: pathlib.Path, base: str, extra: Sequence[st
 def _same(value: Any, given: Any) -> bool:
     """True if a field's value is that given on the command line."""
     if isinstance(given, str) and not isinstance(value, str):
-        try:
-            given = ast.literal_eval(given.capitalize() if isinstance(value, bool) else given)
-        except (ValueError, SyntaxError):
+        text, given = given, changes.parsed(given, value)
+        if given is text:
             return True  # in a form that only the flags' parser reads
         if isinstance(value, tuple):
             given = tuple(given) if isinstance(given, tuple | list) else (given,)
@@ -172,7 +170,7 @@ def _same(value: Any, given: Any) -> bool:
 
 
 def report(results: Sequence[seeds.Result], against: str, base: str) -> tuple[dict[str, Any], str]:
-    """What DIR/ablation.json says of the results, and the tables in Markdown."""
+    """The contents of DIR/ablation.json about the results, and the tables in Markdown."""
     of, summary = seeds.columns(results), seeds.summarise(results)
     paired = seeds.differences(results, against)
     memory = seeds.memory_weights(results)

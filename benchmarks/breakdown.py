@@ -1,4 +1,4 @@
-"""Says where one model is better than another: trained runs evaluated by group of images, part of the image and class.
+"""Differences between trained models by group of images, part of the image and class: where one is better.
 
   python benchmarks/breakdown.py full static --runs=DIR --output=OUT --compare full static
 

@@ -7,7 +7,6 @@ weights of every expert slot on validation images, by task and tap. The schedule
 """
 
 import argparse
-import ast
 from collections.abc import Sequence
 import json
 import pathlib
@@ -20,11 +19,11 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from benchmarks import machine
+from benchmarks import changes, machine
 from configs import ablation
 from input_pipeline import pipeline
 from taskexpert_jax import command_line, files, json_file
-from taskexpert_jax.config import check, flat
+from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models import model as taskexpert
@@ -35,8 +34,8 @@ from taskexpert_jax.training import state as train_state
 from taskexpert_jax.training.step import batch_sizes, make_train_step
 
 
-def config_of(rung: str, changes: list[str]) -> ConfigDict:
-    """The rung's config with the changes, each FIELD=VALUE.
+def config_of(rung: str, fields: Sequence[str]) -> ConfigDict:
+    """The rung's config with changed fields, each FIELD=VALUE.
 
     Raises:
       UserError: an unknown rung or field, or a wrong value.
@@ -45,19 +44,7 @@ def config_of(rung: str, changes: list[str]) -> ConfigDict:
         config = ablation.get_config(rung)
     except ValueError as error:
         raise UserError(str(error)) from None
-    known = dict(flat(config))
-    for change in changes:
-        field, mark, text = change.partition("=")
-        if not mark or field not in known:
-            raise UserError(f"{change}: give FIELD=VALUE with a field of the config, such as model.gate.init=even")
-        try:
-            value = ast.literal_eval(text.capitalize() if isinstance(known[field], bool) else text)
-        except (ValueError, SyntaxError):
-            value = text
-        try:
-            config.update_from_flattened_dict({field: value})
-        except TypeError as error:
-            raise UserError(f"{change}: {error}") from None
+    changes.apply(config, fields)
     check(config)
     if config.model.gate.granularity == "uniform":
         raise UserError(f"{rung}: its experts are averaged, without gates; choose another rung")

@@ -108,7 +108,7 @@ def write(
 
 
 def line(path: pathlib.Path, about: dict[str, Any]) -> str:
-    """What was packed, in one line."""
+    """One line about the packed frames."""
     frames = {split: len(ids) for split, ids in about["splits"].items()}
     size, depths = path.stat().st_size / 1e6, len(about["depth_levels"])
     height, width = about["image_size"]

@@ -1,15 +1,14 @@
 """Settings of a ladder's runs, the same for all rungs, and the config that they make of a rung. Imports no JAX."""
 
 import argparse
-import ast
 from collections.abc import Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from benchmarks import changes
 from configs import ablation
-from taskexpert_jax.config import flat
 from taskexpert_jax.errors import UserError
 
 # The most informative first: the two ends of the claim, then what is between them, then the variants.
@@ -93,20 +92,5 @@ class Settings:
                 "model.pretrained": self.pretrained,
             }
         )
-        known = dict(flat(config))
-        for field in self.fields:
-            name, mark, text = field.partition("=")
-            if not mark or name not in known:
-                raise UserError(f"--fields {field}: give FIELD=VALUE with a field of the config")
-            try:
-                config.update_from_flattened_dict({name: _value(text)})
-            except TypeError as error:
-                raise UserError(f"--fields {field}: {error}") from None
+        changes.apply(config, self.fields, "--fields ")
         return config
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

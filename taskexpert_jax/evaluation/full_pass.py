@@ -152,30 +152,13 @@ def run(
 ) -> Pass:
     """Full pass of a model over this process's batches of an evaluation set, for some of its tasks.
 
-    Errors as `run_forward`, and so is `advance`.
+    Errors as `run_step`, and so is `advance`.
     """
     forward = model_forward(tasks, model, inference.make_inference(model, config))
     single = inference.is_single(inference.views(config), frame_size(config))
     totals = empty_totals(tasks, model, single=single)
-    return run_forward(config.eval.boundary, tasks, forward, variables, totals, batches, mesh, advance)
-
-
-def run_forward(
-    benchmark: ConfigDict,
-    tasks: tuple[Task, ...],
-    forward: Forward,
-    variables: Any,
-    totals: Totals,
-    batches: Iterable[HostBatch],
-    mesh: Mesh,
-    advance: Callable[[int], object] = lambda count: None,
-) -> Pass:
-    """Full pass over this process's batches of an evaluation set, with predictions from `forward`.
-
-    Arguments and errors as `run_step`.
-    """
-    step = make_step(tasks, forward, benchmark.quantise, mesh)
-    return run_step(benchmark, tasks, step, variables, totals, batches, mesh, advance)
+    step = make_step(tasks, forward, config.eval.boundary.quantise, mesh)
+    return run_step(config.eval.boundary, tasks, step, variables, totals, batches, mesh, advance)
 
 
 def run_step(
@@ -188,7 +171,7 @@ def run_step(
     mesh: Mesh,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Pass:
-    """As `run_forward`, with a step of `make_step`, which several passes may share.
+    """Full pass over this process's batches of an evaluation set, with a step of `make_step`.
 
     benchmark: settings of the boundary benchmark, `config.eval.boundary`.
     totals: totals of no example.

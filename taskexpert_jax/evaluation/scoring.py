@@ -212,7 +212,8 @@ def score(
     started = time.monotonic()
     with sharding.use(mesh):
         filled = with_predictions(tasks, folder, batches, config.eval.boundary.quantise)
-        found = full_pass.run_forward(config.eval.boundary, tasks, from_files, {}, totals, filled, mesh, advance)
+        step = full_pass.make_step(tasks, from_files, config.eval.boundary.quantise, mesh)
+        found = full_pass.run_step(config.eval.boundary, tasks, step, {}, totals, filled, mesh, advance)
     seconds = time.monotonic() - started
     facts = results.facts(config, workdir=folder, checkpoint=Selected(0, ""), examples=found.examples, seconds=seconds)
     return found.evaluation(tasks, {"predictions": str(folder), **{name: facts[name] for name in _FACTS}}, ())

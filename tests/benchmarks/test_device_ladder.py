@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,7 +203,8 @@ def call(path, plan, seconds, monkeypatch):
     settings = Settings()
     monkeypatch.setattr(time, "monotonic", lambda: _FakeRung.now)
     ends = _FakeRung.now + seconds
-    running._Call(path, content, settings, configs, None, [{}], ends).train([running.Planned(*p) for p in plan])  # pyright: ignore[reportArgumentType]
+    no_feeder: Any = None
+    running._Call(path, content, settings, configs, no_feeder, [{}], ends).train([running.Planned(*p) for p in plan])
     return json.loads(path.read_text())
 
 

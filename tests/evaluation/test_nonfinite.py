@@ -75,7 +75,8 @@ def found():
     with pytest.MonkeyPatch.context() as patch, sharding.use(mesh):
         patch.setattr(results.logging, "warning", lines.append)
         totals = full_pass.Totals(steps.empty_states(TASKS), None)
-        passed = full_pass.run_forward(benchmark, TASKS, forward, {}, totals, batches(), mesh)
+        step = full_pass.make_step(TASKS, forward, benchmark.quantise, mesh)
+        passed = full_pass.run_step(benchmark, TASKS, step, {}, totals, batches(), mesh)
     config = demo.get_config("tiny")
     facts = results.facts(config, workdir="run", checkpoint=Selected(7, "latest"), examples=passed.examples, seconds=1)
     return passed.evaluation(TASKS, facts, ()), lines
