@@ -43,28 +43,32 @@ LADDER: Mapping[str, Mapping[str, object]] = {
     "full": {},  # the memory is an additional expert
 }
 
+# The simplest gates and writes: the first defaults, with which the ladder was climbed first.
+_PLAIN = {"model.gate.init": "random", "model.memory.write": "residual"}
+PLAIN: Mapping[str, Mapping[str, object]] = {
+    f"plain_{rung}": {**changes, **_PLAIN} for rung, changes in LADDER.items() if rung != "static_gates"
+}
+
 # Changes of the full model; these also change the number of parameters.
 CHANGES: Mapping[str, Mapping[str, object]] = {
     "experts_1": {"model.experts": 1},
     "experts_3": {"model.experts": 3},
     "experts_8": {"model.experts": 8},
-    "no_read": _NO_MEMORY,  # written but not read: the heads get the sum of the taps' features
+    "no_read": _NO_MEMORY,  # written but not read: the heads get what the writes accumulate
     "no_write": {**_NO_MEMORY, "model.memory.write": "replace"},  # no accumulation: only the last tap's features
     "taps_1": {"model.taps": 1},
     "taps_2": {"model.taps": 2},
     "gate_image": {"model.gate.granularity": "image"},
     "gate_local": {"model.gate.input": "local"},
     "gate_context": {"model.gate.input": "context"},
-    "gate_even": {"model.gate.init": "even"},
+    "gate_random": {"model.gate.init": "random"},
     "gate_top_2": {"model.gate.top_k": 2},
     "gate_noise": {"model.gate.noise": 1.0},
-    "gate_balance": {"model.gate.balance": 0.1},
-    "even_balance": {"model.gate.init": "even", "model.gate.balance": 0.01},
+    "gate_balance": {"model.gate.balance": 0.01},
     "gate_cold": {"model.gate.temperature": 0.5},
     "read_conv3x3": {"model.memory.read": "conv3x3"},
     "read_identity": {"model.memory.read": "identity"},
-    "write_gated": {"model.memory.write": "gated"},
-    "even_gated": {"model.gate.init": "even", "model.gate.balance": 0.01, "model.memory.write": "gated"},
+    "write_residual": {"model.memory.write": "residual"},
     "write_replace": {"model.memory.write": "replace"},
     "memory_zeros": {"model.memory.init": "zeros"},
     "layer_norm": {"model.norm": "layer"},
@@ -75,7 +79,7 @@ SINGLE = "single_"  # single_TASK: static decoding of one task, the baseline of 
 
 def rungs(config: ConfigDict) -> tuple[str, ...]:
     """Names of all rungs for a benchmark's config."""
-    return (*LADDER, *CHANGES, TAPS_ALL, *(f"{SINGLE}{task}" for task in config.tasks))
+    return (*LADDER, *PLAIN, *CHANGES, TAPS_ALL, *(f"{SINGLE}{task}" for task in config.tasks))
 
 
 def get_config(variant: str = f"full,nyud,{SMALL}") -> ConfigDict:
@@ -100,11 +104,11 @@ def get_config(variant: str = f"full,nyud,{SMALL}") -> ConfigDict:
         config.tasks, config.checkpoint.best_task = (task,), task
     elif rung == TAPS_ALL:
         config.model.taps = config.model.depth
-    changes = _STATIC if rung.startswith(SINGLE) else {**LADDER, **CHANGES}.get(rung, {})
+    changes = _STATIC if rung.startswith(SINGLE) else {**LADDER, **PLAIN, **CHANGES}.get(rung, {})
     config.update_from_flattened_dict(dict(changes))
     if size == SMALL:
         static, single = _EQUAL[benchmark]
-        if rung in ("static", "static_gates"):
+        if rung in ("static", "static_gates", "plain_static"):
             config.model.experts, config.model.feature_width = static
         elif rung.startswith(SINGLE):
             config.model.feature_width = single

@@ -92,7 +92,7 @@ def _operations(model: TaskExpert, batch: int) -> dict[str, int]:
     """Model FLOPs of a training step by part, counted by `budget`."""
     counts = budget.count_computed(model)
     tokens = math.prod(model.grid)
-    writes = model.taps * len(model.tasks) * tokens * 9 * model.width**2
+    writes = model.taps * len(model.tasks) * tokens * budget.write_area(model) * model.width**2
     split = {
         "backbone": counts["backbone"],
         "experts and gates": counts["experts"] + counts["gates"] + counts["memory"] - writes,

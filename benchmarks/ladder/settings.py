@@ -12,7 +12,7 @@ from configs import ablation
 from taskexpert_jax.errors import UserError
 
 # The most informative first: the two ends of the claim, then what is between them, then the variants.
-RUNGS = ("static", "full", "dynamic_gates", "static_gates", "even_gated", "even_balance")
+RUNGS = ("static", "full", "dynamic_gates", "plain_full", "plain_static", "static_gates")
 
 
 class Flag(NamedTuple):

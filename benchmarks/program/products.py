@@ -21,7 +21,7 @@ PARTS = {
     "attention of tokens": ("attend",),
     "backbone, the rest": ("patches", "blocks"),
     "experts": ("experts",),
-    "memory": ("vmap(read)", "read", "write"),
+    "memory": ("vmap(read)", "read", "write", "blend"),
     "gates, assembling": ("mixture",),
     "heads, upsampling": ("upsample",),
     "heads": ("head",),
@@ -61,7 +61,8 @@ class Product:
 def part_of(path: str) -> str:
     """The part of `PARTS` of an operation with this path."""
     words = path.split("/")
-    names = {word.split("_")[0] if word.startswith(("head_", "write_", "read_")) else word for word in words}
+    of_tasks = ("head_", "write_", "blend_", "read_")
+    names = {word.split("_")[0] if word.startswith(of_tasks) else word for word in words}
     return next((part for part, known in PARTS.items() if names & set(known)), list(PARTS)[-1])
 
 

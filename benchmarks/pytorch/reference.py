@@ -131,6 +131,7 @@ class Tap(nn.Module):
         self.gates = nn.ModuleDict({name: Gate(width, model.gate.width, model.experts + 1) for name in names})
         self.read = nn.ModuleDict({name: Read(depth) for name in names})
         self.write = nn.ModuleDict({name: nn.Conv2d(depth, depth, 3, padding="same") for name in names})
+        self.blend = nn.ModuleDict({name: nn.Conv2d(depth, depth, 1) for name in names})
 
     def forward(self, tokens: Tensor, memory: dict[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
         features = self.norm(tokens)
@@ -142,7 +143,8 @@ class Tap(nn.Module):
             weights = weights.to(experts[0].dtype).transpose(1, 2).unflatten(2, grid)  # (B, K + 1, h, w)
             choices = [*experts, self.read[name](past)]
             mixed = functools.reduce(torch.add, (weights[:, k, None] * choice for k, choice in enumerate(choices)))
-            after[name] = past + self.write[name](mixed.contiguous(memory_format=torch.channels_last))
+            mixed = mixed.contiguous(memory_format=torch.channels_last)
+            after[name] = past + self.blend[name](mixed).sigmoid() * (self.write[name](mixed) - past)
         return after
 
 
@@ -214,7 +216,7 @@ def _only_default(model: Any) -> None:
         "gate.balance": 0.0,
         "memory.init": "learned",
         "memory.read": "conv1x1",
-        "memory.write": "residual",
+        "memory.write": "gated",
     }
     for field, value in expected.items():
         part, _, last = field.rpartition(".")

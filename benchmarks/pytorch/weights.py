@@ -54,8 +54,9 @@ def _unstacked(path: tuple[str, ...], leaf: np.ndarray, names: Sequence[str]) ->
 def _of_tasks(path: tuple[str, ...], leaf: np.ndarray, names: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
     if path[2] in ("gates", "read"):  # vmapped over the tasks
         return [((*path[:3], name, *path[3:]), part) for name, part in zip(names, leaf, strict=True)]
-    if path[2].startswith("write_"):
-        return [((*path[:2], "write", path[2].removeprefix("write_"), *path[3:]), leaf)]
+    layer, _, task = path[2].partition("_")
+    if layer in ("write", "blend"):
+        return [((*path[:2], layer, task, *path[3:]), leaf)]
     if path[-2].startswith("expert_"):
         return [((*path[:3], "spatial", path[-2].removeprefix("expert_"), path[-1]), leaf)]
     return [(path, leaf)]
@@ -75,6 +76,6 @@ def _renamed(path: tuple[str, ...], leaf: np.ndarray) -> tuple[str, np.ndarray]:
     name = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(last, last)
     if last == "kernel":
         leaf = leaf.T if leaf.ndim == 2 else leaf.transpose(3, 2, 0, 1)
-        if modules[0] == "heads" and modules[-1] == "logits":
+        if (modules[0] == "heads" and modules[-1] == "logits") or "blend" in modules:
             leaf = leaf[:, :, None, None]
     return ".".join((*modules, name)), leaf

@@ -31,11 +31,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Field(NamedTuple):
-    """One field: its default (REQUIRED: none), its rule and its meaning."""
+    """One field: its default (REQUIRED: none), its rule and its meaning.
+
+    `first` is the field's first default, if that has changed: the value of runs from before the field existed.
+    """
 
     default: Any
     rule: Rule
     meaning: str
+    first: Any = None
 
 
 # Defaults are the protocol of the benchmark's methods (docs/paper_vs_code.md).
@@ -128,7 +132,9 @@ FIELDS: Mapping[str, Field] = {
     ),
     "model.gate.width": Field(REQUIRED, whole(1, SIZE), "hidden units"),
     "model.gate.top_k": Field(0, whole(0), "0: softmax over all experts; k: over the k largest"),
-    "model.gate.init": Field("random", choice("random", "even"), "even: all experts start with the same weight"),
+    "model.gate.init": Field(
+        "even", choice("random", "even"), "even: all experts start with the same weight", first="random"
+    ),
     "model.gate.temperature": Field(1.0, number(0.001, 1000), "divides the logits"),
     "model.gate.noise": Field(0.0, number(0), "standard deviation of the noise added to the logits in training"),
     "model.gate.balance": Field(0.0, number(0), "weight of the load-balancing loss over a batch"),
@@ -138,7 +144,12 @@ FIELDS: Mapping[str, Field] = {
         choice("conv1x1", "conv3x3", "identity", "none"),
         "memory as expert K + 1; none: not read by the gates, only accumulates the taps' features",
     ),
-    "model.memory.write": Field("residual", choice("residual", "gated", "replace"), "update of the memory at each tap"),
+    "model.memory.write": Field(
+        "gated",
+        choice("gated", "residual", "replace"),
+        "update of the memory at each tap; gated: a learned sigmoid blends it in, residual: it is added",
+        first="residual",
+    ),
     "model.head_upsample": Field(4, whole(1, 64), "upsampling of the memory before a head's 3x3 convolution"),
     # --- optimiser ---
     "optimizer.algorithm": Field(
@@ -317,6 +328,12 @@ def defaults(variant: str, data_set: str) -> dict[str, Any]:
         model = dict(zip(_SIZES, sizes, strict=True)) | different
         found |= {f"model.{name}": value for name, value in model.items()}
     return found
+
+
+def first_values(variant: str, data_set: str) -> dict[str, Any]:
+    """As `defaults`, with the values of runs from before a field existed."""
+    first = {name: field.first for name, field in fields_of(data_set).items() if field.first is not None}
+    return defaults(variant, data_set) | first
 
 
 def base(variant: str, data_set: str) -> ConfigDict:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from taskexpert_jax import json_file
 from taskexpert_jax.config.checking import check
-from taskexpert_jax.config.fields import defaults, fields_of, nested
+from taskexpert_jax.config.fields import fields_of, first_values, nested
 from taskexpert_jax.errors import StoreError, UserError, shown
 
 _REMEDY = "restore the file, or give another directory"
@@ -19,7 +19,7 @@ _REMEDY = "restore the file, or give another directory"
 def read_run(workdir: pathlib.Path) -> ConfigDict:
     """The config of a run, from WORKDIR/config.json; JSON lists become tuples.
 
-    Fields that did not exist when the run started get their defaults, and a logged line names them.
+    Fields that did not exist when the run started get their first defaults, and a logged line names them.
 
     Raises:
       UserError: the file is missing, or not a run's config.
@@ -46,7 +46,7 @@ def _name_defaults(path: pathlib.Path, added: tuple[str, ...]) -> None:
 
 
 def restored(saved: Any) -> tuple[ConfigDict, tuple[str, ...]]:
-    """The config from its JSON form, and the names of missing fields that got their defaults.
+    """The config from its JSON form, and the names of missing fields that got their first defaults.
 
     Raises:
       UserError: not a config.
@@ -60,7 +60,7 @@ def restored(saved: Any) -> tuple[ConfigDict, tuple[str, ...]]:
         values[name] = _with_tuples(value)
     _check_groups(values)
     values = {name: value for name, value in values.items() if value != {}}  # a group without fields
-    known = defaults(str(values.get("variant")), str(values.get("dataset.name")))
+    known = first_values(str(values.get("variant")), str(values.get("dataset.name")))
     added = tuple(name for name in known if name not in values)
     try:
         config = nested(values | {name: known[name] for name in added})

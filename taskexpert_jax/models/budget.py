@@ -92,15 +92,19 @@ def count_multiply_adds(model: TaskExpert) -> dict[str, int]:
     reads = model.memory.read != "none"
     slots = model.experts.count + reads
     read_area = {"conv1x1": 1, "conv3x3": 9, "identity": 0, "none": 0}[model.memory.read]
-    write_area = 9 + (model.memory.write == "gated")
     positions = tokens * model.head_upsample**2
     return {
         "backbone": patch**2 * 3 * width * tokens + backbone.depth * block,
         "experts": taps * experts,
         "gates": taps * tasks * (_gate(model, tokens, slots) + tokens * slots * depth),
-        "memory": taps * tasks * tokens * (read_area + write_area) * depth**2,
+        "memory": taps * tasks * tokens * (read_area + write_area(model)) * depth**2,
         "heads": sum(positions * (9 * depth**2 + depth * task.channels) for task in model.tasks),
     }
+
+
+def write_area(model: TaskExpert) -> int:
+    """Kernel positions of a memory write: of its 3x3 convolution and, if writes are gated, of its 1x1 convolution."""
+    return 9 + (model.memory.write == "gated")
 
 
 def _gate(model: TaskExpert, tokens: int, slots: int) -> int:

@@ -187,6 +187,6 @@ def test_whole_training_step_lowers_the_loss(pair):
 
 def test_other_switches_are_refused():
     config = nyud.get_config("tiny")
-    config.model.memory.write = "gated"
-    with pytest.raises(UserError, match=r"config\.model\.memory\.write='gated': .*'residual'"):
+    config.model.memory.write = "residual"
+    with pytest.raises(UserError, match=r"config\.model\.memory\.write='residual': .*'gated'"):
         torch_reference.TaskExpert(config, from_config(config))

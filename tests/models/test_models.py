@@ -234,7 +234,7 @@ SWITCHES = {
     "memory_identity": {"memory.read": "identity"},
     "memory_conv3x3": {"memory.read": "conv3x3"},
     "memory_zeros": {"memory.init": "zeros"},
-    "memory_gated": {"memory.write": "gated"},
+    "memory_residual": {"memory.write": "residual"},
     "memory_replace": {"memory.write": "replace"},
     "head_upsample": {"head_upsample": 2},
     "mlp_ratio": {"mlp_ratio": 2},
@@ -305,8 +305,8 @@ def test_even_gates_start_with_the_same_weight_for_every_choice():
         variables = sharding.unbox(built.init(jax.random.key(0), IMAGE, train=False))
         return np.asarray(built.apply(variables, IMAGE, train=False, return_gates=True)[1])
 
-    np.testing.assert_allclose(gates({"gate.init": "even"}), 1 / 6, rtol=1e-6)
-    assert np.ptp(gates({})) > 0.05
+    np.testing.assert_allclose(gates({}), 1 / 6, rtol=1e-6)
+    assert np.ptp(gates({"gate.init": "random"})) > 0.05
 
 
 def test_the_balance_loss_is_the_squared_coefficient_of_variation_of_the_mean_weights():
