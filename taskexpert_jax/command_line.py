@@ -136,10 +136,29 @@ def ended(program: Callable[[], object], interrupted: str | Callable[[], str] = 
         except UserError as error:
             print_error(error)
             return 2
+        except (RuntimeError, AssertionError):  # what JAX raises where it finds no device
+            if not (line := absent_device()):
+                raise
+            print_error(line)
+            return 2
         if reason := terminal.lost():
             print_error(f"not everything could be printed: {reason}")
             return 1
         return 0
+
+
+def absent_device() -> str:
+    """What is wrong if JAX_PLATFORMS names devices that this machine or this installation lacks; "" if nothing is."""
+    jax, asked = sys.modules.get("jax"), os.environ.get("JAX_PLATFORMS")
+    if jax is None or not asked:
+        return ""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).split(" (set JAX_PLATFORMS")[0]
+        said = f": {reason}" if reason else ""
+        return f"JAX_PLATFORMS={asked}: JAX finds no such device here{said}; unset it, or install JAX for that device"
+    return ""
 
 
 def run(

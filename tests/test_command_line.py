@@ -1,9 +1,10 @@
-"""The command line: config fields that are given several times."""
+"""The command line: config fields that are given several times, devices that are not there."""
 
 import pathlib
 import sys
 
 from absl import flags
+import jax
 from ml_collections import config_flags
 import pytest
 
@@ -136,3 +137,22 @@ def test_an_argument_without_dashes_is_named_rather_than_a_missing_config(monkey
     monkeypatch.setattr(flags, "FLAGS", values)
     config_flags.DEFINE_config_file("config", None, flag_values=values)
     assert command_line.parse_flags(["main.py", "evaluate"]) == ["main.py", "evaluate"]  # which `run` refuses
+
+
+def test_a_device_that_is_not_there_is_one_line(monkeypatch, capsys):
+    def absent():
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", absent)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert command_line.ended(jax.devices) == 2
+    assert capsys.readouterr().err.startswith("error: JAX_PLATFORMS=cuda: JAX finds no such device here; unset it")
+
+
+def test_other_errors_are_not_taken_for_an_absent_device(monkeypatch):
+    def fails():
+        raise RuntimeError("of another kind")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with pytest.raises(RuntimeError, match="of another kind"):
+        command_line.ended(fails)

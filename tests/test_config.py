@@ -332,12 +332,16 @@ def test_the_runs_own_config_is_the_one_it_started_with(data_set, tmp_path, caps
     assert ours == theirs
 
 
-def test_fields_that_a_run_is_too_old_for_get_their_defaults_and_are_named(tmp_path, capsys):
+def test_fields_that_a_run_is_too_old_for_get_their_first_defaults_and_are_named(tmp_path, capsys):
     saved = demo.get_config("tiny").to_dict()
     del saved["model"]["gate"]["temperature"], saved["model"]["memory"]["write"], saved["guard"]["skip_steps"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
-    read = read_run(tmp_path)
-    assert (read.model.gate.temperature, read.model.memory.write, read.guard.skip_steps) == (1.0, "residual", 0)  # not today's default
+    read = read_run(tmp_path)  # residual: the first default of memory.write, not today's
+    assert (read.model.gate.temperature, read.model.memory.write, read.guard.skip_steps) == (
+        1.0,
+        "residual",
+        0,
+    )  # not today's default
     added = "model.gate.temperature, model.memory.write, guard.skip_steps"
     assert capsys.readouterr().err.endswith(f"with its default each: {added}\n")
 

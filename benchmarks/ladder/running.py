@@ -23,6 +23,8 @@ from benchmarks.ladder.feeding import Feeder, all_tasks
 from benchmarks.ladder.settings import Settings
 from benchmarks.ladder.training import Rung
 from input_pipeline import stream
+from taskexpert_jax import command_line
+from taskexpert_jax.errors import UserError
 
 RESERVE = 5.0  # seconds at the end of a call, for its tables
 SPREAD = 1.1  # a run may take so many times the mean of those before it
@@ -39,8 +41,10 @@ def run(args: argparse.Namespace, settings: Settings, ends: float) -> None:
     """Trains and evaluates what `args.output` does not have yet, until `ends` (`time.monotonic()`).
 
     Raises:
-      UserError: wrong settings or files; nothing is trained.
+      UserError: wrong settings or files, or no such device; nothing is trained.
     """
+    if line := command_line.absent_device():
+        raise UserError(line)
     facts = packed.facts(args.data)
     configs = {rung: settings.config(rung, facts) for rung in args.rungs}
     about = {name: facts[name] for name in ("fingerprint", "downscale", "frame_size", "image_size", "quality")}

@@ -17,6 +17,7 @@ from benchmarks.ladder import feeding, packed, packing, report, running
 from benchmarks.ladder.settings import Settings
 from configs import nyud as nyud_config
 from input_pipeline import nyud, pipeline
+from taskexpert_jax import command_line
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import from_config
 from tests.input_pipeline import nyud_layout
@@ -278,6 +279,12 @@ def test_a_damaged_ladder_is_refused_in_one_line(tmp_path, capsys):
         assert device_ladder.main(["table", str(path)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "is no ladder's JSON" in line and name in line
+
+
+def test_a_device_that_is_not_there_is_refused_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "absent_device", lambda: "no such device")
+    assert device_ladder.main(["run", f"--data={tmp_path}", f"--output={tmp_path / 'a.json'}"]) == 2
+    assert capsys.readouterr().err == "error: no such device\n"
 
 
 @pytest.mark.parametrize("flag", ["--minutes=nan", "--minutes=0", "--workers=0"])
