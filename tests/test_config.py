@@ -337,11 +337,7 @@ def test_fields_that_a_run_is_too_old_for_get_their_first_defaults_and_are_named
     del saved["model"]["gate"]["temperature"], saved["model"]["memory"]["write"], saved["guard"]["skip_steps"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     read = read_run(tmp_path)  # residual: the first default of memory.write, not today's
-    assert (read.model.gate.temperature, read.model.memory.write, read.guard.skip_steps) == (
-        1.0,
-        "residual",
-        0,
-    )  # not today's default
+    assert (read.model.gate.temperature, read.model.memory.write, read.guard.skip_steps) == (1.0, "residual", 0)
     added = "model.gate.temperature, model.memory.write, guard.skip_steps"
     assert capsys.readouterr().err.endswith(f"with its default each: {added}\n")
 
