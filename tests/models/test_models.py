@@ -141,6 +141,7 @@ def test_top_k_keeps_the_largest_and_renormalises():
     expected = jnp.array([0.0, kept[0], kept[1], 0.0]) / kept.sum()
     np.testing.assert_allclose(mmoe.gate_weights(logits, 2), expected, rtol=1e-6)
     np.testing.assert_allclose(mmoe.gate_weights(logits, 0), jax.nn.softmax(logits), rtol=1e-6)
+    np.testing.assert_array_equal(mmoe.gate_weights(jnp.zeros(4), 2), (0.5, 0.5, 0, 0))  # as even gates start
 
 
 def test_vmapped_gates_equal_a_loop_over_tasks(model, variables):

@@ -202,11 +202,11 @@ class Gate(nn.Module):
 
 
 def gate_weights(logits: Float[Array, "*shape k"], top_k: int) -> Float32[Array, "*shape k"]:
-    """Softmax over the last axis; with `top_k` > 0 over the `top_k` largest logits only."""
-    logits = logits.astype(jnp.float32)
-    if 0 < top_k < logits.shape[-1]:
-        smallest_kept = jax.lax.top_k(logits, top_k)[0][..., -1:]
-        logits = jnp.where(logits >= smallest_kept, logits, -jnp.inf)
+    """Softmax over the last axis; with `top_k` > 0 over the `top_k` largest logits only, the first ones of equal ones."""
+    logits, count = logits.astype(jnp.float32), logits.shape[-1]
+    if 0 < top_k < count:
+        _, kept = jax.lax.top_k(logits, top_k)
+        logits = jnp.where(jax.nn.one_hot(kept, count).sum(axis=-2) > 0, logits, -jnp.inf)
     return jax.nn.softmax(logits, axis=-1)
 
 
