@@ -30,23 +30,26 @@ _EQUAL: Mapping[str, tuple[tuple[int, int], int]] = {
     "pascal_context": ((5, 36), 48),
     "scenes": ((6, 35), 52),
 }
+_STATIC_GATES_MEMORY = (6, 34)  # experts and feature width of static gates with memory reads, for each benchmark
 
 # The mean of K experts is one expert of K times the width, so static decoding keeps all experts' parameters.
 _NO_MEMORY = {"model.memory.read": "none"}
 _STATIC = {"model.gate.granularity": "uniform", **_NO_MEMORY}
 
-# Each rung adds one claim of the abstract to the rung before it; parameters equal those of the full model within 5 %.
+# Gates: none, static or dynamic; and the memory as one more expert, or not. Parameters and multiply-adds equal those of
+# the full model within 5 %.
 LADDER: Mapping[str, Mapping[str, object]] = {
     "static": _STATIC,  # shared features: the same mean of the experts for all tasks and tokens
     "static_gates": {"model.gate.granularity": "static", **_NO_MEMORY},  # a fixed weighted sum of experts for each task
     "dynamic_gates": _NO_MEMORY,  # input-dependent weights; the memory only accumulates the taps' features
-    "full": {},  # the memory is an additional expert
+    "static_gates_memory": {"model.gate.granularity": "static"},  # the memory is an additional expert
+    "full": {},  # both: dynamic gates, and the memory as an expert
 }
 
 # The simplest gates and writes: the first defaults, with which the ladder was climbed first.
 _PLAIN = {"model.gate.init": "random", "model.memory.write": "residual"}
 PLAIN: Mapping[str, Mapping[str, object]] = {
-    f"plain_{rung}": {**changes, **_PLAIN} for rung, changes in LADDER.items() if rung != "static_gates"
+    f"plain_{rung}": {**changes, **_PLAIN} for rung, changes in LADDER.items() if not rung.startswith("static_gates")
 }
 
 # Changes of the full model; these also change the number of parameters.
@@ -110,6 +113,8 @@ def get_config(variant: str = f"full,nyud,{SMALL}") -> ConfigDict:
         static, single = _EQUAL[benchmark]
         if rung in ("static", "static_gates", "plain_static"):
             config.model.experts, config.model.feature_width = static
+        elif rung == "static_gates_memory":
+            config.model.experts, config.model.feature_width = _STATIC_GATES_MEMORY
         elif rung.startswith(SINGLE):
             config.model.feature_width = single
     config.variant = f"{rung},{benchmark},{size}"

@@ -48,6 +48,7 @@ def fields(variant):
         ("static", (5, "uniform", "none", "gated", 4)),
         ("static_gates", (5, "static", "none", "gated", 4)),
         ("dynamic_gates", (5, "token", "none", "gated", 4)),
+        ("static_gates_memory,nyud,vit_b16", (5, "static", "conv1x1", "gated", 4)),
         ("full", (5, "token", "conv1x1", "gated", 4)),
         ("plain_static", (5, "uniform", "none", "residual", 4)),
         ("plain_full", (5, "token", "conv1x1", "residual", 4)),
