@@ -74,7 +74,7 @@ def differences(content: dict[str, Any]) -> Any:
         axis.set_yticks(range(len(table)), table if axis in axes[::4] else [""] * len(table))
         axis.invert_yaxis()
         better = "right" if column.higher_is_better else "left"
-        axis.set_title(f"{column.title}: {better} is better", fontsize=9)
+        axis.set_title(f"{column.title}: {better} is better", fontsize=8)
     figure.suptitle(f"Difference to {against} within a seed: seeds, mean, 95 % interval", fontsize=10)
     return figure
 
@@ -100,7 +100,7 @@ def losses(content: dict[str, Any]) -> Any:
             axis.plot(pairs[0][0]["step"], 100 * (ratios - 1), label=rung, linewidth=1.2)
         axis.axhline(0, color="#bbbbbb", linewidth=1)
         axis.set_title(f"{task} loss, difference to {against} (%)", fontsize=9)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
     return figure
 
 
