@@ -202,7 +202,7 @@ class Gate(nn.Module):
 
 
 def gate_weights(logits: Float[Array, "*shape k"], top_k: int) -> Float32[Array, "*shape k"]:
-    """Softmax over the last axis; with `top_k` > 0 over the `top_k` largest logits only, the first ones of equal ones."""
+    """Softmax over the last axis; with `top_k` > 0 over the `top_k` largest logits only, the first of equal ones."""
     logits, count = logits.astype(jnp.float32), logits.shape[-1]
     if 0 < top_k < count:
         _, kept = jax.lax.top_k(logits, top_k)
