@@ -256,6 +256,8 @@ def program(args: argparse.Namespace) -> bool:
     done |= {run: found for run in wanted if (found := read(run, args.output, args.base, args.extra))}
 
     def write() -> str:
+        for run, found in recorded(args.output, setting).items():  # another call may have added to the table meanwhile
+            done.setdefault(run, found)
         order = [*args.rungs, *(run.rung for run in done)]
         results = sorted(done.values(), key=lambda found: (order.index(found.rung), found.seed))
         content, text = report(results, args.against, args.base)

@@ -185,6 +185,17 @@ def test_a_recorded_table_is_extended_without_its_workdirs(evaluated, tmp_path_f
     assert "has runs with base '', not 'pascal_context'" in capsys.readouterr().err
 
 
+def test_a_table_keeps_what_another_call_added_meanwhile(evaluated, program, monkeypatch):
+    def train(*_):
+        monkeypatch.undo()
+        assert program("full", "--seeds", 0, f"--output={evaluated}", "--read") == 0
+        return True
+
+    monkeypatch.setattr(ablation_program, "train", train)
+    assert program("static", "--seeds", 0, f"--output={evaluated}") == 0
+    assert {run["rung"] for run in json.loads((evaluated / "ablation.json").read_text())["runs"]} == {"static", "full"}
+
+
 def test_a_run_that_fails_is_said_and_leaves_the_others(evaluated, capsys, program):
     extra = ["--", "--config.no_such_field=1"]
     assert program("static", "dynamic_gates", "--seeds", 0, f"--output={evaluated}", *extra) == 1
