@@ -72,19 +72,7 @@ def history(config: ConfigDict, steps: int, every: int, images: int) -> dict[str
         train_step = make_train_step(model, tx, config, mesh, shardings)
         sums = jax.jit(lambda: tally.empty(tasks), out_shardings=sharding.replicated(mesh))()
         batches = sharding.to_devices(pipeline.train_batches(config, tasks), mesh)
-        import os  # noqa: PLC0415
-        warm = int(os.environ.get("ANNEAL", "0"))  # steps with temperature 4, then 2, then 1, a third each
-        stages = {}
         for step in range(steps + 1):
-            if warm:
-                temperature = 4.0 if step < warm / 3 else 2.0 if step < 2 * warm / 3 else 1.0
-                if temperature not in stages:
-                    c = config.copy_and_resolve_references()
-                    c.model.gate.temperature = temperature
-                    m = taskexpert.from_config(c, tasks)
-                    stages[temperature] = make_train_step(m, tx, c, mesh, shardings)
-                    w = jax.jit(lambda v, i, win, m=m: m.apply(v, inputs.normalise(i, win, m.normalisation), train=False, return_gates=True, full_size=False)[1].mean(axis=(2, 3)))
-                train_step, weights = stages[temperature], w
             if step % every == 0:
                 found = np.asarray(weights(state.variables(), image, window), np.float64)
                 record["steps"].append(step)

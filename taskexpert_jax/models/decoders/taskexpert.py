@@ -266,24 +266,6 @@ def _float32(experts: jax.Array) -> list[jax.Array]:
     return [expert.astype(jnp.float32) for expert in experts]
 
 
-import os
-
-Z = float(os.environ.get("Z_LOSS", "0"))
-
-
-def _z_loss(logits):
-    """Router z-loss (ST-MoE, arXiv 2202.08906): squared log-sum-exp, mean over tasks, images and tokens."""
-    return Z * jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))
-
-
-@jax.custom_vjp
-def _z(logits):
-    return logits
-
-
-_z.defvjp(lambda logits: (logits, logits), lambda logits, g: (g + jax.grad(_z_loss)(logits),))
-
-
 class MemorialMixture(nn.Module):
     """One tap: experts, gates, memory read and write. Returns the updated memory and the gate weights."""
 
@@ -330,7 +312,7 @@ class MemorialMixture(nn.Module):
             places = {"token": (batch, tokens), "image": (batch, 1), "static": (1, 1)}[self.gate.granularity]
             shape = (len(self.tasks), *places, slots)
             logits = logits + self.gate.noise * jax.random.normal(self.make_rng("gate_noise"), shape)
-        return gate_weights(_z(logits) if train else logits, self.gate.top_k)
+        return gate_weights(logits, self.gate.top_k)
 
     def _read(self, memory: Float[Array, "T B h w D"]) -> Float[Array, "T B N D"] | None:
         """The memory as an expert, or None where it is not read."""
