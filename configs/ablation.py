@@ -46,7 +46,7 @@ LADDER: Mapping[str, Mapping[str, object]] = {
     "full": {},  # both: dynamic gates, and the memory as an expert
 }
 
-# The simplest gates and writes: the first defaults, with which the ladder was climbed first.
+# The same rungs with the project's first defaults: gates start at random, and memory writes are added.
 _PLAIN = {"model.gate.init": "random", "model.memory.write": "residual"}
 PLAIN: Mapping[str, Mapping[str, object]] = {
     f"plain_{rung}": {**changes, **_PLAIN} for rung, changes in LADDER.items() if not rung.startswith("static_gates")

@@ -148,7 +148,7 @@ def ended(program: Callable[[], object], interrupted: str | Callable[[], str] = 
 
 
 def absent_device() -> str:
-    """What is wrong if JAX_PLATFORMS names devices that this machine or this installation lacks; "" if nothing is."""
+    """The message if JAX_PLATFORMS names devices that this machine or this installation of JAX lacks; else ""."""
     jax, asked = sys.modules.get("jax"), os.environ.get("JAX_PLATFORMS")
     if jax is None or not asked:
         return ""

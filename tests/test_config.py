@@ -339,7 +339,7 @@ def test_fields_that_a_run_is_too_old_for_get_their_first_defaults_and_are_named
     read = read_run(tmp_path)  # residual: the first default of memory.write, not today's
     assert (read.model.gate.temperature, read.model.memory.write, read.guard.skip_steps) == (1.0, "residual", 0)
     added = "model.gate.temperature, model.memory.write, guard.skip_steps"
-    assert capsys.readouterr().err.endswith(f"with its default each: {added}\n")
+    assert capsys.readouterr().err.endswith(f"with its first default each: {added}\n")
 
 
 def test_a_variants_own_defaults_fill_in_what_its_run_lacks(tmp_path):

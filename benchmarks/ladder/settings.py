@@ -11,8 +11,8 @@ from benchmarks import changes
 from configs import ablation
 from taskexpert_jax.errors import UserError
 
-# The most informative first: the two ends of the claim, then what is between them, then the variants.
-RUNGS = ("static", "full", "dynamic_gates", "plain_full", "plain_static", "static_gates")
+# The most informative first: the two ends of the claim, its two parts, then the first defaults.
+RUNGS = ("static", "full", "static_gates_memory", "dynamic_gates", "plain_static", "plain_full")
 
 
 class Flag(NamedTuple):

@@ -331,7 +331,7 @@ def defaults(variant: str, data_set: str) -> dict[str, Any]:
 
 
 def first_values(variant: str, data_set: str) -> dict[str, Any]:
-    """As `defaults`, with the values of runs from before a field existed."""
+    """Values by field for a run that was saved before the field existed: its first default."""
     first = {name: field.first for name, field in fields_of(data_set).items() if field.first is not None}
     return defaults(variant, data_set) | first
 

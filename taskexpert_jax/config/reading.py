@@ -42,7 +42,7 @@ def read_run(workdir: pathlib.Path) -> ConfigDict:
 
 @functools.cache  # once a program, which may read the file again
 def _name_defaults(path: pathlib.Path, added: tuple[str, ...]) -> None:
-    logging.info(f"{path} is of an earlier version; with its default each: {', '.join(added)}")
+    logging.info(f"{path} is of an earlier version; with its first default each: {', '.join(added)}")
 
 
 def restored(saved: Any) -> tuple[ConfigDict, tuple[str, ...]]:
