@@ -21,7 +21,7 @@ from benchmarks import seeds
 from configs import ablation
 from taskexpert_jax import command_line, files, json_file
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models.decoders.taskexpert import MEMORY
+from taskexpert_jax.models.decoders.decoder import MEMORY
 
 FORMATS = (".svg", ".pdf", ".png")
 _WEIGHTS = json_file.Items(json_file.Items(json_file.Items(json_file.Items((float, None)))))

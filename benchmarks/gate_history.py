@@ -27,6 +27,7 @@ from taskexpert_jax.config import check
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import inputs
 from taskexpert_jax.models import model as taskexpert
+from taskexpert_jax.models.decoders.decoder import GATES
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.training import optimizer, tally
@@ -54,7 +55,8 @@ def config_of(rung: str, fields: Sequence[str]) -> ConfigDict:
 def history(config: ConfigDict, steps: int, every: int, images: int) -> dict[str, Any]:
     """Trains and records: steps, and weights, [record][tap][task][expert slot]; means over at most `images` images."""
     mesh, tasks = sharding.make_mesh(config.mesh, batch_sizes(config)), from_config(config)
-    model, tx = taskexpert.from_config(config, tasks), optimizer.build(config)
+    model = taskexpert.from_config(config, tasks)
+    tx = optimizer.build(config, model.backbone)
     shown = next(iter(pipeline.eval_batches(config, tasks, batch_size=images)))
     real = np.flatnonzero(shown["mask"])  # a set with fewer images is padded
     image, window = shown["image"][real], shown["window"][real]
@@ -63,8 +65,8 @@ def history(config: ConfigDict, steps: int, every: int, images: int) -> dict[str
     @jax.jit
     def weights(variables: Any, image: jax.Array, window: jax.Array) -> jax.Array:
         normalised = inputs.normalise(image, window, model.normalisation)
-        _, gates = model.apply(variables, normalised, train=False, return_gates=True, full_size=False)
-        return gates.mean(axis=(2, 3))  # (S, T, k); over images and tokens
+        _, aux = model.apply(variables, normalised, train=False, return_aux=True, full_size=False)
+        return aux[GATES].mean(axis=(2, 3))  # (S, T, k); over images and tokens
 
     with sharding.use(mesh):
         initialise, _, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)

@@ -18,7 +18,7 @@ from benchmarks import paired
 from configs import ablation
 from taskexpert_jax import compare, json_file
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models.decoders.taskexpert import MEMORY
+from taskexpert_jax.models.decoders.decoder import MEMORY
 
 GAIN = "gain"  # mean relative gain over another rung of the same seed
 EDGE_LOSS = compare.Column("edge/loss_plain", "edge loss", higher_is_better=False)

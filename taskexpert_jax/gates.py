@@ -54,6 +54,7 @@ def inspect(
     failures: list[UserError] = []
     total, summaries, sections = None, {}, []
     run = opened(config, workdir, which)
+    slots = run.gating.slots
     files.folder_for_results(output)
     logging.info(f"inspecting {workdir} at {run.checkpoint} on {len(paths)} image(s)")
     started = time.monotonic()
@@ -73,7 +74,7 @@ def inspect(
     facts = results.facts(config, workdir=workdir, checkpoint=run.checkpoint, examples=len(summaries), seconds=seconds)
     del facts["eval"]  # not used here
     facts["images_from"] = str(source)
-    found = Inspection(run.model.tasks, facts, total.summary(run.model.expert_slots), summaries)
+    found = Inspection(run.model.tasks, facts, total.summary(slots), summaries)
     _report(found, sections, output)
     if failures:
         raise UserError(f"{len(failures)} of {len(paths)} images not inspected; the lines above name them")

@@ -18,7 +18,8 @@ from taskexpert_jax.config import FIELDS, check, frame_size, read_run
 from taskexpert_jax.errors import UserError, shown
 from taskexpert_jax.evaluation import full_pass, given, inference, steps
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics, GateSummary, at_pixels
-from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.models.decoders.decoder import Gating
+from taskexpert_jax.models.model import MultiTaskModel
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs import hub
 from taskexpert_jax.runs.load import Selected, load
@@ -94,7 +95,7 @@ class Run:
 
     path: pathlib.Path
     config: ConfigDict
-    model: TaskExpert
+    model: MultiTaskModel
     variables: Any
     checkpoint: Selected
     mesh: Mesh
@@ -107,6 +108,17 @@ class Run:
     def tasks(self) -> dict[str, Task]:
         """Task records by name, in the config's order."""
         return {task.name: task for task in self.model.tasks}
+
+    @property
+    def gating(self) -> Gating:
+        """Expert slots and taps of the gates.
+
+        Raises:
+          UserError: the model's decoder has no gates.
+        """
+        if self.model.decoder.gating is None:
+            raise UserError(f"{self.path} has no gates: config.model.decoder={self.config.model.decoder}")
+        return self.model.decoder.gating
 
     @property
     def classes(self) -> dict[str, tuple[str, ...]]:
@@ -204,8 +216,9 @@ class Run:
         An image larger than `config.dataset.image_size` is downscaled to fit it. Views are not averaged.
 
         Raises:
-          UserError: an unreadable image.
+          UserError: an unreadable image, or a model whose decoder has no gates.
         """
+        gating = self.gating
         size = self.config.dataset.image_size
         frame, window = images.fit(images.as_rgb(image), size, size)
         with sharding.use(self.mesh):
@@ -213,18 +226,18 @@ class Run:
                 self.variables, self._on_device({"image": frame[None], "window": window[None]})
             )
             found, weights, statistics = jax.device_get((found, weights, statistics))
-        patch = self.model.backbone.patch_size
+        stride = gating.stride
         top, left, rows, columns = window.tolist()
-        grid = (frame.shape[0] // patch, frame.shape[1] // patch)
+        grid = (frame.shape[0] // stride, frame.shape[1] // stride)
         of_tokens = weights[:, :, 0]  # (S, T, N, slots)
         return Gates(
             weights=of_tokens.reshape(*of_tokens.shape[:2], *grid, -1),
             tasks=tuple(self.tasks),
-            slots=self.model.expert_slots,
+            slots=gating.slots,
             picture=frame[top : top + rows, left : left + columns],
             prediction=_inside(self.tasks, found, 0, window),
             window=window,
-            patch=patch,
+            patch=stride,
             statistics=statistics,
         )
 

@@ -79,7 +79,7 @@ def train(
     model = taskexpert.from_config(config, tasks)
     infer = inference.make_inference(model, config)
     weights = None if saved_steps(workdir) else pretrained.read(config, model)  # a resumed run has its own weights
-    tx = optimizer.build(config)
+    tx = optimizer.build(config, model.backbone)
     plain_config = config.to_dict()
     first_process = jax.process_index() == 0
     with contextlib.ExitStack() as stack:

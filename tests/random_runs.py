@@ -48,7 +48,7 @@ def save(config: ConfigDict, workdir: pathlib.Path, scale: float = 0.1) -> train
         model = taskexpert.from_config(config, tasks)
         averaged = config.optimizer.ema_decay > 0
         _, abstract, _ = train_state.abstract_and_shardings(
-            model, optimizer.build(config), mesh, config.seed, averaged=averaged
+            model, optimizer.build(config, model.backbone), mesh, config.seed, averaged=averaged
         )
         state = one_step.drawn(abstract, scale)
         checkpoints.save(int(state.step), state.to_items(), config.to_dict(), None)

@@ -95,10 +95,10 @@ def direct(run):
     with sharding.use(mesh):
         model, variables, _ = load(config, run.workdir, "latest", mesh)
         forward = jax.jit(
-            lambda *of: model.apply(of[0], inputs.normalise(*of[1:], IMAGENET), train=False, return_gates=True)
+            lambda *of: model.apply(of[0], inputs.normalise(*of[1:], IMAGENET), train=False, return_aux=True)
         )
-        predictions, gates = jax.device_get(forward(variables, batch["image"], batch["window"]))
-    return types.SimpleNamespace(batch=batch, predictions=predictions, gates=gates, model=model)
+        predictions, aux = jax.device_get(forward(variables, batch["image"], batch["window"]))
+    return types.SimpleNamespace(batch=batch, predictions=predictions, gates=aux["gates"], model=model)
 
 
 def inside(run, direct, task):
@@ -249,7 +249,7 @@ def test_scenes_without_people_are_not_ranked_for_human_parts(run, direct):
 
 
 def test_gates_are_means_over_the_pixels_of_the_pictures(run, direct):
-    patch = direct.model.backbone.patch_size
+    patch = direct.model.backbone.stride
     pixels = np.zeros((EXAMPLES, 32, 48))
     for example, (top, left, height, width) in zip(pixels, direct.batch["window"], strict=True):
         example[top : top + height, left : left + width] = 1

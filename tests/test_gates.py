@@ -75,7 +75,9 @@ def run(tmp_path_factory):
         frames[index, top : top + rows, left : left + columns] = image
         windows.append((top, left, rows, columns))
     windows = np.array(windows, np.int32)
-    apply = jax.jit(lambda v, i, w: model.apply(v, inputs.normalise(i, w, IMAGENET), train=False, return_gates=True)[1])
+    apply = jax.jit(
+        lambda v, i, w: model.apply(v, inputs.normalise(i, w, IMAGENET), train=False, return_aux=True)[1]["gates"]
+    )
     gates = np.asarray(apply(variables, frames, windows))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

@@ -73,7 +73,7 @@ def updates(config):
     """Three steps of the optimiser on a block, an embedding and a head, and the moving average that is evaluated."""
     new = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full(2, 2.0)}
     params = {"blocks": {"kernel": jnp.full((config.model.depth, 2), 2.0)}, "patches": new, "head_depth": new}
-    tx, found = optimizer.build(config), []
+    tx, found = optimizer.build(config, taskexpert.from_config(config, from_config(config)).backbone), []
     state, averaged = tx.init(params), params
     for size in (0.01, 3.0, 30.0):
         gradient = jax.tree.map(lambda leaf, size=size: jnp.full_like(leaf, size), params)

@@ -324,7 +324,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path):
     model = taskexpert.from_config(config, tasks)
     mesh = sharding.one_device_mesh()
     with sharding.use(mesh):
-        _, abstract, _ = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, 0)
+        _, abstract, _ = train_state.abstract_and_shardings(model, optimizer.build(config, model.backbone), mesh, 0)
         wanted = abstract.to_items()
         one, other = (Checkpoints(d, tasks[0], read_only=True).restore(40, wanted) for d in (killed, whole))
     for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):

@@ -61,7 +61,7 @@ class Ours:
         sizes = {"batch_size": variant.batch}
         self.mesh = sharding.make_mesh(self.config.mesh, sizes, devices=jax.devices()[:1])
         self.model = taskexpert.from_config(self.config, self.tasks)
-        self.tx = optimizer.build(self.config)
+        self.tx = optimizer.build(self.config, self.model.backbone)
         self.flops = budget.count(self.model).total_computed * variant.batch
         initialise, _, self.shardings = train_state.abstract_and_shardings(
             self.model, self.tx, self.mesh, self.config.seed
@@ -89,7 +89,8 @@ def compiled(jitted: Any, *arguments: Any) -> tuple[Any, dict[str, Any]]:
 def measure_ours(variant: Variant, seconds: float) -> dict[str, Any]:
     """Times a variant's latency, or its training step and, if `variant.evaluated`, its evaluation step."""
     ours = Ours(variant)
-    result: dict[str, Any] = {"scanned": not ours.model.unroll, "attention_is": ours.model.backbone.attention}
+    backbone: Any = ours.model.backbone  # a ViT
+    result: dict[str, Any] = {"scanned": not backbone.unroll, "attention_is": backbone.architecture.attention}
     with sharding.use(ours.mesh):
         if variant.inference:
             return {**result, "latency": latency(ours, seconds)}

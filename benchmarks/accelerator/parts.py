@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import optax
 
 from taskexpert_jax.models import budget, heads, inputs
-from taskexpert_jax.models.decoders import taskexpert
-from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.models.decoders import mixture, taskexpert
+from taskexpert_jax.models.model import MultiTaskModel
 from taskexpert_jax.training import objective
 
 # Reading the memory belongs to "experts and gates", because the memory is one more expert. The whole step comes last.
 RUNGS = ("backbone", "experts and gates", "memory writes", "heads", "upsampling and losses")
 
 
-def program(rung: str, model: TaskExpert) -> Any:
+def program(rung: str, model: MultiTaskModel) -> Any:
     """Jitted (state, batch) -> (loss, gradient norm, batch statistics) with the parts up to `rung` of `RUNGS`."""
     index = RUNGS.index(rung)
 
@@ -57,7 +57,7 @@ def _omit_after(index: int, kept: list[jax.Array]) -> Callable[..., Any]:
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         module, method = context.module, context.method_name
-        if isinstance(module, taskexpert.MemorialMixture):
+        if isinstance(module, mixture.MemorialMixture):
             if method == "__call__" and index < RUNGS.index("experts and gates"):
                 tokens, memory = args[0], args[1]
                 seen = tokens.mean(axis=-1).reshape(1, *memory.shape[1:4], 1)
@@ -75,7 +75,7 @@ def _omit_after(index: int, kept: list[jax.Array]) -> Callable[..., Any]:
     return intercept
 
 
-def differences(programs: dict[str, Any], model: TaskExpert, batch: int) -> dict[str, Any]:
+def differences(programs: dict[str, Any], model: MultiTaskModel, batch: int) -> dict[str, Any]:
     """The time each part adds, median_s, which noise can make negative, and its model FLOPs.
 
     programs: times of `RUNGS`, then of the whole step.
@@ -88,11 +88,12 @@ def differences(programs: dict[str, Any], model: TaskExpert, batch: int) -> dict
     return parts
 
 
-def _operations(model: TaskExpert, batch: int) -> dict[str, int]:
+def _operations(model: MultiTaskModel, batch: int) -> dict[str, int]:
     """Model FLOPs of a training step by part, counted by `budget`."""
-    counts = budget.count_computed(model)
-    tokens = math.prod(model.grid)
-    writes = model.taps * len(model.tasks) * tokens * budget.write_area(model) * model.width**2
+    counts, decoder = budget.count(model).computed, model.decoder
+    assert isinstance(decoder, taskexpert.TaskExpert)
+    stride, tokens = decoder.taps[0].stride, math.prod(model.image_size)
+    writes = len(decoder.taps) * len(model.tasks) * tokens // stride**2 * decoder.memory.write_area * decoder.width**2
     split = {
         "backbone": counts["backbone"],
         "experts and gates": counts["experts"] + counts["gates"] + counts["memory"] - writes,

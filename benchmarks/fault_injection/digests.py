@@ -42,7 +42,9 @@ def print_digests(workdir: pathlib.Path, step: int, flags: list[str]) -> None:
     model = taskexpert.from_config(config, tasks)
     mesh = sharding.make_mesh(config.mesh, {})
     with sharding.use(mesh):
-        _, abstract, _ = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, config.seed)
+        _, abstract, _ = train_state.abstract_and_shardings(
+            model, optimizer.build(config, model.backbone), mesh, config.seed
+        )
         checkpoints = Checkpoints(workdir, best_task(tasks, config.checkpoint.best_task), read_only=True)
         with contextlib.closing(checkpoints):
             state = train_state.TrainState.from_items(checkpoints.restore(step, abstract.to_items()))

@@ -49,7 +49,7 @@ class Rung:
         self.model = taskexpert.from_config(config, self.tasks)
         self.size = budget.count(self.model)
         self.weights = pretrained.read(config, self.model)
-        tx, averaged = optimizer.build(config), config.optimizer.ema_decay > 0
+        tx, averaged = optimizer.build(config, self.model.backbone), config.optimizer.ema_decay > 0
         started = time.monotonic()
         with sharding.use(self.mesh):
             _, abstract, shardings = train_state.abstract_and_shardings(self.model, tx, self.mesh, 0, averaged=averaged)

@@ -19,7 +19,7 @@ from taskexpert_jax.training import state as train_state
 from taskexpert_jax.training.step import batch_sizes, make_train_step
 
 
-def build(config: ConfigDict, devices: Sequence[Any]) -> tuple[Mesh, taskexpert.TaskExpert]:
+def build(config: ConfigDict, devices: Sequence[Any]) -> tuple[Mesh, taskexpert.MultiTaskModel]:
     """The mesh over the devices, and the model built for them."""
     mesh = sharding.make_mesh(config.mesh, batch_sizes(config), devices)
     return mesh, taskexpert.from_config(config, from_config(config), devices[0])
@@ -41,12 +41,12 @@ def abstract_batch(
     }
 
 
-def tracers(config: ConfigDict, model: taskexpert.TaskExpert, mesh: Mesh) -> Mapping[str, Callable[[], Any]]:
+def tracers(config: ConfigDict, model: taskexpert.MultiTaskModel, mesh: Mesh) -> Mapping[str, Callable[[], Any]]:
     """Functions that trace the steps "train" and "eval" with the arguments of `train.train` and `evaluation.steps.run`.
 
     Call the returned functions, not this one, under `sharding.use(mesh)`.
     """
-    tx = optimizer.build(config)
+    tx = optimizer.build(config, model.backbone)
     averaged = config.optimizer.ema_decay > 0
     _, state, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed, averaged=averaged)
     replicated = sharding.replicated(mesh)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from taskexpert_jax.config.fields import DATA_SETS, LOSS_WEIGHT, fields_of
+from taskexpert_jax.config.fields import FIELDS, LOSS_WEIGHT, choices, fields_of
 from taskexpert_jax.errors import UserError, shown
 
 _LONGEST_NAME = 100  # characters of an unknown field in a message
@@ -35,8 +35,9 @@ def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[t
 
 def _errors(config: ConfigDict) -> Iterator[str]:
     values = dict(flat(config))
-    data_set = values.get("dataset.name")
-    fields = fields_of(data_set) if isinstance(data_set, str) else fields_of("")
+    fields = fields_of(values)
+    # Backbones, decoders and data sets of one's own have their own fields.
+    own = tuple(f"{field.partition('.')[0]}." for field, _, further in choices(values) if further is None)
     for name, field in fields.items():
         if name not in values:
             yield f"config.{name} is missing: {field.meaning}"
@@ -46,17 +47,22 @@ def _errors(config: ConfigDict) -> Iterator[str]:
         if name.startswith("loss_weights."):
             if not LOSS_WEIGHT.rule.allows(values[name]):
                 yield f"config.{name}={shown(values[name])}: {LOSS_WEIGHT.rule.words}"
-        elif data_set in DATA_SETS or not name.startswith("dataset."):  # user data sets have their own fields
+        elif name in FIELDS:  # of a backbone or a decoder that is not chosen
+            if not FIELDS[name].rule.allows(values[name]):
+                yield f"config.{name}={shown(values[name])}: {FIELDS[name].rule.words}"
+        elif not name.startswith(own):
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
-            own = name if name.isprintable() and len(name) < _LONGEST_NAME else shown(name)
-            yield f"config.{own}: unknown field{f'; did you mean {near[0]!r}?' if near else ''}"
+            printed = name if name.isprintable() and len(name) < _LONGEST_NAME else shown(name)
+            yield f"config.{printed}: unknown field{f'; did you mean {near[0]!r}?' if near else ''}"
     yield from _inconsistencies(config)
 
 
 def _inconsistencies(config: ConfigDict) -> Iterator[str]:
     """Relations between fields that do not hold, one line each; each field is valid by itself."""
     yield from _task_inconsistencies(config)
-    yield from _model_inconsistencies(config)
+    yield from _size_inconsistencies(config)
+    yield from {"vit": _vit_inconsistencies}.get(config.model.backbone, _none)(config)
+    yield from {"taskexpert": _taskexpert_inconsistencies}.get(config.model.decoder, _none)(config)
     if config.batch_size % config.accumulate_steps:
         yield f"config.accumulate_steps={config.accumulate_steps} must divide batch_size={config.batch_size}"
     for name in ("scale", "contrast", "saturation"):
@@ -106,18 +112,31 @@ def _task_inconsistencies(config: ConfigDict) -> Iterator[str]:
                 yield f"config.dataset.zero_is_void: {task!r} is not among the tasks ({', '.join(tasks)})"
 
 
-def _model_inconsistencies(config: ConfigDict) -> Iterator[str]:
-    model = config.model
+def _size_inconsistencies(config: ConfigDict) -> Iterator[str]:
     height, width = config.dataset.image_size
-    if height % model.patch_size or width % model.patch_size:
+    if height % config.model.patch_size or width % config.model.patch_size:
         yield (
             f"config.dataset.image_size={height}x{width}: sides must be multiples of "
-            f"config.model.patch_size={model.patch_size}"
+            f"config.model.patch_size={config.model.patch_size}"
         )
+
+
+def _vit_inconsistencies(config: ConfigDict) -> Iterator[str]:
+    model = config.model
     if model.depth % model.taps:
         yield f"config.model.taps={model.taps} must divide config.model.depth={model.depth}"
     if model.width % model.heads:
         yield f"config.model.heads={model.heads} must divide config.model.width={model.width}"
+
+
+def _taskexpert_inconsistencies(config: ConfigDict) -> Iterator[str]:
+    model = config.model
     slots = model.experts + (model.memory.read != "none")
     if model.gate.top_k > slots:
         yield f"config.model.gate.top_k={model.gate.top_k}: must be at most {slots} (experts and, if read, memory)"
+
+
+def _none(config: ConfigDict) -> Iterator[str]:
+    """The relations of a backbone or a decoder of one's own, which are checked where it is built."""
+    del config
+    yield from ()

@@ -3,14 +3,14 @@
 A config is `base("vit_l16", "nyud")`, modified by a file in configs/ and by --config.FIELD=VALUE on the command line.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from taskexpert_jax.config.field import REQUIRED, Field
+from taskexpert_jax.config.model_fields import BACKBONE, BACKBONES, DECODER, DECODERS, MODEL, SIZES, VARIANTS
 from taskexpert_jax.config.rules import (
-    SIZE,
-    Rule,
     choice,
     flag,
     local_path,
@@ -18,29 +18,11 @@ from taskexpert_jax.config.rules import (
     names,
     number,
     numbers,
-    odd,
     path,
     size,
     text,
     whole,
 )
-
-REQUIRED: Any = None  # no default: the variant or the config file sets the value
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Field(NamedTuple):
-    """One field: its default (REQUIRED: none), its rule and its meaning.
-
-    `first` is the field's first default, if that has changed: the value of runs from before the field existed.
-    """
-
-    default: Any
-    rule: Rule
-    meaning: str
-    first: Any = None
-
 
 # Defaults are the protocol of the benchmark's methods (docs/paper_vs_code.md).
 FIELDS: Mapping[str, Field] = {
@@ -74,83 +56,8 @@ FIELDS: Mapping[str, Field] = {
     "dataset.downscale": Field(1.0, number(0.01, 1), "reduces every image first"),
     "dataset.cache": Field(False, flag(), "keep decoded examples in memory"),
     "dataset.threads": Field(0, whole(0, 1024), "threads of the input pipeline; 0: chosen by tf.data"),
-    # --- model: backbone ---
-    "model.width": Field(REQUIRED, whole(1, SIZE), "C, channels of the tokens"),
-    "model.depth": Field(REQUIRED, whole(1, SIZE), "transformer blocks"),
-    "model.heads": Field(REQUIRED, whole(1, SIZE), "attention heads; divides width"),
-    "model.mlp_ratio": Field(4, whole(1, SIZE), "MLP width over C"),
-    "model.patch_size": Field(REQUIRED, whole(1, SIZE), "P, in pixels"),
-    "model.layer_scale": Field(0.0, number(0), "LayerScale's initial factor on a block's residuals; 0: no LayerScale"),
-    "model.class_token": Field(
-        False, flag(), "a class token that takes part in the attention; the benchmark's methods drop it"
-    ),
-    "model.registers": Field(0, whole(0, SIZE), "register tokens"),
-    "model.image_mean": Field(
-        IMAGENET_MEAN,
-        numbers("give three numbers, for red, green and blue in [0, 1]", count=3),
-        "per-channel mean for RGB in [0, 1]; default: ImageNet's",
-    ),
-    "model.image_std": Field(
-        IMAGENET_STD,
-        numbers("give three numbers of 0.001 or more, for red, green and blue in [0, 1]", 0.001, count=3),
-        "per-channel standard deviation for RGB in [0, 1]",
-    ),
-    "model.pretrained": Field(
-        "",
-        path(empty=True, hub=True),
-        "backbone weights: a file, a finished run's directory, a released folder or hf://OWNER/NAME; empty: random",
-    ),
-    "model.pretrained_fresh": Field("", text(empty=True), "regex of the backbone parameters that stay random"),
-    "model.drop_path": Field(0.15, number(0, below=1), "stochastic depth of the last block; rises linearly from 0"),
-    "model.attention": Field(
-        "auto",
-        choice("auto", "xla", "cudnn", "splash"),
-        "cudnn: fused, bfloat16 on NVIDIA GPUs; splash: fused, on TPUs; xla: any device; "
-        "auto: cudnn where available (Ampere and later), else xla",
-    ),
-    "model.remat": Field(
-        False, flag(), "recompute blocks in the backward pass: less memory, about a third more compute"
-    ),
-    "model.unroll": Field(
-        "auto", choice("auto", "yes", "no"), "unroll the scans over blocks and taps; auto: in training on CPUs"
-    ),
-    # --- model: decoder ---
-    "model.taps": Field(4, whole(1, SIZE), "S: the experts see the tokens after each depth / S blocks; divides depth"),
-    "model.feature_width": Field(REQUIRED, whole(1, SIZE), "D, channels of experts, memory and heads"),
-    "model.norm": Field(
-        "batch", choice("batch", "layer"), "normalisation of experts and heads; batch: over the global batch"
-    ),
-    "model.experts": Field(5, whole(1, SIZE), "K, number of experts"),
-    "model.expert_kernel": Field(3, odd(1, 99), "kernel size of the experts' second convolution"),
-    "model.gate.input": Field(
-        "both", choice("local", "context", "both"), "local: the token; context: the image's mean feature"
-    ),
-    "model.gate.granularity": Field(
-        "token",
-        choice("token", "image", "static", "uniform"),
-        "weights per token, per image, static (learned, independent of the input) or uniform (no gate)",
-    ),
-    "model.gate.width": Field(REQUIRED, whole(1, SIZE), "hidden units"),
-    "model.gate.top_k": Field(0, whole(0), "0: softmax over all experts; k: over the k largest"),
-    "model.gate.init": Field(
-        "even", choice("random", "even"), "even: all experts start with the same weight", first="random"
-    ),
-    "model.gate.temperature": Field(1.0, number(0.001, 1000), "divides the logits"),
-    "model.gate.noise": Field(0.0, number(0), "standard deviation of the noise added to the logits in training"),
-    "model.gate.balance": Field(0.0, number(0), "weight of the load-balancing loss over a batch"),
-    "model.memory.init": Field("learned", choice("learned", "zeros"), "learned: a vector per task"),
-    "model.memory.read": Field(
-        "conv1x1",
-        choice("conv1x1", "conv3x3", "identity", "none"),
-        "memory as expert K + 1; none: not read by the gates, only accumulates the taps' features",
-    ),
-    "model.memory.write": Field(
-        "gated",
-        choice("gated", "residual", "replace"),
-        "update of the memory at each tap; gated: a learned sigmoid blends it in, residual: it is added",
-        first="residual",
-    ),
-    "model.head_upsample": Field(4, whole(1, 64), "upsampling of the memory before a head's 3x3 convolution"),
+    **MODEL,
+    **{name: field for of in (BACKBONES, DECODERS) for fields in of.values() for name, field in fields.items()},
     # --- optimiser ---
     "optimizer.algorithm": Field(
         "adam", choice("adam", "adamw"), "adam: the protocol's, with an L2 term; adamw: decoupled weight decay"
@@ -290,63 +197,59 @@ DATA_SETS: Mapping[str, Mapping[str, Field]] = {
 }
 
 
-_DINOV2 = {"layer_scale": 1e-5, "class_token": True}
-_DINOV2_REGISTERS = {**_DINOV2, "registers": 4}
-
-# name -> width C, depth, heads, patch size P, feature width D, gate width; then other fields of `model`.
-# D of ViT-L is set by the published budget (420 M parameters, 622 G multiply-adds); the others have D = C / 2.
-_VARIANTS: Mapping[str, tuple[Any, ...]] = {
-    "vit_ti16": (192, 12, 3, 16, 96, 48, {}),
-    "vit_s16": (384, 12, 6, 16, 192, 96, {}),
-    "vit_b16": (768, 12, 12, 16, 384, 192, {}),
-    "vit_l16": (1024, 24, 16, 16, 480, 256, {}),
-    # DINOv2 (arXiv 2304.07193; registers: 2309.16588) and MAE (2111.06377) were trained with a class token.
-    "dinov2_s14": (384, 12, 6, 14, 192, 96, _DINOV2),
-    "dinov2_b14": (768, 12, 12, 14, 384, 192, _DINOV2),
-    "dinov2_l14": (1024, 24, 16, 14, 480, 256, _DINOV2),
-    "dinov2_s14_reg4": (384, 12, 6, 14, 192, 96, _DINOV2_REGISTERS),
-    "dinov2_b14_reg4": (768, 12, 12, 14, 384, 192, _DINOV2_REGISTERS),
-    "dinov2_l14_reg4": (1024, 24, 16, 14, 480, 256, _DINOV2_REGISTERS),
-    "mae_b16": (768, 12, 12, 16, 384, 192, {"class_token": True}),
-    "mae_l16": (1024, 24, 16, 16, 480, 256, {"class_token": True}),
-    "tiny": (32, 4, 2, 16, 16, 8, {}),  # for tests: has every part, too small to learn
-}
-VARIANTS = tuple(_VARIANTS)
-_SIZES = ("width", "depth", "heads", "patch_size", "feature_width", "gate.width")
+_CHOICES = ((BACKBONE, BACKBONES), (DECODER, DECODERS), ("dataset.name", DATA_SETS))
 
 
-def fields_of(data_set: str) -> dict[str, Field]:
-    """All fields of a config for a data set, except the loss weights."""
-    return {**FIELDS, **DATA_SETS.get(data_set, {})}
+def choices(values: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Field] | None]]:
+    """(field, its value, the further fields that it brings) for backbone, decoder and data set.
+
+    The last is None for one that is not the project's own, whose fields are not known here.
+    """
+    for field, known in _CHOICES:
+        chosen = values.get(field)
+        yield field, str(chosen), known.get(chosen) if isinstance(chosen, str) else None
 
 
-def defaults(variant: str, data_set: str) -> dict[str, Any]:
-    """Defaults by field, for all fields that have one; without the model's sizes if the variant is unknown."""
-    found = {name: field.default for name, field in fields_of(data_set).items() if field.default is not REQUIRED}
-    if variant in _VARIANTS:
-        *sizes, different = _VARIANTS[variant]
-        model = dict(zip(_SIZES, sizes, strict=True)) | different
+def fields_of(values: Mapping[str, Any]) -> dict[str, Field]:
+    """All fields of a config with these values, except the loss weights: of its backbone, decoder and data set only."""
+    others = {name for _, known in _CHOICES for fields in known.values() for name in fields}
+    chosen = {name: field for _, _, fields in choices(values) for name, field in (fields or {}).items()}
+    return {**{name: field for name, field in FIELDS.items() if name not in others}, **chosen}
+
+
+def defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults by field, for all fields of such a config that have one; without an unknown variant's sizes."""
+    found = {name: field.default for name, field in fields_of(values).items() if field.default is not REQUIRED}
+    variant = values.get("variant")
+    if isinstance(variant, str) and variant in VARIANTS:
+        *sizes, different = VARIANTS[variant]
+        model = dict(zip(SIZES, sizes, strict=True)) | different
         found |= {f"model.{name}": value for name, value in model.items()}
     return found
 
 
-def first_values(variant: str, data_set: str) -> dict[str, Any]:
+def first_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by field for a run that was saved before the field existed: its first default."""
-    first = {name: field.first for name, field in fields_of(data_set).items() if field.first is not None}
-    return defaults(variant, data_set) | first
+    values = {name: field.default for name, field in MODEL.items() if name in (BACKBONE, DECODER)} | dict(values)
+    first = {name: field.first for name, field in fields_of(values).items() if field.first is not None}
+    return defaults(values) | first
 
 
 def base(variant: str, data_set: str) -> ConfigDict:
     """The config of a backbone variant (`VARIANTS`) and a data set, with all defaults.
 
-    The caller adds the fields without a default: `tasks`, `loss_weights` and `dataset.image_size`.
+    It has the fields of every decoder, so that `model.decoder` can be changed on the command line. The caller adds the
+    fields without a default: `tasks`, `loss_weights` and `dataset.image_size`.
 
     Raises:
       ValueError: an unknown variant, with the known ones.
     """
-    if variant not in _VARIANTS:
+    if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)} (as in nyud.py:vit_b16)")
-    return nested({"variant": variant, "dataset.name": data_set, **defaults(variant, data_set)})
+    chosen = {"variant": variant, "dataset.name": data_set, BACKBONE: MODEL[BACKBONE].default}
+    for decoder in DECODERS:
+        chosen |= defaults({**chosen, DECODER: decoder})
+    return nested(chosen)
 
 
 def nested(flat: Mapping[str, Any]) -> ConfigDict:

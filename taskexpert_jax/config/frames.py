@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from taskexpert_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD
+from taskexpert_jax.config.field import IMAGENET_MEAN, IMAGENET_STD
 
 
 class Normalisation(NamedTuple):

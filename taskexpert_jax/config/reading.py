@@ -60,7 +60,7 @@ def restored(saved: Any) -> tuple[ConfigDict, tuple[str, ...]]:
         values[name] = _with_tuples(value)
     _check_groups(values)
     values = {name: value for name, value in values.items() if value != {}}  # a group without fields
-    known = first_values(str(values.get("variant")), str(values.get("dataset.name")))
+    known = first_values(values)
     added = tuple(name for name in known if name not in values)
     try:
         config = nested(values | {name: known[name] for name in added})
@@ -81,7 +81,7 @@ def _leaves(saved: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _check_groups(values: dict[str, Any]) -> None:
     """Raises UserError if a group of fields has a value, or a field is a group of others."""
-    known = fields_of(str(values.get("dataset.name")))
+    known = fields_of(values)
     groups = {group for name in known for group in _groups_of(name)} | {"loss_weights"}
     for name, value in values.items():
         if name in groups and value != {}:

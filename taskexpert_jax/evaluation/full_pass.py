@@ -19,7 +19,7 @@ from taskexpert_jax.evaluation.extremes import Extremes
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics
 from taskexpert_jax.evaluation.inference import Inference
 from taskexpert_jax.evaluation.results import Evaluation, Nonfinite
-from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.models.model import MultiTaskModel
 from taskexpert_jax.parallel import processes, sharding
 from taskexpert_jax.tasks import Task
 from taskexpert_jax.tasks.metrics import PooledMetric
@@ -88,13 +88,14 @@ class Pass(NamedTuple):
         )
 
 
-def empty_totals(tasks: tuple[Task, ...], model: TaskExpert, *, single: bool) -> Totals:
-    """Totals of no example, with gate statistics if `single`: inference is one forward pass over the whole frame."""
-    gates = GateStatistics.zeros(model.taps, len(tasks), len(model.expert_slots)) if single else None
+def empty_totals(tasks: tuple[Task, ...], model: MultiTaskModel, *, single: bool) -> Totals:
+    """Totals of no example, with statistics of the model's gates if `single`: one forward pass over the whole frame."""
+    gating = model.decoder.gating if single else None
+    gates = GateStatistics.zeros(gating.taps, len(tasks), len(gating.slots)) if gating else None
     return Totals(steps.empty_states(tasks), gates)
 
 
-def model_forward(tasks: tuple[Task, ...], model: TaskExpert, infer: Inference) -> Forward:
+def model_forward(tasks: tuple[Task, ...], model: MultiTaskModel, infer: Inference) -> Forward:
     """Forward function of the model; updates the gate statistics of the tasks unless they are None."""
     names = [task.name for task in model.tasks]
     places = np.array([names.index(task.name) for task in tasks])
@@ -144,7 +145,7 @@ def single_states(task: Task, prediction: jax.Array, batch: Mapping[str, Any]) -
 def run(
     config: ConfigDict,
     tasks: tuple[Task, ...],
-    model: TaskExpert,
+    model: MultiTaskModel,
     variables: Any,
     batches: Iterable[HostBatch],
     mesh: Mesh,

@@ -9,7 +9,7 @@ import numpy as np
 
 from taskexpert_jax import json_file, text_table
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
-from taskexpert_jax.models.decoders.taskexpert import MEMORY
+from taskexpert_jax.models.decoders.decoder import MEMORY
 from taskexpert_jax.tasks import Task
 
 # Thresholds of the warnings, on means over the pixels of all images; see docs/evaluation.md.

@@ -42,17 +42,17 @@ class GateStatistics:
     pixels: Count
 
     @classmethod
-    def from_gates(cls, gates: Array, window: Array, mask: Array, image_size: tuple[int, int], patch: int) -> Self:
+    def from_gates(cls, gates: Array, window: Array, mask: Array, image_size: tuple[int, int], stride: int) -> Self:
         """State of a batch.
 
         Args:
           gates: (S, T, B, N, k) float32 gate weights, as returned by the model.
           window: (B, 4) int32, top, left, height and width of the image inside its padding.
           mask: (B,), 0 for padding examples.
-          image_size: H, W; multiples of `patch`.
-          patch: patch size in pixels.
+          image_size: H, W; multiples of `stride`.
+          stride: side of a token in pixels.
         """
-        share = inputs.token_pixels(window, mask, image_size, patch)  # (B, N)
+        share = inputs.token_pixels(window, mask, image_size, stride)  # (B, N)
         exact = jax.lax.Precision.HIGHEST
         weights = jnp.einsum("stbnk,bn->stk", gates, share, precision=exact)
         entropy = jax.scipy.special.entr(gates).sum(axis=-1)  # (S, T, B, N)

@@ -29,7 +29,8 @@ import numpy as np
 from taskexpert_jax.config import frame_size, normalisation
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics
 from taskexpert_jax.models import inputs
-from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.models.decoders.decoder import GATES
+from taskexpert_jax.models.model import MultiTaskModel
 from taskexpert_jax.models.upsampling import resize_bilinear
 from taskexpert_jax.tasks import Task
 
@@ -94,7 +95,7 @@ def make_inference(model: Model, config: ConfigDict) -> Inference:
 
 
 def with_gates(
-    model: TaskExpert,
+    model: MultiTaskModel,
     variables: Any,
     image: UInt8[Array, "B H W 3"],
     window: Int32[Array, "B 4"],
@@ -102,14 +103,17 @@ def with_gates(
 ) -> tuple[Maps, Float32[Array, "S T B N k"], GateStatistics]:
     """Predictions of one forward pass, its gate weights, and their sums over the pixels of the images.
 
+    For a model whose decoder has gates.
+
     image, window: see `make_inference`. mask: 0 for padding examples.
     """
     outputs: Any = model.apply(
-        variables, inputs.normalise(image, window, model.normalisation), return_gates=True, train=False
+        variables, inputs.normalise(image, window, model.normalisation), return_aux=True, train=False
     )
-    predictions, gates = outputs
-    statistics = GateStatistics.from_gates(gates, window, mask, _size(image), model.backbone.patch_size)
-    return predictions, gates, statistics
+    predictions, aux = outputs
+    assert model.decoder.gating
+    statistics = GateStatistics.from_gates(aux[GATES], window, mask, _size(image), model.decoder.gating.stride)
+    return predictions, aux[GATES], statistics
 
 
 def is_single(configured: Views, frame: Size) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from taskexpert_jax.config import frame_size
 from taskexpert_jax.evaluation import inference, steps
-from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.models.model import MultiTaskModel
 from taskexpert_jax.runs import tree
 
 BATCH = "batch"  # name of the symbolic dimension
@@ -49,7 +49,7 @@ def portable(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def make(model: TaskExpert, variables: Any, config: ConfigDict) -> Program:
+def make(model: MultiTaskModel, variables: Any, config: ConfigDict) -> Program:
     """The program of a model, with the views of `config.eval`.
 
     Args:

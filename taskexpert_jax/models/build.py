@@ -7,10 +7,10 @@ from ml_collections import ConfigDict
 from taskexpert_jax import tasks
 from taskexpert_jax.config import check
 from taskexpert_jax.models import model
-from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.models.model import MultiTaskModel
 
 
-def build_model(config: ConfigDict, *, device: Any = None) -> TaskExpert:
+def build_model(config: ConfigDict, *, device: Any = None) -> MultiTaskModel:
     """The Flax (Linen) module of a config: `config.model`, `config.tasks`, `config.dataset.image_size`, `config.dtype`.
 
     `model.init(key, image, train=False)` gives its variables, boxed with logical axis names (`flax.linen.meta.unbox`);
@@ -24,7 +24,7 @@ def build_model(config: ConfigDict, *, device: Any = None) -> TaskExpert:
       device: the device that it is for, which decides the attention kernel; default: this process's first.
 
     Raises:
-      UserError: an invalid config, or an attention kernel that the device lacks.
+      UserError: an invalid config, or a backbone or decoder that does not exist or does not fit the device.
     """
     check(config)
     return model.from_config(config, tasks.from_config(config), device)

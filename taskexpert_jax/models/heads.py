@@ -7,8 +7,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from taskexpert_jax.models import upsampling
-from taskexpert_jax.models.decoders.taskexpert import Norm, spatial_conv
-from taskexpert_jax.models.layers import Dtype, logical, recomputed
+from taskexpert_jax.models.layers import Dtype, Norm, logical, recomputed, spatial_conv
 from taskexpert_jax.parallel import sharding
 
 

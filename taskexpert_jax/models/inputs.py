@@ -16,7 +16,7 @@ def normalise(
     Args:
       image: (B, H, W, 3) uint8.
       window: (B, 4) int32: top, left, height, width of the image inside its padding.
-      by: the model's normalisation, `TaskExpert.normalisation`.
+      by: the model's normalisation, `MultiTaskModel.normalisation`.
 
     Returns:
       (B, H, W, 3) float32.
@@ -39,17 +39,17 @@ def token_pixels(
     window: Integer[Array | np.ndarray, "B 4"],
     mask: Shaped[Array | np.ndarray, "B"],  # noqa: F821
     image_size: tuple[int, int],
-    patch: int,
+    stride: int,
 ) -> Float32[Array, "B N"]:
-    """Number of image pixels in each token's patch, (B, N) float32; 0 in the padding and for padding examples.
+    """Number of image pixels in each token, (B, N) float32; 0 in the padding and for padding examples.
 
     Args:
       window: (B, 4) int32, top, left, height and width of the image inside its padding.
       mask: (B,), 0 for padding examples.
-      image_size: H, W; multiples of `patch`.
-      patch: side of a token's patch in pixels.
+      image_size: H, W; multiples of `stride`.
+      stride: side of a token in pixels.
     """
     height, width = image_size
     real = inside(window, height, width) & (mask > 0)[:, None, None]
-    squares = real.reshape(len(mask), height // patch, patch, width // patch, patch)
+    squares = real.reshape(len(mask), height // stride, stride, width // stride, stride)
     return squares.sum(axis=(2, 4)).reshape(len(mask), -1).astype(jnp.float32)

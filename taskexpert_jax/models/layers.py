@@ -1,5 +1,6 @@
 """Layers that backbones and decoders share."""
 
+import functools
 import math
 from typing import Any
 
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from taskexpert_jax.parallel import sharding
 
 Dtype = DTypeLike
 MATMULS = ("dot_general", "conv_general_dilated")
@@ -32,6 +35,11 @@ def recomputed(function: Any, *, keep: tuple[str, ...] = MATMULS, scanned: bool 
         return primitive.name in keep or primitive.name == "reduce_sum"
 
     return nn.remat(function, policy=kept, prevent_cse=not scanned)
+
+
+def unrolled(setting: str, device: Any) -> bool:
+    """Whether scans are unrolled on a device; setting: `config.model.unroll`."""
+    return device.platform == "cpu" if setting == "auto" else setting == "yes"
 
 
 @jax.custom_vjp
@@ -74,3 +82,88 @@ class LayerNorm(nn.Module):
             bias_init=logical(nn.initializers.zeros, "norm"),
             name="norm",
         )(inputs)
+
+
+class Norm(nn.Module):
+    """Batch or layer normalisation over the channels; float32 statistics.
+
+    Under a sharded jit the batch statistics are computed over the global batch (SyncBN).
+    """
+
+    kind: str
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
+        if self.kind == "layer":
+            return LayerNorm(self.dtype, name="layer")(inputs)
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            scale_init=logical(nn.initializers.ones, "norm"),
+            bias_init=logical(nn.initializers.zeros, "norm"),
+            name="batch",
+        )(inputs)
+
+
+@jax.custom_vjp
+def _gathered(kernel: jax.Array) -> jax.Array:
+    """All-gathers a convolution kernel over its input features; the gradient is reduce-scattered over them.
+
+    By default JAX gives the gradient the kernel's own sharding, so it is all-reduced before each device takes a shard.
+    """
+    return sharding.constrain(kernel, None, None, None, "feature_out")
+
+
+def _scattered(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (sharding.constrain(gradient, None, None, "feature_in", "feature_out"),)
+
+
+_gathered.defvjp(lambda kernel: (_gathered(kernel), None), _scattered)
+
+
+def gathered_conv(conv: Any, inputs: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    """Applies the convolution `conv` with a kernel that is all-gathered over its input features first.
+
+    Without the gather, XLA's partitioner computes a wrong input gradient when the kernel is sharded over both input and
+    output features and the batch over the same mesh axis as the input features.
+    """
+    return conv(inputs, _gathered(kernel), *args, **kwargs)
+
+
+def spatial_conv(
+    features: int,
+    kernel: int,
+    dtype: Dtype,
+    name: str,
+    *,
+    use_bias: bool = True,
+    conv: Any = jax.lax.conv_general_dilated,
+) -> nn.Conv:
+    """A SAME-padded convolution with the project's initialisation and axis names; `conv` is the primitive it calls."""
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        padding="SAME",
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=logical(nn.initializers.he_normal(), None, None, "feature_in", "feature_out"),
+        bias_init=logical(nn.initializers.zeros, "feature_out"),
+        conv_general_dilated=functools.partial(gathered_conv, conv),
+        name=name,
+    )
+
+
+def dense(features: int, dtype: Dtype, name: str, *, use_bias: bool = True, zeros: bool = False) -> nn.Dense:
+    """A 1x1 convolution, as a dense layer over the last axis; `zeros` initialises the kernel with zeros."""
+    init = nn.initializers.zeros if zeros else nn.initializers.xavier_uniform()
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=logical(init, "feature_in", "feature_out"),
+        bias_init=logical(nn.initializers.zeros, "feature_out"),
+        name=name,
+    )

@@ -6,17 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.models.model import MultiTaskModel
 from taskexpert_jax.parallel import sharding
 
 
-def init(model: TaskExpert, key: jax.Array) -> dict[str, Any]:
+def init(model: MultiTaskModel, key: jax.Array) -> dict[str, Any]:
     """Random `params` and initial `batch_stats` (empty without batch norm), boxed with logical axis names.
 
     Call it under `jax.jit` or `jax.eval_shape`, because it includes a forward pass of one image.
     """
-    patch = model.backbone.patch_size
-    image = jnp.zeros((1, model.grid[0] * patch, model.grid[1] * patch, 3))
+    image = jnp.zeros((1, *model.image_size, 3))
     return {"batch_stats": {}, **model.init(key, image, train=False)}
 
 
@@ -29,6 +28,6 @@ def placed(boxed: Any, mesh: Mesh) -> Any:
     )
 
 
-def abstract_variables(model: TaskExpert, mesh: Mesh) -> dict[str, Any]:
+def abstract_variables(model: MultiTaskModel, mesh: Mesh) -> dict[str, Any]:
     """Shapes, dtypes and shardings of parameters and batch statistics: {"params": ..., "batch_stats": ...}."""
     return placed(jax.eval_shape(lambda: init(model, jax.random.key(0))), mesh)

@@ -16,13 +16,12 @@ import functools
 import numpy as np
 
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models.backbones.vit import Backbone
+from taskexpert_jax.models.backbones.vit import POSITIONS, Architecture, ViT
 from taskexpert_jax.pretrained.assemble import Family, Part, Shape, Tensors
-from taskexpert_jax.pretrained.positions import Grid, PositionTable
+from taskexpert_jax.pretrained.positions import PositionTable
 
 Array = np.ndarray
 BLOCKS = "blocks/"
-POSITIONS = "patches/pos_embedding"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,22 +84,19 @@ _HF_DINOV2 = dataclasses.replace(_HF_VIT, norm1="norm1", norm2="norm2", expand="
 _AUGREG_PATCH = "embedding/kernel"
 
 
-def recognise(
-    tensors: Tensors, backbone: Backbone, run_grid: Grid, image_size: tuple[int, int] | None, where: str
-) -> Family:
-    """The naming scheme of a file's tensors, for the given backbone.
+def recognise(tensors: Tensors, model: ViT, image_size: tuple[int, int] | None, where: str) -> Family:
+    """The naming scheme of a file's tensors, for the given ViT.
 
     Args:
       tensors: of the file, by name.
-      backbone: the model's.
-      run_grid: token grid of the run.
+      model: the backbone.
       image_size: height and width of the images that the file's model is built for; None if not recorded.
       where: the file, for messages.
 
     Raises:
       UserError: the file has no known patch embedding, or several.
     """
-    names = set(tensors)
+    backbone, names = model.architecture, set(tensors)
     anchors = [f"{form.patch}.weight" for form in (_TIMM, _HF_VIT)] + [_AUGREG_PATCH]
     found = [(name, anchor) for name in sorted(names) for anchor in anchors if _ends_in(name, anchor)]
     if len(found) != 1:
@@ -116,7 +112,7 @@ def recognise(
 
     def table(before: tuple[int, ...], class_token: str) -> PositionTable:
         before = before if prefix + class_token in names else (0,)
-        return PositionTable(where, before, patch_size, run_grid, image_size)
+        return PositionTable(where, before, patch_size, model.grid, image_size)
 
     if anchor == _AUGREG_PATCH:
         return _augreg(backbone, prefix, table((1,), "cls"))
@@ -139,7 +135,7 @@ def _ends_in(name: str, anchor: str) -> bool:
 # --- PyTorch ---
 
 
-def _torch(title: str, names: _Names, backbone: Backbone, prefix: str, table: PositionTable) -> Family:
+def _torch(title: str, names: _Names, backbone: Architecture, prefix: str, table: PositionTable) -> Family:
     width, patch = backbone.width, backbone.patch_size
     parts = [
         Part(
@@ -156,7 +152,7 @@ def _torch(title: str, names: _Names, backbone: Backbone, prefix: str, table: Po
     return Family(title, parts, names.dropped, prefix)
 
 
-def _torch_block(names: _Names, backbone: Backbone, block: int) -> list[Part]:
+def _torch_block(names: _Names, backbone: Architecture, block: int) -> list[Part]:
     width, heads, hidden = backbone.width, backbone.heads, backbone.mlp_ratio * backbone.width
     at = names.block.format(block)
 
@@ -198,7 +194,7 @@ def _joined_heads(*rows: Array, heads: int) -> Array:
 # --- AugReg ---
 
 
-def _augreg(backbone: Backbone, prefix: str, table: PositionTable) -> Family:
+def _augreg(backbone: Architecture, prefix: str, table: PositionTable) -> Family:
     width, patch = backbone.width, backbone.patch_size
     parts = [
         Part("patches/embedding/kernel", None, {_AUGREG_PATCH: (patch, patch, 3, width)}, _as_it_is),
@@ -211,7 +207,7 @@ def _augreg(backbone: Backbone, prefix: str, table: PositionTable) -> Family:
     return Family("AugReg's names", parts, dropped, prefix, trained_with="AugReg's ViTs were trained with 0.5 and 0.5")
 
 
-def _augreg_block(backbone: Backbone, block: int) -> list[Part]:
+def _augreg_block(backbone: Architecture, block: int) -> list[Part]:
     width, heads, hidden = backbone.width, backbone.heads, backbone.mlp_ratio * backbone.width
     at, attention = f"Transformer/encoderblock_{block}/", "MultiHeadDotProductAttention_1"
     each = width // heads
@@ -247,7 +243,9 @@ def _augreg_block(backbone: Backbone, block: int) -> list[Part]:
 # --- tokens and positions, for all naming schemes ---
 
 
-def _tokens(class_token: str, registers: str, positions: str, backbone: Backbone, table: PositionTable) -> list[Part]:
+def _tokens(
+    class_token: str, registers: str, positions: str, backbone: Architecture, table: PositionTable
+) -> list[Part]:
     """Parts for the position embeddings (1, N, C), and for the class and register tokens of the backbone."""
     width = backbone.width
     shape: Shape = (1, None, width)

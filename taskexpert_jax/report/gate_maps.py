@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 import numpy as np
 
 from taskexpert_jax.evaluation.gate_findings import Inspection, variation
-from taskexpert_jax.models.decoders.taskexpert import MEMORY
+from taskexpert_jax.models.decoders.decoder import MEMORY
 from taskexpert_jax.tasks import canvas
 
 COLOURS = "viridis"  # perceptually uniform, also in grey scale and for colour-blind readers

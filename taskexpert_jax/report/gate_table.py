@@ -6,7 +6,7 @@ import numpy as np
 
 from taskexpert_jax.evaluation.gate_findings import variation
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
-from taskexpert_jax.models.decoders.taskexpert import MEMORY
+from taskexpert_jax.models.decoders.decoder import MEMORY
 from taskexpert_jax.report import gate_maps, page
 from taskexpert_jax.report.markup import Element, element, sentence
 from taskexpert_jax.tasks import Task

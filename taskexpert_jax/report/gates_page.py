@@ -9,7 +9,7 @@ from taskexpert_jax.evaluation import gate_findings
 from taskexpert_jax.evaluation.gate_findings import Inspection
 from taskexpert_jax.evaluation.gate_statistics import GateSummary
 from taskexpert_jax.images import data_uri
-from taskexpert_jax.models.decoders.taskexpert import MEMORY
+from taskexpert_jax.models.decoders.decoder import MEMORY
 from taskexpert_jax.report import gate_maps, gate_table, page
 from taskexpert_jax.report.markup import Element, element, sentence
 from taskexpert_jax.tasks import Task

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from taskexpert_jax.config import check
 from taskexpert_jax.models import model as taskexpert
-from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.models.model import MultiTaskModel
 from taskexpert_jax.models.variables import abstract_variables
 from taskexpert_jax.parallel import processes
 from taskexpert_jax.runs import released
@@ -32,7 +32,7 @@ class Selected(NamedTuple):
         return f"step {self.step} ({self.which})"
 
 
-def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[TaskExpert, Any, Selected]:
+def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> tuple[MultiTaskModel, Any, Selected]:
     """Loads (model, variables on the mesh, selected checkpoint) of a run, without the optimiser state.
 
     Its scans are unrolled only with `config.model.unroll=yes`: in inference that saves no time, and it takes twice as

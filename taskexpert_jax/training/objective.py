@@ -22,7 +22,7 @@ def losses(
     together with the gradient with respect to the small logits, and the next task waits for both.
 
     Args:
-      logits: task -> (B, h, w, channels), as `TaskExpert` returns them with `full_size=False`.
+      logits: task -> (B, h, w, channels), as the model returns them with `full_size=False`.
       batch: task -> label (B, H, W, ...), and `mask` (B,).
 
     Returns:

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
+from taskexpert_jax.models.backbones.backbone import Backbone
+
 Tree = Any  # a pytree of arrays
 
 
@@ -42,8 +44,8 @@ def extension(config: ConfigDict, num_steps: int, step: int) -> str:
     )
 
 
-def build(config: ConfigDict) -> optax.GradientTransformation:
-    """Builds the optimiser of `config.optimizer`.
+def build(config: ConfigDict, backbone: Backbone) -> optax.GradientTransformation:
+    """Builds the optimiser of `config.optimizer`, for a model with this backbone.
 
     In the order of the published implementations: clips the gradient to a global norm, adds weight_decay * parameter
     (an L2 term, not AdamW's decay), then applies Adam's moments (0.9, 0.999, eps 1e-8) and the learning rate. With
@@ -57,34 +59,31 @@ def build(config: ConfigDict) -> optax.GradientTransformation:
         moments = (adam, optax.add_decayed_weights(settings.weight_decay, mask=_kernels))
     chain = [optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(), *moments]
     if settings.layer_decay != 1.0 or settings.backbone_rate != 1.0:
-        chain.append(_scale_backbone(settings.backbone_rate, settings.layer_decay, config.model.depth))
+        chain.append(_scale_backbone(backbone, settings.backbone_rate, settings.layer_decay))
     return optax.chain(*chain, optax.scale_by_learning_rate(learning_rate(config)))
 
 
-def backbone_rates(params: Tree, rate: float, layer_decay: float, depth: int) -> Tree:
+def backbone_rates(params: Tree, backbone: Backbone, rate: float, layer_decay: float) -> Tree:
     """Learning rate factors of all parameters, as arrays that broadcast to the parameters' shapes.
 
-    1 for new parts (experts, gates, memory, heads), rate * layer_decay ** (depth - i) for block i (from 0), and rate *
-    layer_decay ** (depth + 1) for patch and position embeddings, as in BEiT's fine-tuning (arXiv 2106.08254).
-    Parameters of blocks are stacked as (depth, ...).
+    1 for the decoder's parameters, rate * layer_decay ** (L - l) for those of the backbone's layer l of L, the
+    embeddings being layer 0, as in BEiT's fine-tuning (arXiv 2106.08254).
     """
 
     def factor(path: tuple[Any, ...], leaf: Any) -> jax.Array:
-        module = jax.tree_util.keystr(path[:1], simple=True)
-        if module == "patches":
-            return jnp.float32(rate * layer_decay ** (depth + 1))
-        if module == "blocks":
-            stacked = (depth, *(1,) * (len(leaf.shape) - 1))
-            return rate * layer_decay ** (depth - jnp.arange(depth, dtype=jnp.float32)).reshape(stacked)
-        return jnp.float32(1.0)
+        layer = backbone.layer(jax.tree_util.keystr(path, simple=True, separator="/"))
+        if layer is None:
+            return jnp.float32(1.0)
+        stacked = (-1, *(1,) * (len(leaf.shape) - 1)) if isinstance(layer, tuple) else ()
+        return jnp.float32(rate * layer_decay ** (backbone.layers - np.asarray(layer, np.float64)).reshape(stacked))
 
     return jax.tree_util.tree_map_with_path(factor, params)
 
 
-def _scale_backbone(rate: float, layer_decay: float, depth: int) -> optax.GradientTransformation:
+def _scale_backbone(backbone: Backbone, rate: float, layer_decay: float) -> optax.GradientTransformation:
     def scale(updates: Tree, params: Tree | None) -> Tree:
         del params
-        return jax.tree.map(jnp.multiply, updates, backbone_rates(updates, rate, layer_decay, depth))
+        return jax.tree.map(jnp.multiply, updates, backbone_rates(updates, backbone, rate, layer_decay))
 
     return optax.stateless(scale)
 

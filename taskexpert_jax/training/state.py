@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 import optax
 
 from taskexpert_jax.models import variables
-from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.models.model import MultiTaskModel
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs.tree import Tree
 
@@ -50,7 +50,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def abstract_and_shardings(
-    model: TaskExpert, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, *, averaged: bool = False
+    model: MultiTaskModel, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, *, averaged: bool = False
 ) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
     """Returns (initialiser, abstract state, its shardings), without allocating arrays.
 

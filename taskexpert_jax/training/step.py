@@ -1,6 +1,7 @@
 """Train step: forward, backward and update, as one jitted program on a mesh."""
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 import jax
@@ -10,8 +11,7 @@ from ml_collections import ConfigDict
 import optax
 
 from taskexpert_jax.models import inputs
-from taskexpert_jax.models.decoders import taskexpert
-from taskexpert_jax.models.model import TaskExpert
+from taskexpert_jax.models.model import MultiTaskModel
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.training import objective, optimizer
 from taskexpert_jax.training.state import TrainState
@@ -21,7 +21,7 @@ Batch = Mapping[str, jax.Array]
 
 
 def make_train_step(
-    model: TaskExpert, tx: optax.GradientTransformation, config: ConfigDict, mesh: Mesh, state_shardings: TrainState
+    model: MultiTaskModel, tx: optax.GradientTransformation, config: ConfigDict, mesh: Mesh, state_shardings: TrainState
 ) -> Callable[[TrainState, Tally, Batch], tuple[TrainState, Tally]]:
     """(state, tally, batch) -> (state, tally), jitted on the mesh; the state is donated.
 
@@ -31,25 +31,24 @@ def make_train_step(
     With `config.accumulate_steps` > 1 the batch is split into that many micro-batches, whose gradients are averaged;
     batch statistics are carried from one to the next.
     """
-    tasks, accumulate, balance = model.tasks, config.accumulate_steps, config.model.gate.balance
+    tasks, accumulate = model.tasks, config.accumulate_steps
     averaged = optimizer.average(config.optimizer.ema_decay)
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-        (logits, gates), updates = model.apply(
+        (logits, aux), updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             inputs.normalise(batch["image"], batch["window"], model.normalisation),
             train=True,
-            return_gates=True,
+            return_aux=True,
             full_size=False,
             rngs={"drop_path": key, "gate_noise": jax.random.fold_in(key, 0)},
             mutable=["batch_stats"],
         )
         losses = objective.losses(tasks, logits, batch)
         total = sum((task.loss_weight * losses[task.name] for task in tasks), start=jnp.zeros(()))
-        if balance:
-            image_size = (batch["image"].shape[1], batch["image"].shape[2])
-            pixels = inputs.token_pixels(batch["window"], batch["mask"], image_size, model.backbone.patch_size)
-            total = total + balance * taskexpert.balance_loss(gates, pixels)
+        image_size = (batch["image"].shape[1], batch["image"].shape[2])
+        pixels = functools.partial(inputs.token_pixels, batch["window"], batch["mask"], image_size)
+        total = total + model.decoder.penalty(aux, pixels)
         return total, (losses, updates.get("batch_stats", {}))
 
     def gradients(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Any, jax.Array, dict[str, jax.Array]]:

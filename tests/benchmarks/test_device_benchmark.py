@@ -99,7 +99,8 @@ def tiny():
     config.model.depth = config.model.taps = 2
     config.dtype = "bfloat16"
     tasks = from_config(config)
-    model, tx = taskexpert.from_config(config, tasks), optimizer.build(config)
+    model = taskexpert.from_config(config, tasks)
+    tx = optimizer.build(config, model.backbone)
     mesh = sharding.make_mesh(config.mesh, {}, devices=jax.devices()[:1])
     _, state, _ = train_state.abstract_and_shardings(model, tx, mesh, 0)
     batch = random_batch.make(config, tasks, config.batch_size, seed=0)
@@ -109,7 +110,7 @@ def tiny():
 def test_each_program_adds_the_products_of_its_part(tiny):
     """The parts are times of programs that leave later parts out: here their products, which must be the budget's."""
     model, mesh, state, batch, images = tiny
-    counted = budget.count_computed(model)
+    counted = budget.count(model).computed
     before, added = 0, {}
     for rung in parts.RUNGS:
         with sharding.use(mesh):
@@ -117,7 +118,9 @@ def test_each_program_adds_the_products_of_its_part(tiny):
         found = [p for p in products.products(jaxpr) if "upsampling" not in p.part]
         total = sum(product.flops for product in found)
         added[rung], before = total - before, total
-    patches = 3 * 16**2 * model.backbone.width * math.prod(model.grid)  # the image needs no gradient
+    patches = (
+        3 * 16**2 * model.backbone.architecture.width * math.prod(model.backbone.grid)
+    )  # the image needs no gradient
     assert added["backbone"] == images * (6 * counted["backbone"] - 2 * patches)
     experts_and_gates = counted["experts"] + counted["gates"] + counted["memory"] / 11
     assert added["experts and gates"] == pytest.approx(images * 6 * experts_and_gates, rel=0.05)

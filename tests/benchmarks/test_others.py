@@ -46,8 +46,8 @@ def test_pytorchs_count_of_our_model_is_ours_without_the_gated_sums(module):
     ours = budget.count(model)
     with torch.device("meta"):
         net = reference.TaskExpert(config, tasks)
-    slots = model.experts.count + 1
-    sums = model.taps * len(tasks) * math.prod(model.grid) * slots * model.width
+    slots = model.decoder.experts.count + 1
+    sums = model.backbone.stages * len(tasks) * math.prod(model.backbone.grid) * slots * model.decoder.width
     assert sum(parameter.numel() for parameter in net.parameters()) == ours.total_parameters
     assert multiply_adds.count(net, (1, 3, *config.dataset.image_size)) == ours.total_multiply_adds - sums
 

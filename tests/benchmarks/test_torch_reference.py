@@ -161,7 +161,7 @@ def test_optimiser_makes_the_same_step(pair):
     rng = np.random.default_rng(1)
     grads = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), pair.params)
     assert float(optax.tree.norm(grads)) > pair.config.optimizer.clip_norm, "clipping would not be seen"
-    tx = optimizer.build(pair.config)
+    tx = optimizer.build(pair.config, pair.model.backbone)
     updates = jax.jit(lambda g, p: tx.update(g, tx.init(p), p)[0])(grads, pair.params)
     ours = torch_weights.state_dict(jax.device_get(updates), {}, pair.names)
     given = torch_weights.state_dict(grads, {}, pair.names)

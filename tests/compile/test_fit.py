@@ -22,9 +22,8 @@ from taskexpert_jax.compile.report import Program
 from taskexpert_jax.compile.steps import abstract_batch
 from taskexpert_jax.compile.topologies import GIB
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models import budget
+from taskexpert_jax.models import budget, layers
 from taskexpert_jax.models import model as taskexpert
-from taskexpert_jax.models.decoders import taskexpert as mmoe
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.training import optimizer, tally
@@ -66,7 +65,7 @@ def abstract_arguments(config):
     mesh = sharding.make_mesh(config.mesh, {})
     tasks = from_config(config)
     model = taskexpert.from_config(config, tasks)
-    _, state, _ = train_state.abstract_and_shardings(model, optimizer.build(config), mesh, 0)
+    _, state, _ = train_state.abstract_and_shardings(model, optimizer.build(config, model.backbone), mesh, 0)
     return state, abstract_batch(tasks, config.batch_size, config.dataset.image_size, mesh)
 
 
@@ -307,12 +306,12 @@ def test_a_config_is_held_against_the_devices_that_it_is_compiled_for(monkeypatc
     tasks = from_config(config)
     gpu, tpu, cpu = (SimpleNamespace(platform=platform) for platform in ("gpu", "tpu", "cpu"))
     model = taskexpert.from_config(config, tasks, gpu)
-    assert model.backbone.attention == "cudnn"
+    assert model.backbone.architecture.attention == "cudnn"
     with pytest.raises(UserError, match=r"attention='cudnn' needs an NVIDIA GPU.* but this is tpu with bfloat16"):
         taskexpert.from_config(config, tasks, tpu)
     config.model.attention, config.model.unroll = "xla", "auto"
-    assert taskexpert.from_config(config, tasks, cpu).unroll
-    assert not taskexpert.from_config(config, tasks, tpu).unroll
+    assert taskexpert.from_config(config, tasks, cpu).backbone.unroll
+    assert not taskexpert.from_config(config, tasks, tpu).backbone.unroll
 
 
 ASSIGNMENT = """BufferAssignment:
@@ -351,7 +350,7 @@ def test_the_gradient_of_a_gathered_kernel_is_in_shards():
     def loss(kernel, images):
         dimensions = ("NHWC", "HWIO", "NHWC")
         conv = jax.lax.conv_general_dilated
-        return mmoe.gathered_conv(conv, images, kernel, (1, 1), "SAME", dimension_numbers=dimensions).sum()
+        return layers.gathered_conv(conv, images, kernel, (1, 1), "SAME", dimension_numbers=dimensions).sum()
 
     with sharding.use(mesh):
         compiled = jax.jit(jax.grad(loss)).lower(kernel, images).compile()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics
-from taskexpert_jax.models.decoders import taskexpert
+from taskexpert_jax.models.decoders import mixture
 
 S, T, B, GRID, SLOTS, PATCH = 2, 3, 4, (2, 3), 6, 8
 SIZE = (GRID[0] * PATCH, GRID[1] * PATCH)
@@ -27,7 +27,7 @@ def summary(gates, window=FULL, mask=ALL):
 
 def drawn(top_k=0, seed=0):
     logits = np.random.default_rng(seed).normal(0, 2, (S, T, B, GRID[0] * GRID[1], SLOTS))
-    return np.asarray(taskexpert.gate_weights(jnp.asarray(logits), top_k))
+    return np.asarray(mixture.gate_weights(jnp.asarray(logits), top_k))
 
 
 def test_equal_weights_have_entropy_one():

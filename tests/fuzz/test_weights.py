@@ -9,13 +9,14 @@ import numpy as np
 from safetensors.numpy import save
 
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models.backbones.vit import Backbone
+from taskexpert_jax.models.backbones.vit import Architecture, ViT
 from taskexpert_jax.pretrained import assemble, files, naming
 from taskexpert_jax.pretrained.recorded import recorded_input
 from tests.fuzz.leaks import Reader, leaks
 from tests.pretrained import weight_layouts
 
-BACKBONE = Backbone(width=4, depth=1, heads=2, mlp_ratio=2, patch_size=2, class_token=True)
+ARCHITECTURE = Architecture(width=4, depth=1, heads=2, mlp_ratio=2, patch_size=2, class_token=True)
+BACKBONE = ViT(ARCHITECTURE, grid=(3, 3), stages=1, drop_path=0.0, remat=False, unroll=False, dtype=np.float32)
 VIT = weight_layouts.random_blocks(width=4, depth=1, heads=2, patch=2, grid=(3, 3), mlp_ratio=2)
 
 
@@ -24,7 +25,7 @@ def _fill(path: pathlib.Path) -> None:
     tensors, metadata = files.read(str(path))
     recorded = recorded_input(str(path), metadata)
     try:
-        family = naming.recognise(tensors, BACKBONE, (3, 3), recorded.model_size, str(path))
+        family = naming.recognise(tensors, BACKBONE, recorded.model_size, str(path))
         assemble.build(tensors, family, None, str(path))
     except UserError as error:
         first, *rest = str(error).split("\n")

@@ -56,7 +56,7 @@ def test_training_and_inference_normalise_as_the_config_says(where, monkeypatch)
 
     def train_step():
         mesh = sharding.make_mesh(config.mesh, {})
-        tx = optimizer.build(config)
+        tx = optimizer.build(config, model.backbone)
         with sharding.use(mesh):
             _, state, places = train_state.abstract_and_shardings(model, tx, mesh, 0)
             step = make_train_step(model, tx, config, mesh, places)

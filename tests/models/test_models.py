@@ -14,7 +14,7 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import layers
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.backbones import vit
-from taskexpert_jax.models.decoders import taskexpert as mmoe
+from taskexpert_jax.models.decoders import mixture
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import from_config
 
@@ -56,9 +56,16 @@ def variables(model):
     return randomised(model)
 
 
+def forward(model, variables, **settings):
+    """Predictions and gates."""
+    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **{"train": False, **settings}))
+    predictions, aux = apply(variables, IMAGE)
+    return predictions, aux["gates"]
+
+
 @pytest.fixture(scope="module")
 def outputs(model, variables):
-    return jax.jit(lambda v, x: model.apply(v, x, train=False, return_gates=True))(variables, IMAGE)
+    return forward(model, variables)
 
 
 def test_outputs_have_image_size_and_the_tasks_channels(outputs, model):
@@ -98,7 +105,7 @@ def test_a_one_hot_gate_returns_that_expert(chosen):
     read = jax.random.normal(jax.random.key(1), (2, 2, 5, 4))
     gates = jnp.broadcast_to(jax.nn.one_hot(chosen, 4), (2, 2, 5, 4))
     expected = read if chosen == 3 else jnp.broadcast_to(experts[chosen], read.shape)
-    np.testing.assert_array_equal(mmoe.assemble(*map(jnp.asarray, (gates, experts, read))), expected)
+    np.testing.assert_array_equal(mixture.assemble(*map(jnp.asarray, (gates, experts, read))), expected)
 
 
 def test_assemble_is_the_gated_sum():
@@ -110,7 +117,9 @@ def test_assemble_is_the_gated_sum():
         for k in range(3):
             expected[task] += gates[task, :, :, k, None] * experts[k]
         expected[task] += gates[task, :, :, 3, None] * read[task]
-    np.testing.assert_allclose(mmoe.assemble(*map(jnp.asarray, (gates, experts, read))), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        mixture.assemble(*map(jnp.asarray, (gates, experts, read))), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
@@ -125,7 +134,7 @@ def test_assembles_gradient_is_the_gated_sums(dtype, rtol):
         return jnp.sum(weights * jnp.einsum("tbnk,ktbnd->tbnd", gates, choices.astype(jnp.float32)))
 
     def ours(*args):
-        return jnp.sum(weights * mmoe.assemble(*args).astype(jnp.float32))
+        return jnp.sum(weights * mixture.assemble(*args).astype(jnp.float32))
 
     for found, expected in zip(
         jax.grad(ours, (0, 1, 2))(gates, experts, read), jax.grad(defined, (0, 1, 2))(gates, experts, read), strict=True
@@ -139,17 +148,17 @@ def test_top_k_keeps_the_largest_and_renormalises():
     logits = jnp.array([1.0, 3.0, 2.0, 0.0])
     kept = jnp.exp(jnp.array([3.0, 2.0]))
     expected = jnp.array([0.0, kept[0], kept[1], 0.0]) / kept.sum()
-    np.testing.assert_allclose(mmoe.gate_weights(logits, 2), expected, rtol=1e-6)
-    np.testing.assert_allclose(mmoe.gate_weights(logits, 0), jax.nn.softmax(logits), rtol=1e-6)
-    np.testing.assert_array_equal(mmoe.gate_weights(jnp.zeros(4), 2), (0.5, 0.5, 0, 0))  # as even gates start
+    np.testing.assert_allclose(mixture.gate_weights(logits, 2), expected, rtol=1e-6)
+    np.testing.assert_allclose(mixture.gate_weights(logits, 0), jax.nn.softmax(logits), rtol=1e-6)
+    np.testing.assert_array_equal(mixture.gate_weights(jnp.zeros(4), 2), (0.5, 0.5, 0, 0))  # as even gates start
 
 
 def test_vmapped_gates_equal_a_loop_over_tasks(model, variables):
-    mixture = variables["params"]["mixture"]
-    gates = jax.tree.map(lambda leaf: leaf[0], mixture["gates"])  # the first stage's, (T, ...)
+    of_taps = variables["params"]["mixture"]["gates"]
+    gates = jax.tree.map(lambda leaf: leaf[0], of_taps)  # the first stage's, (T, ...)
     features = jax.random.normal(jax.random.key(3), (2, 20, 32))
     context = features.mean(axis=1)
-    gate = mmoe.Gate(model.gate, 6, jnp.float32)
+    gate = mixture.Gate(model.decoder.gate, 6, jnp.float32)
     vmapped = jax.vmap(lambda p: gate.apply({"params": p}, features, context))(gates)
     for t in range(4):
         own = jax.tree.map(lambda leaf, t=t: leaf[t], gates)
@@ -167,24 +176,25 @@ def test_scanned_equals_a_plain_loop_over_stages_and_blocks(taps):
 
     @jax.jit
     def plain(image):
-        patches = vit.PatchEmbed(model.backbone, model.grid, jnp.float32)
+        patches = vit.PatchEmbed(model.backbone.architecture, model.backbone.grid, jnp.float32)
         tokens = patches.apply({"params": params["patches"]}, image)
         memory = jnp.broadcast_to(params["initial_memory"][:, None, None, None], (4, 2, 4, 5, 16))
         all_gates = []
         for s in range(taps):
             for b in range(s * 4 // taps, (s + 1) * 4 // taps):
                 block = jax.tree.map(lambda leaf, b=b: leaf[b], params["blocks"])
-                tokens = vit.Block(model.backbone, jnp.float32).apply({"params": block}, tokens, jnp.zeros(()), False)
+                of_block = vit.Block(model.backbone.architecture, jnp.float32)
+                tokens = of_block.apply({"params": block}, tokens, jnp.zeros(()), False)
             names = tuple(task.name for task in model.tasks)
-            tap = mmoe.MemorialMixture(names, model.experts, model.gate, model.memory, jnp.float32)
+            decoder = model.decoder
+            tap = mixture.MemorialMixture(names, decoder.experts, decoder.gate, decoder.memory, jnp.float32)
             own = {"params": params["mixture"], "batch_stats": stats["mixture"]}
             own = jax.tree.map(lambda leaf, s=s: leaf[s], own)
             memory, gates = tap.apply(own, tokens, memory, False)
             all_gates.append(gates)
         return jnp.stack(all_gates)
 
-    gates = jax.jit(lambda v, x: model.apply(v, x, train=False, return_gates=True)[1])(variables, IMAGE)
-    np.testing.assert_allclose(plain(IMAGE), gates, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(plain(IMAGE), forward(model, variables)[1], rtol=1e-4, atol=1e-5)
 
 
 def test_unrolled_equals_scanned(variables, outputs):
@@ -248,9 +258,7 @@ SWITCHES = {
 @pytest.mark.parametrize("fields", SWITCHES.values(), ids=SWITCHES)
 def test_a_switch_changes_the_computation(fields, outputs):
     other = build(**fields)
-    predictions, gates = jax.jit(lambda v, x: other.apply(v, x, train=False, return_gates=True))(
-        randomised(other), IMAGE
-    )
+    predictions, gates = forward(other, randomised(other))
     assert all(np.abs(p - outputs[0][name]).max() > 1e-4 for name, p in predictions.items())
     choices = fields.get("experts", 5) + (fields.get("memory.read") != "none")
     assert gates.shape == (fields.get("taps", 4), 4, 2, 20, choices)
@@ -271,8 +279,7 @@ def test_without_reading_the_memory_its_start_changes_only_a_constant():
     variables = randomised(model)
     moved = jax.tree.map(lambda x: x, variables)
     moved["params"]["initial_memory"] = variables["params"]["initial_memory"] + 1.0
-    apply = jax.jit(lambda v: model.apply(v, IMAGE, train=False, return_gates=True)[1])
-    np.testing.assert_array_equal(apply(variables), apply(moved))
+    np.testing.assert_array_equal(forward(model, variables)[1], forward(model, moved)[1])
 
 
 @pytest.mark.parametrize(
@@ -285,9 +292,7 @@ def test_gate_noise_is_of_training_alone_and_as_coarse_as_the_gates(granularity,
     streams = {"drop_path": jax.random.key(0), "gate_noise": jax.random.key(1)}
 
     def gates(model, train, rngs):
-        return np.asarray(
-            jax.jit(lambda v: model.apply(v, IMAGE, train=train, return_gates=True, rngs=rngs)[1])(variables)
-        )
+        return np.asarray(forward(model, variables, train=train, rngs=rngs)[1])
 
     evaluated = gates(noisy, False, {})
     np.testing.assert_array_equal(evaluated, gates(plain, False, {}))
@@ -304,7 +309,7 @@ def test_even_gates_start_with_the_same_weight_for_every_choice():
     def gates(fields):
         built = build(**fields)
         variables = sharding.unbox(built.init(jax.random.key(0), IMAGE, train=False))
-        return np.asarray(built.apply(variables, IMAGE, train=False, return_gates=True)[1])
+        return np.asarray(built.apply(variables, IMAGE, train=False, return_aux=True)[1]["gates"])
 
     np.testing.assert_allclose(gates({}), 1 / 6, rtol=1e-6)
     assert np.ptp(gates({"gate.init": "random"})) > 0.05
@@ -315,13 +320,13 @@ def test_the_balance_loss_is_the_squared_coefficient_of_variation_of_the_mean_we
     share = np.array([[1, 2, 0, 1, 3]] * 3 + [[0] * 5], np.float32)  # the last example is padding
     means = np.einsum("stbnk,bn->stk", gates, share) / share.sum()
     expected = np.mean(means.var(axis=-1) / means.mean(axis=-1) ** 2)
-    np.testing.assert_allclose(mmoe.balance_loss(jnp.asarray(gates), jnp.asarray(share)), expected, rtol=1e-5)
+    np.testing.assert_allclose(mixture.balance_loss(jnp.asarray(gates), jnp.asarray(share)), expected, rtol=1e-5)
     np.testing.assert_allclose(
-        mmoe.balance_loss(jnp.asarray(np.full_like(gates, 1 / 3)), jnp.asarray(share)), 0, atol=1e-6
+        mixture.balance_loss(jnp.asarray(np.full_like(gates, 1 / 3)), jnp.asarray(share)), 0, atol=1e-6
     )
     one_hot = np.zeros_like(gates)
     one_hot[..., 0] = 1
-    np.testing.assert_allclose(mmoe.balance_loss(jnp.asarray(one_hot), jnp.asarray(share)), 2, rtol=1e-5)
+    np.testing.assert_allclose(mixture.balance_loss(jnp.asarray(one_hot), jnp.asarray(share)), 2, rtol=1e-5)
 
 
 def test_stochastic_depth_drops_whole_branches_in_training_only():

@@ -54,19 +54,20 @@ def test_products_are_what_the_budget_counts(products):
     config = tiny_config()
     tasks = from_config(config)
     model = taskexpert.from_config(config, tasks)
-    counted = budget.count_computed(model)
+    backbone, decoder = model.backbone, model.decoder
+    counted = budget.count(model).computed
     traced: dict[str, int] = {}
     for product in products:
         traced[product.part] = traced.get(product.part, 0) + product.flops
     images = config.batch_size
-    patches = 3 * 16**2 * model.backbone.width * math.prod(model.grid)  # the image needs no gradient
-    backbone = traced["attention of tokens"] + traced["backbone, the rest"]
-    assert backbone == images * (6 * counted["backbone"] - 2 * patches)
+    patches = 3 * 16**2 * backbone.architecture.width * math.prod(backbone.grid)  # the image needs no gradient
+    of_backbone = traced["attention of tokens"] + traced["backbone, the rest"]
+    assert of_backbone == images * (6 * counted["backbone"] - 2 * patches)
     assert traced["experts"] == images * 6 * counted["experts"]
     assert traced["memory"] == images * 6 * counted["memory"]
     assert traced["heads"] == images * 6 * counted["heads"]
     # The gated sum is counted, but is not a product in the program.
-    summed = model.taps * len(tasks) * math.prod(model.grid) * (model.experts.count + 1) * model.width
+    summed = backbone.stages * len(tasks) * math.prod(backbone.grid) * (decoder.experts.count + 1) * decoder.width
     assert traced["gates, assembling"] == images * 6 * (counted["gates"] - summed)
 
 
@@ -89,7 +90,7 @@ def test_attention_is_computed_as_the_config_says(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
     tokens = jnp.zeros((1, 4, 32))
     for kind in ("xla", "cudnn"):
-        block = vit.Block(vit.Backbone(32, 4, 2, 4, 16, attention=kind), jnp.dtype("float32"))
+        block = vit.Block(vit.Architecture(32, 4, 2, 4, 16, attention=kind), jnp.dtype("float32"))
         jax.eval_shape(lambda block=block: block.init(jax.random.key(0), tokens, jnp.zeros(()), False))
     assert seen == ["xla", "cudnn"]
 

@@ -102,6 +102,7 @@ def tokens_of_every_block(model, weights, image):
     """Image (B, 3, H, W) -> the patches' tokens after each block, (depth, B, N, C)."""
     patches = {name.split("/", 1)[1]: array for name, array in weights.arrays.items() if name.startswith("patches/")}
     blocks = {name: array for name, array in weights.arrays.items() if name.startswith("blocks/")}
+    architecture = model.backbone.architecture
     tree = {}
     for name, array in blocks.items():
         *folders, last = name.split("/")[1:]
@@ -113,13 +114,13 @@ def tokens_of_every_block(model, weights, image):
 
     @jax.jit
     def run(patches, tree, image):
-        tokens = vit.PatchEmbed(model.backbone, model.grid, jnp.float32).apply({"params": patches}, image)
+        tokens = vit.PatchEmbed(architecture, model.backbone.grid, jnp.float32).apply({"params": patches}, image)
 
         def step(tokens, params):
-            tokens = vit.Block(model.backbone, jnp.float32).apply({"params": params}, tokens, jnp.zeros(()), False)
+            tokens = vit.Block(architecture, jnp.float32).apply({"params": params}, tokens, jnp.zeros(()), False)
             return tokens, tokens
 
-        return jax.lax.scan(step, tokens, tree)[1][:, :, model.backbone.extra_tokens :]
+        return jax.lax.scan(step, tokens, tree)[1][:, :, architecture.extra_tokens :]
 
     return np.asarray(run(patches, tree, image.numpy().transpose(0, 2, 3, 1)))
 
@@ -129,7 +130,7 @@ def assert_equal_at_every_block(net, model, weights, size, norm=True):
     image = 0.05 * torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     found = tokens_of_every_block(model, weights, image)
     expected = net.forward_intermediates(image, output_fmt="NLC", intermediates_only=True)
-    assert len(expected) == len(found) == model.backbone.depth
+    assert len(expected) == len(found) == model.backbone.architecture.depth
     for block, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert np.abs(one - other.numpy()).max() <= TOLERANCE * other.abs().max(), block
     if norm:  # timm's final norm, which is dropped: our taps have their own

@@ -56,7 +56,9 @@ def test_a_mesh_gives_the_loss_and_gradients_of_one_device(name, sizes, of_slice
 def abstract_state(config, sizes):
     mesh, model = one_step.mesh_of(sizes), taskexpert.from_config(config, from_config(config))
     with sharding.use(mesh):
-        return train_state.abstract_and_shardings(model, optimizer.build(config), mesh, 0, averaged=True)[1]
+        return train_state.abstract_and_shardings(
+            model, optimizer.build(config, model.backbone), mesh, 0, averaged=True
+        )[1]
 
 
 def names_of(tree):

@@ -31,10 +31,11 @@ def write(folder, count, names="timm", *, drop=(), add=(), image_size=None):
 
 def first(path, run_grid, **fields):
     """Grid and first position of the patches, for a run with this grid."""
-    backbone = vit.Backbone(width=32, depth=4, heads=2, mlp_ratio=4, patch_size=16, **fields)
+    architecture = vit.Architecture(width=32, depth=4, heads=2, mlp_ratio=4, patch_size=16, **fields)
+    backbone = vit.ViT(architecture, run_grid, 4, 0.0, False, False, np.float32)
     tensors, metadata = files.read(str(path))
     size = recorded.recorded_input(str(path), metadata).model_size
-    family = naming.recognise(tensors, backbone, run_grid, size, str(path))
+    family = naming.recognise(tensors, backbone, size, str(path))
     positions = assemble.build(tensors, family, None, str(path)).arrays[naming.POSITIONS]
     return positions.shape[:2], positions[0, 0, 0]
 

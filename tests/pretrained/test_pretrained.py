@@ -227,7 +227,7 @@ def test_positions_are_resized_as_by_the_reference(target):
 
 
 def test_the_model_resizes_at_run_time_as_loading_does():
-    backbone = vit.Backbone(width=32, depth=4, heads=2, mlp_ratio=4, patch_size=16, class_token=True)
+    backbone = vit.Architecture(width=32, depth=4, heads=2, mlp_ratio=4, patch_size=16, class_token=True)
     image = jax.random.normal(jax.random.key(0), (1, 80, 112, 3))
     small, large = (vit.PatchEmbed(backbone, grid, jnp.float32) for grid in ((4, 4), (5, 7)))
     params = sharding.unbox(jax.jit(lambda: small.init(jax.random.key(0), image))())["params"]
@@ -248,8 +248,8 @@ def test_every_variant_is_a_config_without_further_flags(module, variant):
     height, width = config.dataset.image_size
     protocol = {nyud: (448, 576), pascal_context: (512, 512), folder: (448, 576)}[module]
     if variant != "tiny":
-        assert 0 <= height - protocol[0] < model.backbone.patch_size
-        assert 0 <= width - protocol[1] < model.backbone.patch_size
+        assert 0 <= height - protocol[0] < model.backbone.stride
+        assert 0 <= width - protocol[1] < model.backbone.stride
 
 
 def test_dinov2_variants_have_its_parameters():
@@ -261,14 +261,14 @@ def test_dinov2_variants_have_its_parameters():
     assert shapes["blocks/layer_scale1"] == shapes["blocks/layer_scale2"] == (12, 384)
     # timm's vit_small_patch14_reg4_dinov2 has 22 057 344 parameters: 1369 positions, and a final norm.
     others = 22_057_344 - 1369 * 384 - 2 * 384 + 32 * 42 * 384
-    assert budget.count_parameters(model)["backbone"] == others
+    assert budget.count(model).parameters["backbone"] == others
 
 
 def test_extra_tokens_cost_what_they_do():
     config = tiny_config()
-    plain = budget.count_multiply_adds(taskexpert.from_config(config, from_config(config)))
+    plain = budget.count(taskexpert.from_config(config, from_config(config))).multiply_adds
     config.model.class_token, config.model.registers = True, 3
-    more = budget.count_multiply_adds(taskexpert.from_config(config, from_config(config)))
+    more = budget.count(taskexpert.from_config(config, from_config(config))).multiply_adds
     # 4 blocks; 16 tokens of 32 channels, then 20 of them in 12 C^2 a token and 2 C a pair.
     assert more["backbone"] - plain["backbone"] == 4 * (12 * 32**2 * 4 + 2 * 32 * (20**2 - 16**2))
     assert {**more, "backbone": 0} == {**plain, "backbone": 0}

@@ -85,7 +85,7 @@ def step_on(config, sizes, ignored=0.1, of_slices=None):
     mesh, tasks = mesh_of(sizes, of_slices), from_config(config)
     model = taskexpert.from_config(config, tasks)
     with sharding.use(mesh):
-        tx = optimizer.build(config)
+        tx = optimizer.build(config, model.backbone)
         _, abstract, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
         step = make_train_step(model, tx, config, mesh, shardings)
         (batch,) = sharding.to_devices([random_batch(config, ignored)], mesh)

@@ -50,7 +50,7 @@ def stepped():
     mesh = sharding.make_mesh(config.mesh, {"batch_size": config.batch_size})
     batch = next(pipeline.train_batches(config, tasks))
     with sharding.use(mesh):
-        tx = optimizer.build(config)
+        tx = optimizer.build(config, model.backbone)
         initialise, _, places = train_state.abstract_and_shardings(model, tx, mesh, 0, averaged=True)
         state = jax.device_get(jax.jit(initialise, out_shardings=places)())
         step = make_train_step(model, tx, config, mesh, places)

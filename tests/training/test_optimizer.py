@@ -22,12 +22,16 @@ def tiny(**fields):
     return config
 
 
+def built(config):
+    return optimizer.build(config, taskexpert.from_config(config, from_config(config)).backbone)
+
+
 def test_ten_steps_equal_the_golden_ones(golden_dir):
     golden = json.loads((golden_dir / "losses_metrics.json").read_text())["optimizer"]
     config = tiny(learning_rate=golden["base_lr"], weight_decay=golden["weight_decay"])
     config.num_steps = golden["max_steps"]
     config.optimizer.clip_norm = float(golden["clip_norm"])
-    tx, rate = optimizer.build(config), optimizer.learning_rate(config)
+    tx, rate = built(config), optimizer.learning_rate(config)
     params = [jnp.asarray(golden["w0"]), jnp.asarray(golden["b0"])]
     state = tx.init(params)
     assert len(golden["grads"]) == 10
@@ -59,7 +63,7 @@ def test_the_cosine_schedule_is_half_a_wave():
 
 @pytest.mark.parametrize("norm", [0.0, 1.0])
 def test_the_gradient_is_clipped_to_the_norm_or_not_at_all(norm):
-    tx = optimizer.build(tiny(clip_norm=norm, weight_decay=0.0))
+    tx = built(tiny(clip_norm=norm, weight_decay=0.0))
     params = {"kernel": jnp.zeros(4)}
     _, state = tx.update({"kernel": jnp.full(4, 3.0)}, tx.init(params), params)
     (moments,) = [part for part in state if isinstance(part, optax.ScaleByAdamState)]
@@ -67,7 +71,7 @@ def test_the_gradient_is_clipped_to_the_norm_or_not_at_all(norm):
 
 
 def first_updates(params, gradient, **fields):
-    tx = optimizer.build(tiny(learning_rate=0.01, clip_norm=0.0, **fields))
+    tx = built(tiny(learning_rate=0.01, clip_norm=0.0, **fields))
     return tx.update(jax.tree.map(lambda p: jnp.full_like(p, gradient), params), tx.init(params), params)[0]
 
 
@@ -92,7 +96,7 @@ def parameters():
 def test_layer_decay_lowers_the_rate_block_by_block(parameters):
     config = tiny(learning_rate=0.01, layer_decay=0.5, backbone_rate=0.1, clip_norm=0.0)
     config.model.depth = 8
-    tx = optimizer.build(config)
+    tx = built(config)
     updates, _ = tx.update(parameters, tx.init(parameters), parameters)
     for leaf in jax.tree.leaves(updates["blocks"]):
         blocks = np.asarray(leaf).reshape(8, -1)

@@ -163,7 +163,7 @@ def compiled():
     mesh, tasks = one_step.mesh_of((1, 1, 1)), from_config(config)
     model = taskexpert.from_config(config, tasks)
     with sharding.use(mesh), contextlib.closing(profiler(pathlib.Path("run"), first_step=1)):
-        tx = optimizer.build(config)
+        tx = optimizer.build(config, model.backbone)
         _, abstract, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
         step = make_train_step(model, tx, config, mesh, shardings)
         (batch,) = sharding.to_devices([one_step.random_batch(config)], mesh)

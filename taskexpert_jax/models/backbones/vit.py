@@ -1,4 +1,4 @@
-"""ViT backbone: patch and position embedding, and the transformer block that is scanned.
+"""ViT backbone: patch and position embedding, and transformer blocks, which are scanned.
 
 As in the benchmark's family (InvPT, TaskPrompter): no class token, any image size whose sides are multiples of the
 patch size (position embeddings are resized to the token grid), stochastic depth. DINOv2 and MAE weights need a class
@@ -6,6 +6,7 @@ token, registers and LayerScale, which are options. Dims: docs/conventions.md; `
 the patches and extra ones.
 """
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -13,17 +14,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+import numpy as np
 
 from taskexpert_jax.models import attention
 from taskexpert_jax.models.backbones import position_embedding
-from taskexpert_jax.models.layers import Dtype, LayerNorm, gelu, logical, recomputed
+from taskexpert_jax.models.backbones.backbone import Backbone, Tap
+from taskexpert_jax.models.layers import Dtype, LayerNorm, gelu, logical, recomputed, unrolled
 from taskexpert_jax.parallel import sharding
 
 AttentionKind = attention.Kind
+POSITIONS = "patches/pos_embedding"  # path of the position embeddings, (h, w, C)
 
 
 @dataclasses.dataclass(frozen=True)
-class Backbone:
+class Architecture:
     """Architecture of a ViT.
 
     Attributes:
@@ -72,13 +77,13 @@ def _patches_matmul(
 class PatchEmbed(nn.Module):
     """Patch embedding with learned position embeddings; extra tokens come first and have no position."""
 
-    backbone: Backbone
+    architecture: Architecture
     grid: tuple[int, int]  # token grid of the position embeddings
     dtype: Dtype
 
     @nn.compact
     def __call__(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B M C"]:
-        size, width = self.backbone.patch_size, self.backbone.width
+        size, width = self.architecture.patch_size, self.architecture.width
         tokens = nn.Conv(
             width,
             (size, size),
@@ -105,9 +110,8 @@ class PatchEmbed(nn.Module):
         return jnp.concatenate([*before, tokens], axis=1) if before else tokens
 
     def _extra_shapes(self) -> dict[str, tuple[int, int]]:
-        backbone = self.backbone
-        counts = {"class_token": int(backbone.class_token), "registers": backbone.registers}
-        return {name: (count, backbone.width) for name, count in counts.items() if count}
+        counts = {"class_token": int(self.architecture.class_token), "registers": self.architecture.registers}
+        return {name: (count, self.architecture.width) for name, count in counts.items() if count}
 
     def _extra(self, name: str, shape: tuple[int, int]) -> jax.Array:
         return self.param(name, logical(nn.initializers.truncated_normal(0.02), None, "embed"), shape, jnp.float32)
@@ -116,12 +120,12 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention; softmax in float32."""
 
-    backbone: Backbone
+    architecture: Architecture
     dtype: Dtype
 
     def setup(self) -> None:
         """Projections whose kernels have an axis of heads, so that heads can be sharded."""
-        width, heads = self.backbone.width, self.backbone.heads
+        width, heads = self.architecture.width, self.architecture.heads
         shape = (width, 3, heads, width // heads)
         # Own parameters because DenseGeneral cannot carry these axis names under set_mesh.
         init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1)
@@ -144,7 +148,7 @@ class Attention(nn.Module):
 
     def mix(self, query: attention.PerHead, key: attention.PerHead, value: attention.PerHead) -> Float[Array, "B M C"]:
         """Attention and output projection of what `project` returns."""
-        mixed = attention.attend(query, key, value, self.backbone.attention)
+        mixed = attention.attend(query, key, value, self.architecture.attention)
         return recomputed(Attention._out)(self, mixed)
 
     def _out(self, mixed: attention.PerHead) -> Float[Array, "B M C"]:
@@ -190,18 +194,18 @@ def drop_path(
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    backbone: Backbone
+    architecture: Architecture
     dtype: Dtype
 
     def setup(self) -> None:
-        backbone = self.backbone
+        vit = self.architecture
         self.norm1, self.norm2 = LayerNorm(self.dtype), LayerNorm(self.dtype)
-        self.attention = Attention(backbone, self.dtype)
-        self.mlp = Mlp(backbone.mlp_ratio * backbone.width, self.dtype)
+        self.attention = Attention(vit, self.dtype)
+        self.mlp = Mlp(vit.mlp_ratio * vit.width, self.dtype)
         # LayerScale (Touvron et al., 2021, arXiv 2103.17239).
-        init = logical(nn.initializers.constant(backbone.layer_scale), "norm")
-        names = ("layer_scale1", "layer_scale2") if backbone.layer_scale else ()
-        self.scales = [self.param(name, init, (backbone.width,), jnp.float32) for name in names]
+        init = logical(nn.initializers.constant(vit.layer_scale), "norm")
+        names = ("layer_scale1", "layer_scale2") if vit.layer_scale else ()
+        self.scales = [self.param(name, init, (vit.width,), jnp.float32) for name in names]
 
     def __call__(
         self, tokens: Float[Array, "B M C"], drop_rate: Float[Array, ""], train: bool
@@ -221,3 +225,120 @@ class Block(nn.Module):
     def _scaled(self, branch: int, outputs: Float[Array, "B M C"]) -> Float[Array, "B M C"]:
         """A branch's outputs times LayerScale's factors, where the model has them."""
         return outputs * self.scales[branch].astype(self.dtype) if self.scales else outputs
+
+
+class ViT(Backbone):
+    """Patch tokens after each of S equal stages of blocks; all taps have the same shape.
+
+    The blocks are scanned: their parameters are stacked as (depth, ...), and the program's size does not grow with
+    depth. A scan over stages with their blocks scanned inside would copy the saved activations of the blocks twice.
+
+    Attributes:
+      architecture: see `Architecture`.
+      grid: token grid (h, w) of the position embeddings.
+      stages: S; divides the depth.
+      drop_path: stochastic depth rate of the last block; rises linearly from 0.
+      remat: rematerialise each block in the backward pass.
+      unroll: unroll the scan (same parameters): a larger program, faster on CPUs.
+      dtype: compute dtype; parameters, statistics of norms and softmax are float32.
+    """
+
+    architecture: Architecture
+    grid: tuple[int, int]
+    stages: int
+    drop_path: float
+    remat: bool
+    unroll: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "B H W 3"], train: bool) -> tuple[Float[Array, "B h w C"], ...]:
+        vit, patch = self.architecture, self.architecture.patch_size
+        tokens = PatchEmbed(vit, self.grid, self.dtype, name="patches")(image)
+        block = nn.remat(Block, prevent_cse=False, static_argnums=(3,)) if self.remat else Block
+
+        def step(
+            block: Block, carry: tuple[jax.Array, jax.Array], rate: jax.Array, stage: jax.Array
+        ) -> tuple[tuple[jax.Array, jax.Array], None]:
+            tokens, taps = carry
+            tokens = block(tokens, rate, train)
+            # Every block overwrites its stage's tap, so the last block's remains; a condition would cost more.
+            taps = jax.lax.dynamic_update_index_in_dim(taps, tokens[:, vit.extra_tokens :], stage, 0)
+            return (tokens, sharding.constrain(taps, None, "batch", None, None)), None
+
+        blocks = nn.scan(
+            step,
+            length=vit.depth,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "drop_path": True},
+            metadata_params={nn.PARTITION_NAME: "layers"},
+            unroll=vit.depth if self.unroll else 1,
+        )
+        batch, count, width = tokens.shape
+        taps = jnp.zeros((self.stages, batch, count - vit.extra_tokens, width), tokens.dtype)
+        rates = jnp.linspace(0.0, self.drop_path, vit.depth)
+        stages = jnp.repeat(jnp.arange(self.stages), vit.depth // self.stages)
+        (_, taps), _ = blocks(block(vit, self.dtype, name="blocks"), (tokens, taps), rates, stages)
+        grid = (image.shape[1] // patch, image.shape[2] // patch)
+        return tuple(tap.reshape(batch, *grid, width) for tap in taps)
+
+    @property
+    def stride(self) -> int:
+        return self.architecture.patch_size
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        return (Tap(self.architecture.patch_size, self.architecture.width),) * self.stages
+
+    @property
+    def layers(self) -> int:
+        return self.architecture.depth + 1
+
+    def layer(self, name: str) -> int | tuple[int, ...] | None:
+        return {"patches": 0, "blocks": tuple(range(1, self.layers))}.get(name.partition("/")[0])
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        vit = self.architecture
+        tokens = height * width // vit.patch_size**2
+        seen = tokens + vit.extra_tokens
+        block = (4 + 2 * vit.mlp_ratio) * vit.width**2 * seen + 2 * seen**2 * vit.width
+        return vit.patch_size**2 * 3 * vit.width * tokens + vit.depth * block
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return ("patches/class_token",)
+
+    @property
+    def of_image_size(self) -> tuple[str, ...]:
+        return (POSITIONS,)
+
+    def image_size_of(self, arrays: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
+        if POSITIONS not in arrays:
+            return None
+        height, width, _ = arrays[POSITIONS].shape
+        return height * self.stride, width * self.stride
+
+    def resized(self, name: str, array: np.ndarray) -> np.ndarray:
+        del name  # the only parameter of `of_image_size`
+        return np.asarray(position_embedding.resize(jnp.asarray(array), self.grid))
+
+
+def from_config(config: ConfigDict, device: Any) -> ViT:
+    """The ViT of `config.model` for a device.
+
+    Raises:
+      UserError: `config.model.attention` is not available on the device.
+    """
+    model = config.model
+    height, width = config.dataset.image_size
+    shape = (model.width, model.depth, model.heads, model.mlp_ratio, model.patch_size)
+    kind = attention.choose(model.attention, config.dtype, model.width // model.heads, device)
+    return ViT(
+        architecture=Architecture(*shape, model.layer_scale, model.class_token, model.registers, kind),
+        grid=(height // model.patch_size, width // model.patch_size),
+        stages=model.taps,
+        drop_path=model.drop_path,
+        remat=model.remat,
+        unroll=unrolled(model.unroll, device),
+        dtype=jnp.dtype(config.dtype),
+    )

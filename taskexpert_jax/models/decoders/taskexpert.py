@@ -1,361 +1,164 @@
-"""TaskExpert's decoder (ICCV 2023): a memorial mixture of experts at each tap of the backbone.
+"""TaskExpert's decoder (ICCV 2023): a memorial mixture of experts at each tap of the backbone, and a head per task.
 
-Experts decompose a tap's features, gates assemble them for each task, and a multi-task memory acts as one more expert
-and is updated at each tap.
-
-Dense layers (1x1 experts, gates, reads) are batched or vmapped over tasks. Spatial convolutions are unrolled over
-experts and tasks, because a vmapped 3x3 convolution becomes a grouped convolution, many times slower than plain ones.
-Dims: docs/conventions.md; `k` is the number of expert slots, K or K + 1 with the memory.
+The taps are scanned with the memory as the carry, so parameters of taps are stacked as (S, ...).
+Dims: docs/conventions.md.
 """
 
-import dataclasses
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
+from ml_collections import ConfigDict
 
-from taskexpert_jax.models.layers import Dtype, LayerNorm, gelu, logical
-from taskexpert_jax.parallel import sharding
-
-MEMORY = "memory"  # name of the memory's expert slot
-
-
-@dataclasses.dataclass(frozen=True)
-class ExpertSpec:
-    """Experts of a tap: number K, kernel size of the second convolution, normalisation between the two."""
-
-    count: int
-    kernel: int
-    norm: str
+from taskexpert_jax.models import heads
+from taskexpert_jax.models.backbones.backbone import Tap
+from taskexpert_jax.models.decoders import mixture
+from taskexpert_jax.models.decoders.decoder import GATES, MEMORY, Aux, Decoder, Gating
+from taskexpert_jax.models.layers import Dtype, logical, recomputed, unrolled
+from taskexpert_jax.tasks import Task
 
 
-@dataclasses.dataclass(frozen=True)
-class GateSpec:
-    """Gating network of a task.
+class TaskExpert(Decoder):
+    """Experts, gates and memory at each tap; the heads read the memory after the last one.
 
-    input: features of the token (local), mean feature of the image (context), or both.
-    granularity: gate weights per token, per image, or per tap (static: learned, independent of the input); uniform:
-      the plain mean over the expert slots, without a gating network.
-    width: hidden units.
-    top_k: 0 for the full softmax; k > 0 keeps the k largest weights and renormalises them.
-    temperature: divides the logits; below 1 gates are sharper, above 1 more uniform.
-    noise: standard deviation of the Gaussian noise added to the logits in training; 0 for none.
-    init: random, or even: all expert slots start with equal weight.
+    Attributes:
+      tasks: the task records; their names and channels are used.
+      taps: shapes of the backbone's taps, which are all the same.
+      width: D, the feature width of experts and memory.
+      experts, gate, memory: see `mixture`.
+      head_upsample: upsampling factor of the memory before a head's 3x3 convolution.
+      norm: normalisation of the heads.
+      unroll: unroll the scan (same parameters): a larger program, faster on CPUs.
+      dtype: compute dtype; parameters, statistics of norms and softmax are float32.
     """
 
-    input: str
-    granularity: str
+    tasks: tuple[Task, ...]
+    taps: tuple[Tap, ...]
     width: int
-    top_k: int
-    temperature: float = 1.0
-    noise: float = 0.0
-    init: str = "random"
-
-
-@dataclasses.dataclass(frozen=True)
-class MemorySpec:
-    """The multi-task feature memory.
-
-    init: memory before the first tap: a learned vector for each task, broadcast over the image, or zeros.
-    read: memory as expert K + 1: layer norm and a 1x1 or 3x3 convolution, identity, or none (the memory then only
-      accumulates the taps' features for the heads).
-    write: residual adds a 3x3 convolution of the task feature; gated blends it in with a learned sigmoid gate; replace
-      discards the previous memory.
-    """
-
-    init: str
-    read: str
-    write: str
-
-
-class Norm(nn.Module):
-    """Batch or layer normalisation over the channels; float32 statistics.
-
-    Under a sharded jit the batch statistics are computed over the global batch (SyncBN).
-    """
-
-    kind: str
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, inputs: jax.Array, train: bool) -> jax.Array:
-        if self.kind == "layer":
-            return LayerNorm(self.dtype, name="layer")(inputs)
-        return nn.BatchNorm(
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            scale_init=logical(nn.initializers.ones, "norm"),
-            bias_init=logical(nn.initializers.zeros, "norm"),
-            name="batch",
-        )(inputs)
-
-
-@jax.custom_vjp
-def _gathered(kernel: jax.Array) -> jax.Array:
-    """All-gathers a convolution kernel over its input features; the gradient is reduce-scattered over them.
-
-    By default JAX gives the gradient the kernel's own sharding, so it is all-reduced before each device takes a shard.
-    """
-    return sharding.constrain(kernel, None, None, None, "feature_out")
-
-
-def _scattered(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (sharding.constrain(gradient, None, None, "feature_in", "feature_out"),)
-
-
-_gathered.defvjp(lambda kernel: (_gathered(kernel), None), _scattered)
-
-
-def gathered_conv(conv: Any, inputs: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-    """Applies the convolution `conv` with a kernel that is all-gathered over its input features first.
-
-    Without the gather, XLA's partitioner computes a wrong input gradient when the kernel is sharded over both input and
-    output features and the batch over the same mesh axis as the input features.
-    """
-    return conv(inputs, _gathered(kernel), *args, **kwargs)
-
-
-def spatial_conv(
-    features: int,
-    kernel: int,
-    dtype: Dtype,
-    name: str,
-    *,
-    use_bias: bool = True,
-    conv: Any = jax.lax.conv_general_dilated,
-) -> nn.Conv:
-    """A SAME-padded convolution with the project's initialisation and axis names; `conv` is the primitive it calls."""
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        padding="SAME",
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=logical(nn.initializers.he_normal(), None, None, "feature_in", "feature_out"),
-        bias_init=logical(nn.initializers.zeros, "feature_out"),
-        conv_general_dilated=functools.partial(gathered_conv, conv),
-        name=name,
-    )
-
-
-def dense(features: int, dtype: Dtype, name: str, *, use_bias: bool = True, zeros: bool = False) -> nn.Dense:
-    """A 1x1 convolution, as a dense layer over the last axis; `zeros` initialises the kernel with zeros."""
-    init = nn.initializers.zeros if zeros else nn.initializers.xavier_uniform()
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=logical(init, "feature_in", "feature_out"),
-        bias_init=logical(nn.initializers.zeros, "feature_out"),
-        name=name,
-    )
-
-
-class Experts(nn.Module):
-    """Expert networks: decompose a feature map into K task-generic ones (1x1 conv, norm, GELU, spatial conv)."""
-
-    spec: ExpertSpec
-    width: int  # D
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, features: Float[Array, "B h w C"], train: bool) -> Float[Array, "K B h w D"]:
-        count, width = self.spec.count, self.width
-        # All K 1x1 convolutions as one matmul, without bias because a norm follows.
-        hidden = dense(count * width, self.dtype, "reduce", use_bias=False)(features)
-        hidden = sharding.constrain(hidden, "batch", None, None, "feature_out")
-        hidden = gelu(Norm(self.spec.norm, self.dtype, name="norm")(hidden, train))
-        parts = jnp.split(hidden, count, axis=-1)
-        return jnp.stack(
-            [spatial_conv(width, self.spec.kernel, self.dtype, f"expert_{k}")(part) for k, part in enumerate(parts)]
-        )
-
-
-class Gate(nn.Module):
-    """Gating network of one task: token features and context -> logits over the expert slots. Vmapped over tasks."""
-
-    spec: GateSpec
-    slots: int  # K, or K + 1 with the memory
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, features: Float[Array, "B N C"], context: Float[Array, "B C"]) -> Float[Array, "B N k"]:
-        batch, tokens, _ = features.shape
-        if self.spec.granularity == "static":
-            logits = self.param("logits", logical(nn.initializers.zeros, None), (self.slots,), jnp.float32)
-            return jnp.broadcast_to(logits, (batch, tokens, self.slots))
-        hidden = jnp.zeros((), self.dtype)
-        if self.spec.input in ("local", "both"):
-            hidden = hidden + dense(self.spec.width, self.dtype, "local")(features)
-        if self.spec.input in ("context", "both"):
-            hidden = hidden + dense(self.spec.width, self.dtype, "context")(context)[:, None]
-        hidden = gelu(hidden)
-        logits = dense(self.slots, jnp.float32, "logits", zeros=self.spec.init == "even")(hidden)
-        if self.spec.granularity == "image":
-            logits = logits.mean(axis=1, keepdims=True)
-        return jnp.broadcast_to(logits, (batch, tokens, self.slots))
-
-
-def gate_weights(logits: Float[Array, "*shape k"], top_k: int) -> Float32[Array, "*shape k"]:
-    """Softmax over the last axis; with `top_k` > 0 over the `top_k` largest logits only, the first of equal ones."""
-    logits, count = logits.astype(jnp.float32), logits.shape[-1]
-    if 0 < top_k < count:
-        _, kept = jax.lax.top_k(logits, top_k)
-        logits = jnp.where(jax.nn.one_hot(kept, count).sum(axis=-2) > 0, logits, -jnp.inf)
-    return jax.nn.softmax(logits, axis=-1)
-
-
-def balance_loss(gates: Float32[Array, "S T B N k"], share: Float32[Array, "B N"]) -> Float32[Array, ""]:
-    """Importance loss (Shazeer et al., 2017, arXiv 1701.06538): 0 for equal mean weights, at most k - 1.
-
-    Squared coefficient of variation of the expert slots' mean weights, averaged over taps and tasks. Gates may still be
-    sharp at every token.
-
-    Args:
-      gates: gate weights.
-      share: weight of each token in the mean; 0 for padding.
-    """
-    used = jnp.einsum("stbnk,bn->stk", gates, share / jnp.maximum(share.sum(), 1.0))
-    return jnp.mean(jnp.var(used, axis=-1) / jnp.maximum(jnp.square(used.mean(axis=-1)), 1e-9))
-
-
-def assemble(
-    gates: Float32[Array, "T B N k"], experts: Float[Array, "K B N D"], read: Float[Array, "T B N D"] | None
-) -> Float[Array, "T B N D"]:
-    """Task features: the gated sum of the experts and, where it is read, the memory.
-
-    Args:
-      gates: weights that sum to 1 over the last axis; the memory's slot is the last.
-      experts: task-generic features.
-      read: the memory as an expert; None where it is not read.
-    """
-    mixed = _gated_sum(gates[..., : len(experts)], experts)
-    if read is not None:
-        mixed = mixed + gates[..., -1:] * read.astype(jnp.float32)
-    return mixed.astype(experts.dtype)
-
-
-@jax.custom_vjp
-def _gated_sum(gates: Float32[Array, "T B N K"], experts: Float[Array, "K B N D"]) -> Float32[Array, "T B N D"]:
-    """Sum over the experts, elementwise: a matmul that contracts only K numbers would leave a matrix unit nearly empty.
-
-    The gradient is written by hand because the derived one is slower on CPUs and TPUs (docs/performance.md).
-    """
-    return functools.reduce(jnp.add, (gates[..., k : k + 1] * expert for k, expert in enumerate(_float32(experts))))
-
-
-def _gated_sum_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    gates, experts = residuals
-    to_gates = [jnp.sum(gradient * expert, axis=-1) for expert in _float32(experts)]
-    to_experts = [
-        functools.reduce(jnp.add, (of[..., k : k + 1] * to for of, to in zip(gates, gradient, strict=True)))
-        for k in range(len(experts))
-    ]
-    return jnp.stack(to_gates, axis=-1), jnp.stack(to_experts).astype(experts.dtype)
-
-
-_gated_sum.defvjp(lambda gates, experts: (_gated_sum(gates, experts), (gates, experts)), _gated_sum_backward)
-
-
-def _float32(experts: jax.Array) -> list[jax.Array]:
-    return [expert.astype(jnp.float32) for expert in experts]
-
-
-class MemorialMixture(nn.Module):
-    """One tap: experts, gates, memory read and write. Returns the updated memory and the gate weights."""
-
-    tasks: tuple[str, ...]
-    experts: ExpertSpec
-    gate: GateSpec
-    memory: MemorySpec
+    experts: mixture.ExpertSpec
+    gate: mixture.GateSpec
+    memory: mixture.MemorySpec
+    head_upsample: int
+    norm: str
+    unroll: bool
     dtype: Dtype
 
     @nn.compact
     def __call__(
-        self, tokens: Float[Array, "B N C"], memory: Float[Array, "T B h w D"], train: bool
-    ) -> tuple[Float[Array, "T B h w D"], Float32[Array, "T B N k"]]:
-        _, batch, height, width, depth = memory.shape
-        features = LayerNorm(self.dtype, name="norm")(tokens)  # (B, N, C)
-        grid = features.reshape(batch, height, width, -1)
-        experts = Experts(self.experts, depth, self.dtype, name="experts")(grid, train)
-        experts = experts.reshape(-1, batch, height * width, depth)  # (K, B, N, D)
-        read = self._read(memory)  # (T, B, N, D) or None
-        gates = self._gates(features, len(experts) + (read is not None), train)  # (T, B, N, K+1)
-        with jax.named_scope("assemble"):
-            features = assemble(gates, experts, read).reshape(memory.shape)
-        memory = self._write(memory, features)
-        return sharding.constrain(memory, "tasks", "batch", None, None, None), gates
+        self, taps: tuple[Float[Array, "B h w C"], ...], train: bool
+    ) -> tuple[dict[str, Float[Array, "B H W c"]], Aux]:
+        batch, height, width, _ = taps[0].shape
+        tokens = jnp.stack(taps).reshape(len(taps), batch, height * width, -1)  # (S, B, N, C)
+        memory, gates = self._assemble(tokens, self._initial_memory(batch, height, width), train)
+        outputs = {}
+        for task, features in zip(self.tasks, memory, strict=True):
+            head = heads.Head(task.channels, self.head_upsample, self.norm, self.dtype, name=f"head_{task.name}")
+            outputs[task.name] = head(features, train)
+        return outputs, {GATES: gates}
 
-    def _gates(self, features: Float[Array, "B N C"], slots: int, train: bool) -> Float32[Array, "T B N k"]:
-        """Gate weights of all tasks over `slots` expert slots."""
-        if self.gate.granularity == "uniform":
-            return jnp.full((len(self.tasks), *features.shape[:2], slots), 1.0 / slots, jnp.float32)
-        per_task = nn.vmap(
-            Gate,
-            in_axes=(None, None),  # pyright: ignore[reportArgumentType]: Flax takes a tuple, one an argument
-            axis_size=len(self.tasks),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            metadata_params={nn.PARTITION_NAME: "tasks"},
+    def _assemble(
+        self, taps: Float[Array, "S B N C"], memory: Float[Array, "T B h w D"], train: bool
+    ) -> tuple[Array, Array]:
+        """Memory after the last tap (T, B, h, w, D), and the gates of all taps (S, T, B, N, k)."""
+
+        def step(of_tap: mixture.MemorialMixture, memory: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return of_tap(tap, memory, train)
+
+        mixtures = nn.scan(
+            recomputed(step),
+            length=len(taps),
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True, "gate_noise": True},
+            metadata_params={nn.PARTITION_NAME: "stages"},
+            unroll=len(taps) if self.unroll else 1,
         )
-        logits = per_task(self.gate, slots, self.dtype, name="gates")(features, features.mean(axis=1))
-        logits = sharding.constrain(logits, "tasks", "batch", None, None)
-        logits = logits.astype(jnp.float32) / self.gate.temperature
-        if train and self.gate.noise:
-            # At the granularity of the gates: one draw per token, per image, or for the whole batch.
-            batch, tokens, _ = features.shape
-            places = {"token": (batch, tokens), "image": (batch, 1), "static": (1, 1)}[self.gate.granularity]
-            shape = (len(self.tasks), *places, slots)
-            logits = logits + self.gate.noise * jax.random.normal(self.make_rng("gate_noise"), shape)
-        return gate_weights(logits, self.gate.top_k)
+        names = tuple(task.name for task in self.tasks)
+        of_tap = mixture.MemorialMixture(names, self.experts, self.gate, self.memory, self.dtype, name="mixture")
+        return mixtures(of_tap, memory, taps)
 
-    def _read(self, memory: Float[Array, "T B h w D"]) -> Float[Array, "T B N D"] | None:
-        """The memory as an expert, or None where it is not read."""
-        count, batch, height, width, depth = memory.shape
-        flat = memory.reshape(count, batch, height * width, depth)
-        if self.memory.read == "none":
-            return None
-        if self.memory.read == "identity":
-            return flat
-        if self.memory.read == "conv1x1":
-            read = nn.vmap(
-                _NormedDense,
-                axis_size=count,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                metadata_params={nn.PARTITION_NAME: "tasks"},
-            )
-            return read(self.dtype, name="read")(flat)
-        normed = LayerNorm(self.dtype, name="read_norm")(memory)
-        maps = [spatial_conv(depth, 3, self.dtype, f"read_{t}")(m) for t, m in zip(self.tasks, normed, strict=True)]
-        return jnp.stack(maps).reshape(flat.shape)
+    def _initial_memory(self, batch: Any, height: int, width: int) -> Float[Array, "T B h w D"]:
+        """A learned vector for each task, broadcast over the image, or zeros; batch: an int or a symbolic dimension."""
+        shape = (len(self.tasks), batch, height, width, self.width)
+        if self.memory.init == "zeros":
+            return jnp.zeros(shape, self.dtype)
+        vectors = self.param(
+            "initial_memory",
+            logical(nn.initializers.truncated_normal(0.02), "tasks", None),
+            (len(self.tasks), self.width),
+            jnp.float32,
+        )
+        return jnp.broadcast_to(vectors.astype(self.dtype)[:, None, None, None], shape)
 
-    def _write(
-        self, memory: Float[Array, "T B h w D"], features: Float[Array, "T B h w D"]
-    ) -> Float[Array, "T B h w D"]:
-        """The memory updated with this tap's task features."""
-        depth = memory.shape[-1]
-        pairs = list(zip(self.tasks, features, strict=True))
-        update = jnp.stack([spatial_conv(depth, 3, self.dtype, f"write_{t}")(f) for t, f in pairs])
-        if self.memory.write == "replace":
-            return update
-        if self.memory.write == "residual":
-            return memory + update
-        blend = jnp.stack([nn.sigmoid(dense(depth, self.dtype, f"blend_{t}")(f)) for t, f in pairs])
-        return memory + blend * (update - memory)
+    def penalty(self, aux: Aux, pixels: Callable[[int], Float32[Array, "B N"]]) -> Float32[Array, ""]:
+        if not self.gate.balance:
+            return jnp.zeros(())
+        return self.gate.balance * mixture.balance_loss(aux[GATES], pixels(self.taps[0].stride))
+
+    @property
+    def gating(self) -> Gating:
+        memory = () if self.memory.read == "none" else (MEMORY,)
+        slots = (*(f"expert {k + 1}" for k in range(self.experts.count)), *memory)
+        return Gating(slots, len(self.taps), self.taps[0].stride)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("experts", "gates", "memory", "heads")
+
+    def part(self, name: str) -> str:
+        first, _, rest = name.partition("/")
+        if first.startswith("head_"):
+            return "heads"
+        if first == "initial_memory":
+            return "memory"
+        inside = rest.partition("/")[0]  # mixture/INSIDE/...
+        return {"norm": "experts", "experts": "experts", "gates": "gates"}.get(inside, "memory")
+
+    def multiply_adds(self, height: int, width: int) -> dict[str, int]:
+        stride, channels = self.taps[0]
+        tokens, depth = height * width // stride**2, self.width
+        slots, tasks = len(self.gating.slots), len(self.tasks)
+        experts = self.experts.count * tokens * (channels * depth + self.experts.kernel**2 * depth**2)
+        read_area = {"conv1x1": 1, "conv3x3": 9, "identity": 0, "none": 0}[self.memory.read]
+        of_one_tap = {
+            "experts": experts,
+            "gates": tasks * (self.gate.multiply_adds(tokens, channels, slots) + tokens * slots * depth),
+            "memory": tasks * tokens * (read_area + self.memory.write_area) * depth**2,
+        }
+        positions = tokens * self.head_upsample**2
+        heads = sum(positions * (9 * depth**2 + depth * task.channels) for task in self.tasks)
+        return {**{part: len(self.taps) * count for part, count in of_one_tap.items()}, "heads": heads}
+
+    def computed(self, height: int, width: int) -> dict[str, int]:
+        """As `multiply_adds`, but the heads' 3x3 convolutions run on the low-resolution memory."""
+        tokens, depth = height * width // self.taps[0].stride ** 2, self.width
+        heads = sum(tokens * (9 * depth**2 + self.head_upsample**2 * depth * task.channels) for task in self.tasks)
+        return {**self.multiply_adds(height, width), "heads": heads}
 
 
-class _NormedDense(nn.Module):
-    """Layer norm and a 1x1 convolution: the memory read of one task."""
-
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, memory: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        normed = LayerNorm(self.dtype, name="norm")(memory)
-        return dense(memory.shape[-1], self.dtype, "project")(normed)
+def from_config(config: ConfigDict, tasks: tuple[Task, ...], taps: tuple[Tap, ...], device: Any) -> TaskExpert:
+    """The decoder of `config.model` for a backbone's taps and a device."""
+    model, gate, memory = config.model, config.model.gate, config.model.memory
+    return TaskExpert(
+        tasks=tasks,
+        taps=taps,
+        width=model.feature_width,
+        experts=mixture.ExpertSpec(model.experts, model.expert_kernel, model.norm),
+        gate=mixture.GateSpec(
+            input=gate.input,
+            granularity=gate.granularity,
+            width=gate.width,
+            top_k=gate.top_k,
+            temperature=gate.temperature,
+            noise=gate.noise,
+            init=gate.init,
+            balance=gate.balance,
+        ),
+        memory=mixture.MemorySpec(init=memory.init, read=memory.read, write=memory.write),
+        head_upsample=model.head_upsample,
+        norm=model.norm,
+        unroll=unrolled(model.unroll, device),
+        dtype=jnp.dtype(config.dtype),
+    )
