@@ -27,7 +27,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
 from absl import app, flags
 from ml_collections import config_flags
 
-from benchmarks.program import products, text
+from benchmarks.program import text, traced_step
 from benchmarks.program.text import MIB, Program, Step
 from taskexpert_jax.compile import topologies
 from taskexpert_jax.compile.fit import GPU_OPTIONS
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
     topology = flags.FLAGS.topology
     devices = topologies.devices(topology)[: flags.FLAGS.devices]
     gpu = topologies.platform_of(topology) == "cuda"
-    lowered = products.trace_train_step(flags.FLAGS.config, devices).lower()
+    lowered = traced_step.trace_train_step(flags.FLAGS.config, devices).lower()
     program = Program(lowered.compile(compiler_options=GPU_OPTIONS if gpu else {}).as_text())
     tables = [*kernel_lines(program), *byte_lines(program)] if gpu else cycle_lines(program)
     print("\n".join([*move_lines(program), *tables]))

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import re
 
-from benchmarks.program import products
+from benchmarks.program import traced_step
 from taskexpert_jax.compile import traffic
 from taskexpert_jax.compile.traffic import Instruction, bytes_of, operands_of
 
@@ -47,7 +47,7 @@ class Step:
 
     @property
     def part(self) -> str:
-        """One of `products.PARTS`, residuals of the scans, losses, or the optimiser and the rest.
+        """One of `traced_step.PARTS`, residuals of the scans, losses, or the optimiser and the rest.
 
         Operations that XLA adds often have no name: initial values of loops, copies into another layout.
         """
@@ -57,7 +57,7 @@ class Step:
             in_loop = "/while" in self.path and self.path.endswith(SCANS)
             if in_loop or self.path.endswith(SCAN_STARTS):
                 return "kept by the scans for the backward pass"
-            return products.part_of(self.path)
+            return traced_step.part_of(self.path)
         if "(_resize)" in self.path:
             return "upsampling to image size"
         return "losses" if "jvp(" in self.path else "optimiser, the rest"

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from taskexpert_jax.config.fields import FIELDS, LOSS_WEIGHT, choices, fields_of
+from taskexpert_jax.config.fields import FIELDS, LOSS_WEIGHT, fields_of, further_fields
 from taskexpert_jax.errors import UserError, shown
 
 _LONGEST_NAME = 100  # characters of an unknown field in a message
@@ -37,7 +37,7 @@ def _errors(config: ConfigDict) -> Iterator[str]:
     values = dict(flat(config))
     fields = fields_of(values)
     # Backbones, decoders and data sets of one's own have their own fields.
-    own = tuple(f"{field.partition('.')[0]}." for field, _, further in choices(values) if further is None)
+    own = tuple(f"{field.partition('.')[0]}." for field, further in further_fields(values).items() if further is None)
     for name, field in fields.items():
         if name not in values:
             yield f"config.{name} is missing: {field.meaning}"

@@ -197,24 +197,23 @@ DATA_SETS: Mapping[str, Mapping[str, Field]] = {
 }
 
 
-_CHOICES = ((BACKBONE, BACKBONES), (DECODER, DECODERS), ("dataset.name", DATA_SETS))
+_CHOICES = {BACKBONE: BACKBONES, DECODER: DECODERS, "dataset.name": DATA_SETS}
 
 
-def choices(values: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Field] | None]]:
-    """(field, its value, the further fields that it brings) for backbone, decoder and data set.
+def further_fields(values: Mapping[str, Any]) -> dict[str, Mapping[str, Field] | None]:
+    """By `model.backbone`, `model.decoder` and `dataset.name`: the fields that their values bring.
 
-    The last is None for one that is not the project's own, whose fields are not known here.
+    None where the value is none of the project's own, so that its fields are not known here.
     """
-    for field, known in _CHOICES:
-        chosen = values.get(field)
-        yield field, str(chosen), known.get(chosen) if isinstance(chosen, str) else None
+    chosen = {field: values.get(field) for field in _CHOICES}
+    return {field: _CHOICES[field].get(of) if isinstance(of, str) else None for field, of in chosen.items()}
 
 
 def fields_of(values: Mapping[str, Any]) -> dict[str, Field]:
     """All fields of a config with these values, except the loss weights: of its backbone, decoder and data set only."""
-    others = {name for _, known in _CHOICES for fields in known.values() for name in fields}
-    chosen = {name: field for _, _, fields in choices(values) for name, field in (fields or {}).items()}
-    return {**{name: field for name, field in FIELDS.items() if name not in others}, **chosen}
+    chosen = {name: field for fields in further_fields(values).values() for name, field in (fields or {}).items()}
+    others = {name for known in _CHOICES.values() for fields in known.values() for name in fields} - chosen.keys()
+    return {name: field for name, field in {**FIELDS, **chosen}.items() if name not in others}
 
 
 def defaults(values: Mapping[str, Any]) -> dict[str, Any]:

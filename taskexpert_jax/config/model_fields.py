@@ -69,6 +69,7 @@ BACKBONES: Mapping[str, Mapping[str, Field]] = {
 
 # Further fields by model.decoder. A decoder of your own may have any fields.
 DECODERS: Mapping[str, Mapping[str, Field]] = {
+    "baseline": {},
     "taskexpert": {
         "model.experts": Field(5, whole(1, SIZE), "K, number of experts"),
         "model.expert_kernel": Field(3, odd(1, 99), "kernel size of the experts' second convolution"),

@@ -1,8 +1,8 @@
 """Parameters and multiply-adds of a model, by part, without running it.
 
-Backbone and decoder count their own multiply-adds, analytically: matmuls, convolutions, attention and gated sums of one
-image's forward pass at the model's image size. Norms, activations and bilinear resizing are excluded, as is usual.
-XLA's cost analysis cannot be used, because it counts the body of a scan once.
+Multiply-adds are those of one image's forward pass at the model's image size: matmuls, convolutions, attention and
+gated sums. Backbone and decoder count their own by formulas, or leave it to a count over the traced program. Norms,
+activations and bilinear resizing are excluded, as is usual.
 
 The program computes less than the model's definition, because the heads' 3x3 convolutions run before the upsampling
 (`upsampling`).
@@ -10,11 +10,13 @@ The program computes less than the model's definition, because the heads' 3x3 co
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from taskexpert_jax import text_table
-from taskexpert_jax.models import variables
+from taskexpert_jax.models import products, variables
 from taskexpert_jax.models.model import MultiTaskModel
 from taskexpert_jax.parallel import sharding
 
@@ -70,9 +72,25 @@ def count(model: MultiTaskModel) -> Budget:
     parameters = dict.fromkeys((BACKBONE, *decoder.parts), 0)
     for name, shape in parameter_shapes(model).items():
         parameters[BACKBONE if backbone.layer(name) is not None else decoder.part(name)] += math.prod(shape)
-    of_backbone = {BACKBONE: backbone.multiply_adds(*model.image_size)}
-    return Budget(
-        parameters=parameters,
-        multiply_adds=of_backbone | decoder.multiply_adds(*model.image_size),
-        computed=of_backbone | decoder.computed(*model.image_size),
-    )
+    of_backbone, defined = backbone.multiply_adds(*model.image_size), decoder.multiply_adds(*model.image_size)
+    computed = decoder.computed(*model.image_size)
+    if of_backbone is None or defined is None or computed is None:
+        traced = _traced(model)
+        of_backbone = traced[BACKBONE] if of_backbone is None else of_backbone
+        (only,) = decoder.parts if defined is None else ("",)
+        defined, computed = defined or {only: traced[only]}, computed or {only: traced[only]}
+    return Budget(parameters, {BACKBONE: of_backbone, **defined}, {BACKBONE: of_backbone, **computed})
+
+
+def _traced(model: MultiTaskModel) -> dict[str, int]:
+    """Multiply-adds of backbone and decoder in the traced forward pass of one image."""
+
+    def forward(key: jax.Array, image: jax.Array) -> Any:
+        return model.init_with_output(key, image, train=False, full_size=False)
+
+    jaxpr = jax.make_jaxpr(forward)(jax.random.key(0), jnp.zeros((1, *model.image_size, 3)))
+    counts = dict.fromkeys((BACKBONE, *model.decoder.parts), 0)
+    for product in products.products(jaxpr.jaxpr):
+        part = BACKBONE if f"/{BACKBONE}" in product.path else model.decoder.parts[0]
+        counts[part] += product.flops // 2
+    return counts

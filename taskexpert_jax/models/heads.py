@@ -11,6 +11,16 @@ from taskexpert_jax.models.layers import Dtype, Norm, logical, recomputed, spati
 from taskexpert_jax.parallel import sharding
 
 
+def multiply_adds(positions: int, width: int, upsample: int, channels: int) -> int:
+    """Multiply-adds of a head by definition, for features (positions, width)."""
+    return positions * upsample**2 * (9 * width**2 + width * channels)
+
+
+def computed(positions: int, width: int, upsample: int, channels: int) -> int:
+    """Multiply-adds that the program computes: its 3x3 convolution runs on the features before the upsampling."""
+    return positions * (9 * width**2 + upsample**2 * width * channels)
+
+
 class Head(nn.Module):
     """Head of one task: bilinear upsampling, 3x3 convolution, norm, ReLU, 1x1 convolution to the task's channels.
 

@@ -49,7 +49,9 @@ def load(config: ConfigDict, workdir: pathlib.Path, which: str, mesh: Mesh) -> t
     """
     check(config)
     tasks = from_config(config)
-    model = taskexpert.from_config(config, tasks).clone(unroll=config.model.unroll == "yes")
+    scanned = config.copy_and_resolve_references()
+    scanned.model.unroll = "yes" if config.model.unroll == "yes" else "no"
+    model = taskexpert.from_config(scanned, tasks)
     abstract = abstract_variables(model, mesh)
     abstract["params"] = jax.tree.map(lambda leaf: leaf.update(dtype=config.eval.params_dtype), abstract["params"])
     if released.is_released(workdir):

@@ -10,9 +10,9 @@ import pytest
 from benchmarks import device, random_batch
 from benchmarks.accelerator import measure, parts, timing
 from benchmarks.accelerator.variants import Variant, full_plan, plan_of
-from benchmarks.program import products
+from benchmarks.program import traced_step
 from configs import nyud, pascal_context
-from taskexpert_jax.models import budget
+from taskexpert_jax.models import budget, products
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import from_config
@@ -115,7 +115,7 @@ def test_each_program_adds_the_products_of_its_part(tiny):
     for rung in parts.RUNGS:
         with sharding.use(mesh):
             jaxpr = parts.program(rung, model).trace(state, batch).jaxpr.jaxpr
-        found = [p for p in products.products(jaxpr) if "upsampling" not in p.part]
+        found = [p for p in products.products(jaxpr) if "upsampling" not in traced_step.part_of(p.path)]
         total = sum(product.flops for product in found)
         added[rung], before = total - before, total
     patches = (

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.program import products as traced_products
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import attention
+from taskexpert_jax.models import products as traced_products
 
 TOKENS, HEADS, SIZE = 150, 2, 32  # no multiple of 128: splash pads
 

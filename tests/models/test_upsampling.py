@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.program import products as traced_products
+from taskexpert_jax.models import products as traced_products
 from taskexpert_jax.models import upsampling
 
 # Pixels in both directions, and the factor; one pixel is its own neighbour on both sides.

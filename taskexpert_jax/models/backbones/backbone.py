@@ -56,9 +56,10 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
-    def multiply_adds(self, height: int, width: int) -> int:
-        """Multiply-adds of the forward pass of one image of this size, as `models.budget` counts."""
-        raise NotImplementedError
+    def multiply_adds(self, height: int, width: int) -> int | None:
+        """Multiply-adds of one image's forward pass, see `models.budget`; None: those of the traced program."""
+        del height, width
+        return None
 
     @property
     def optional(self) -> tuple[str, ...]:

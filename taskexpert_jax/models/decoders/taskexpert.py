@@ -127,15 +127,13 @@ class TaskExpert(Decoder):
             "gates": tasks * (self.gate.multiply_adds(tokens, channels, slots) + tokens * slots * depth),
             "memory": tasks * tokens * (read_area + self.memory.write_area) * depth**2,
         }
-        positions = tokens * self.head_upsample**2
-        heads = sum(positions * (9 * depth**2 + depth * task.channels) for task in self.tasks)
-        return {**{part: len(self.taps) * count for part, count in of_one_tap.items()}, "heads": heads}
+        of_heads = (heads.multiply_adds(tokens, depth, self.head_upsample, task.channels) for task in self.tasks)
+        return {**{part: len(self.taps) * count for part, count in of_one_tap.items()}, "heads": sum(of_heads)}
 
     def computed(self, height: int, width: int) -> dict[str, int]:
-        """As `multiply_adds`, but the heads' 3x3 convolutions run on the low-resolution memory."""
-        tokens, depth = height * width // self.taps[0].stride ** 2, self.width
-        heads = sum(tokens * (9 * depth**2 + self.head_upsample**2 * depth * task.channels) for task in self.tasks)
-        return {**self.multiply_adds(height, width), "heads": heads}
+        tokens = height * width // self.taps[0].stride ** 2
+        of_heads = (heads.computed(tokens, self.width, self.head_upsample, task.channels) for task in self.tasks)
+        return {**self.multiply_adds(height, width), "heads": sum(of_heads)}
 
 
 def from_config(config: ConfigDict, tasks: tuple[Task, ...], taps: tuple[Tap, ...], device: Any) -> TaskExpert:

@@ -1,32 +1,14 @@
-"""Matmuls and convolutions of a traced training step, by part and dtype.
+"""Matmuls and convolutions of a traced program, and their FLOPs.
 
-Nothing is compiled or run. Every iteration of a loop counts, unlike in XLA's cost analysis; `budget` counts the same
-model by formulas.
+XLA's own count has the body of a scan once; this one multiplies by the scan's length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import dataclasses
 import math
 from typing import Any
 
-import jax
-from ml_collections import ConfigDict
-
-from taskexpert_jax.compile.steps import build, tracers
-from taskexpert_jax.parallel import sharding
-
 PRIMITIVES = ("dot_general", "conv_general_dilated")
-# Part -> module names; the first part with one of its names in a product's path counts.
-PARTS = {
-    "attention of tokens": ("attend",),
-    "backbone, the rest": ("patches", "blocks"),
-    "experts": ("experts",),
-    "memory": ("vmap(read)", "read", "write", "blend"),
-    "gates, assembling": ("mixture",),
-    "heads, upsampling": ("upsample",),
-    "heads": ("head",),
-    "upsampling to image size": ("",),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +29,10 @@ class Product:
     flops: int
 
     @property
-    def part(self) -> str:
-        """One of `PARTS`."""
-        return part_of(self.path)
-
-    @property
     def kind(self) -> str:
         """The operands' dtypes and the requested precision, for printing."""
         words = " x ".join(dict.fromkeys(self.dtypes))
         return f"{words}, {self.precision} precision" if self.precision and "float32" in self.dtypes else words
-
-
-def part_of(path: str) -> str:
-    """The part of `PARTS` of an operation with this path."""
-    words = path.split("/")
-    of_tasks = ("head_", "write_", "blend_", "read_")
-    names = {word.split("_")[0] if word.startswith(of_tasks) else word for word in words}
-    return next((part for part, known in PARTS.items() if names & set(known)), list(PARTS)[-1])
 
 
 def products(jaxpr: Any, path: str = "", times: int = 1) -> Iterator[Product]:
@@ -104,11 +73,3 @@ def _flops(eqn: Any) -> int:
         return 2 * size * math.prod(left[axis] for axis in contracted)
     _, in_features, *window = eqn.params["dimension_numbers"].rhs_spec
     return 2 * size * math.prod(right[axis] for axis in (in_features, *window))
-
-
-def trace_train_step(config: ConfigDict, devices: Sequence[Any] | None = None) -> Any:
-    """Traces the training step of a config, on this process's first device or the given ones."""
-    mesh, model = build(config, jax.devices()[:1] if devices is None else devices)
-    trace = tracers(config, model, mesh)["train"]
-    with sharding.use(mesh):
-        return trace()
