@@ -175,6 +175,14 @@ def test_the_page_on_vector_tasks_works(copy):
     assert "Red points right, yellow down" in page and "from 0 to 1; dark blue" in page
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["add_a_backbone.md", "add_a_decoder.md"])
+def test_the_pages_on_backbones_and_decoders_work(page, copy):
+    trained, evaluated = follow(page, copy).values()
+    assert "step 4/4" in trained
+    assert len(re.findall(r" \*  *\d", evaluated)) == 6  # the published metric of each task
+
+
 def _errors(table: str, title: str) -> tuple[float, float]:
     """The model's and the best constant's number in the row that begins with a title."""
     (row,) = [line for line in table.splitlines() if line.startswith(title)]
@@ -182,7 +190,7 @@ def _errors(table: str, title: str) -> tuple[float, float]:
     return of_model, constant
 
 
-@pytest.mark.parametrize("page", ["add_a_dataset.md", "add_a_task.md", "add_a_vector_task.md"])
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("add_a_*.md")))
 def test_the_files_of_the_pages_are_in_the_style_of_the_project(page, tmp_path):
     for language, what, text in blocks(page):
         if language == "python":

@@ -45,7 +45,7 @@ def answer(run: Run, data: bytes) -> bytes:
 
     Returns:
       A ZIP file that `numpy.load` reads too: TASK.npy and TASK.png of each task without a NaN or Inf, gates.npy
-      (S, T, h, w, slots), input.png, montage.png and answer.json, see docs/serve.md.
+      (S, T, h, w, slots) if the decoder has gates, input.png, montage.png and answer.json, see docs/serve.md.
 
     Raises:
       UserError: not an image that can be read.
@@ -62,7 +62,9 @@ def answer(run: Run, data: bytes) -> bytes:
         parts[f"{name}.npy"] = _npy(found)
         parts[f"{name}.png"] = keys.png(panels.colour(run.tasks[name], found))
         of_tasks[name] = keys.of_values(run.tasks[name], found)
-    gates, parts["gates.npy"] = _gates(run, image)
+    gates = None
+    if run.model.decoder.gating:
+        gates, parts["gates.npy"] = _gates(run, image)
     facts = {
         "size": list(image.shape[:2]),
         "original_size": list(original.shape[:2]),

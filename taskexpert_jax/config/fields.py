@@ -3,7 +3,7 @@
 A config is `base("vit_l16", "nyud")`, modified by a file in configs/ and by --config.FIELD=VALUE on the command line.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict

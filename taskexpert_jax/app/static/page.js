@@ -166,12 +166,14 @@ async function show(answer, name) {
   find("panels").replaceChildren(...panels.map(({panel}) => panel.figure));
   find("downloads").replaceChildren(
     "Download ", link("all results", answer, `${stem}.zip`, "application/zip"), ", ",
-    link("montage", files.get("montage.png"), `${stem}_montage.png`, "image/png"), ", ", arrayLink("gates"));
+    link("montage", files.get("montage.png"), `${stem}_montage.png`, "image/png"),
+    ...(facts.gates ? [", ", arrayLink("gates")] : []));
   setOpacity();
   document.body.classList.remove("empty");
   find("results").hidden = false;
   const titles = new Map(run.tasks.map((task) => [task.name, task.title]));
-  gates.show(facts.gates, readArray(files.get("gates.npy")), input, titles, position);
+  find("gates").hidden = !facts.gates;
+  if (facts.gates) gates.show(facts.gates, readArray(files.get("gates.npy")), input, titles, position);
   showFacts(facts);
   read(panels, input, position, false);
 }
@@ -188,7 +190,7 @@ function read(panels, input, {x, y, width}, spoken) {
     panel.readout.textContent = values ? valueAt(task, values, at) : "diverged";
     return `${task.title}: ${panel.readout.textContent}`;
   });
-  gates.read();
+  if (!find("gates").hidden) gates.read();
   if (spoken) find("spoken").textContent = texts.join("; ");
 }
 
