@@ -23,8 +23,8 @@ from tests.pretrained import weight_layouts
 
 CHOICES = (ROOT / "docs" / "paper_vs_code.md").read_text()
 MODEL = (ROOT / "docs" / "model.md").read_text()
-# They change speed and memory, no value.
-NOT_CHOICES = {"model.attention", "model.remat", "model.unroll"}
+# The first three change speed and memory, no value; of backbones there is one, besides those that users add.
+NOT_CHOICES = {"model.attention", "model.remat", "model.unroll", "model.backbone"}
 
 
 def named_fields(text: str) -> set[str]:
@@ -118,6 +118,7 @@ OTHER = {
     model_program: {
         "dtype": "bfloat16",
         "model.class_token": True,
+        "model.decoder": "baseline",
         "model.depth": 8,
         "model.drop_path": 0.5,
         "model.expert_kernel": 5,

@@ -127,6 +127,11 @@ def _vit_inconsistencies(config: ConfigDict) -> Iterator[str]:
         yield f"config.model.taps={model.taps} must divide config.model.depth={model.depth}"
     if model.width % model.heads:
         yield f"config.model.heads={model.heads} must divide config.model.width={model.width}"
+    elif model.positions == "rotary" and model.width // model.heads % 4:
+        yield (
+            f"config.model.positions='rotary': config.model.width={model.width} over config.model.heads={model.heads} "
+            "must be a multiple of 4"
+        )
 
 
 def _taskexpert_inconsistencies(config: ConfigDict) -> Iterator[str]:

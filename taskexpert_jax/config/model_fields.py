@@ -55,6 +55,11 @@ BACKBONES: Mapping[str, Mapping[str, Field]] = {
             False, flag(), "a class token that takes part in the attention; the benchmark's methods drop it"
         ),
         "model.registers": Field(0, whole(0, SIZE), "register tokens"),
+        "model.positions": Field(
+            "learned", choice("learned", "rotary"), "learned: position embeddings; rotary: DINOv3's, for any image size"
+        ),
+        "model.mlp": Field("gelu", choice("gelu", "swiglu"), "swiglu: gated, with a third dense layer"),
+        "model.norm_epsilon": Field(1e-6, number(above=0, below=1), "epsilon of the backbone's layer norms"),
         "model.taps": Field(
             4, whole(1, SIZE), "S: the decoder sees the tokens after each depth / S blocks; divides depth"
         ),
@@ -106,6 +111,8 @@ DECODERS: Mapping[str, Mapping[str, Field]] = {
 
 _DINOV2 = {"layer_scale": 1e-5, "class_token": True}
 _DINOV2_REGISTERS = {**_DINOV2, "registers": 4}
+_DINOV3 = {**_DINOV2_REGISTERS, "positions": "rotary", "norm_epsilon": 1e-5}
+_DINOV3_PLUS = {**_DINOV3, "mlp": "swiglu"}
 
 # name -> width C, depth, heads, patch size P, feature width D, gate width; then other fields of `model`.
 # D of ViT-L is set by the published budget (420 M parameters, 622 G multiply-adds); the others have D = C / 2.
@@ -121,6 +128,12 @@ VARIANTS: Mapping[str, tuple[Any, ...]] = {
     "dinov2_s14_reg4": (384, 12, 6, 14, 192, 96, _DINOV2_REGISTERS),
     "dinov2_b14_reg4": (768, 12, 12, 14, 384, 192, _DINOV2_REGISTERS),
     "dinov2_l14_reg4": (1024, 24, 16, 14, 480, 256, _DINOV2_REGISTERS),
+    # DINOv3 (arXiv 2508.10104).
+    "dinov3_s16": (384, 12, 6, 16, 192, 96, _DINOV3),
+    "dinov3_splus16": (384, 12, 6, 16, 192, 96, _DINOV3_PLUS),
+    "dinov3_b16": (768, 12, 12, 16, 384, 192, _DINOV3),
+    "dinov3_l16": (1024, 24, 16, 16, 480, 256, _DINOV3),
+    "dinov3_hplus16": (1280, 32, 20, 16, 480, 256, _DINOV3_PLUS),
     "mae_b16": (768, 12, 12, 16, 384, 192, {"class_token": True}),
     "mae_l16": (1024, 24, 16, 16, 480, 256, {"class_token": True}),
     "tiny": (32, 4, 2, 16, 16, 8, {}),  # for tests: has every part, too small to learn

@@ -69,14 +69,15 @@ gelu.defvjp(lambda inputs: (gelu(inputs), inputs), _gelu_backward)
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis; float32 statistics, eps 1e-6 as in ViT."""
+    """Layer normalisation over the last axis; float32 statistics."""
 
     dtype: Dtype
+    epsilon: float = 1e-6  # as in ViT
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "*shape C"]) -> Float[Array, "*shape C"]:
         return nn.LayerNorm(
-            epsilon=1e-6,
+            epsilon=self.epsilon,
             dtype=self.dtype,
             scale_init=logical(nn.initializers.ones, "norm"),
             bias_init=logical(nn.initializers.zeros, "norm"),

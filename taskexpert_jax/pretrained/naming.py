@@ -1,8 +1,9 @@
 """Tensor names of published ViTs, mapped to our parameters.
 
   AugReg        .npz with the names of google-research/vision_transformer
-  timm          also the files of DINOv2, DeiT and MAE: `blocks.0.attn.qkv.weight`
-  Hugging Face  transformers' ViTModel and Dinov2Model: `encoder.layer.0.attention.attention.query.weight`
+  timm          also the files of DINOv2, DINOv3, DeiT and MAE: `blocks.0.attn.qkv.weight`
+  Hugging Face  transformers' ViTModel and Dinov2Model, `encoder.layer.0.attention.attention.query.weight`, and
+                DINOv3ViTModel, `layer.0.attention.q_proj.weight`
 
 All are pre-norm ViTs with the same computation. The final norm and all heads are dropped, because our taps have their
 own norms. The class token and its position are dropped if `config.model.class_token` is False, as in the code of the
@@ -43,6 +44,10 @@ class _Names:
     dropped: str
     # Possible numbers of positions before those of the patches, in files with a class token; 1 is the class token's.
     before: tuple[int, ...] = (1,)
+    gate: str = "mlp.gate"  # the third layer of a SwiGLU
+    # None: q, k and v have the biases of their layers. Else the keys have none: names of the biases of q and v, or of
+    # one for all whose part for the keys is masked; empty for no bias.
+    biases: tuple[str, ...] | None = None
 
 
 _TIMM = _Names(
@@ -81,6 +86,29 @@ _HF_VIT = _Names(
 )
 _HF_DINOV2 = dataclasses.replace(_HF_VIT, norm1="norm1", norm2="norm2", expand="mlp.fc1", contract="mlp.fc2")
 
+# DINOv3 (arXiv 2508.10104): its authors' names, timm's and Hugging Face's. The keys have no bias.
+_DINOV3 = dataclasses.replace(
+    _TIMM,
+    registers="storage_tokens",
+    biases=("attn.qkv.bias",),
+    dropped=r"cls_token|mask_token|rope_embed\.periods|(norm|cls_norm|local_cls_norm|head|projectors)\..*|"
+    r"blocks\.\d+\.attn\.qkv\.bias_mask",
+)
+_DINOV3_GATED = dataclasses.replace(_DINOV3, gate="mlp.w1", expand="mlp.w2", contract="mlp.w3")
+_TIMM_DINOV3 = dataclasses.replace(_TIMM, layer_scales=("gamma_1", "gamma_2"), biases=())
+_HF_DINOV3 = dataclasses.replace(
+    _HF_DINOV2,
+    patch="embeddings.patch_embeddings",
+    block="layer.{}.",
+    qkv=tuple(f"attention.{name}_proj" for name in "qkv"),
+    out="attention.o_proj",
+    expand="mlp.up_proj",
+    contract="mlp.down_proj",
+    gate="mlp.gate_proj",
+    biases=("attention.q_proj.bias", "attention.v_proj.bias"),
+    dropped=r"embeddings\.(cls_token|mask_token)|norm\..*",
+)
+
 _AUGREG_PATCH = "embedding/kernel"
 
 
@@ -97,7 +125,7 @@ def recognise(tensors: Tensors, model: ViT, image_size: tuple[int, int] | None, 
       UserError: the file has no known patch embedding, or several.
     """
     backbone, names = model.architecture, set(tensors)
-    anchors = [f"{form.patch}.weight" for form in (_TIMM, _HF_VIT)] + [_AUGREG_PATCH]
+    anchors = [f"{form.patch}.weight" for form in (_TIMM, _HF_VIT, _HF_DINOV3)] + [_AUGREG_PATCH]
     found = [(name, anchor) for name in sorted(names) for anchor in anchors if _ends_in(name, anchor)]
     if len(found) != 1:
         listed = ", ".join(name for name, _ in found[:4]) or f"its tensors: {', '.join(sorted(names)[:4])}, ..."
@@ -117,15 +145,32 @@ def recognise(tensors: Tensors, model: ViT, image_size: tuple[int, int] | None, 
     if anchor == _AUGREG_PATCH:
         return _augreg(backbone, prefix, table((1,), "cls"))
     if anchor.startswith(_TIMM.patch):
-        if prefix + _DINOV2.registers in names:
+        if prefix + _DINOV3.registers in names:
+            gated = f"{prefix}blocks.0.mlp.w1.weight" in names
+            title, scheme = "DINOv3's own names", _DINOV3_GATED if gated else _DINOV3
+        elif f"{prefix}blocks.0.gamma_1" in names:
+            title, scheme = "timm's names, DINOv3", _timm_dinov3(names, prefix)
+        elif prefix + _DINOV2.registers in names:
             title, scheme = "DINOv2's own names, registers", _DINOV2
         else:
             title, scheme = "timm's names", _TIMM_REGISTERS if prefix + _TIMM.registers in names else _TIMM
+    elif anchor == f"{_HF_DINOV3.patch}.weight":
+        title, scheme = "Hugging Face DINOv3ViTModel", _HF_DINOV3
     elif f"{prefix}encoder.layer.0.norm1.weight" in names:
         title, scheme = "Hugging Face Dinov2Model", _HF_DINOV2
     else:
         title, scheme = "Hugging Face ViTModel", _HF_VIT
     return _torch(title, scheme, backbone, prefix, table(scheme.before, scheme.class_token))
+
+
+def _timm_dinov3(names: set[str], prefix: str) -> _Names:
+    """timm's names of DINOv3, which has a gate in its MLPs or not, and biases of q and v or none."""
+    scheme = _TIMM_DINOV3
+    if f"{prefix}blocks.0.attn.q_bias" in names:
+        scheme = dataclasses.replace(scheme, biases=("attn.q_bias", "attn.v_bias"))
+    if f"{prefix}blocks.0.mlp.fc1_g.weight" in names:
+        scheme = dataclasses.replace(scheme, gate="mlp.fc1_g", expand="mlp.fc1_x")
+    return scheme
 
 
 def _ends_in(name: str, anchor: str) -> bool:
@@ -173,8 +218,17 @@ def _torch_block(names: _Names, backbone: Architecture, block: int) -> list[Part
         part("mlp/contract/kernel", f"{names.contract}.weight", (width, hidden), np.transpose),
         part("mlp/contract/bias", f"{names.contract}.bias", (width,)),
         joined("attention/qkv_kernel", "weight", width),
-        joined("attention/qkv_bias", "bias"),
     ]
+    if names.biases is None:
+        parts.append(joined("attention/qkv_bias", "bias"))
+    else:
+        rows = 3 * width if len(names.biases) == 1 else width
+        sources: Mapping[str, Shape] = {at + name: (rows,) for name in names.biases}
+        build = functools.partial(_without_key_bias, width=width, heads=heads)
+        parts.append(Part(BLOCKS + "attention/qkv_bias", block, sources, build))
+    if backbone.mlp == "swiglu":
+        parts.append(part("mlp/gate/kernel", f"{names.gate}.weight", (hidden, width), np.transpose))
+        parts.append(part("mlp/gate/bias", f"{names.gate}.bias", (hidden,)))
     for ours, theirs in (("norm1", names.norm1), ("norm2", names.norm2)):
         parts.append(part(f"{ours}/norm/scale", f"{theirs}.weight", (width,)))
         parts.append(part(f"{ours}/norm/bias", f"{theirs}.bias", (width,)))
@@ -189,6 +243,12 @@ def _joined_heads(*rows: Array, heads: int) -> Array:
     stacked = np.concatenate(rows)
     split = stacked.reshape(3, heads, -1, *stacked.shape[1:])
     return np.moveaxis(split, -1, 0) if stacked.ndim == 2 else split
+
+
+def _without_key_bias(*biases: Array, width: int, heads: int) -> Array:
+    """Biases (3 * C,) of q, k and v, or (C,) each of q and v, or none -> (3, heads, C / heads), 0 for the keys."""
+    query, value = (biases[0][:width], biases[0][2 * width :]) if len(biases) == 1 else biases or (np.zeros(width),) * 2
+    return np.stack([query, np.zeros(width), value]).reshape(3, heads, -1).astype(np.float32)
 
 
 # --- AugReg ---
@@ -249,8 +309,12 @@ def _tokens(
     """Parts for the position embeddings (1, N, C), and for the class and register tokens of the backbone."""
     width = backbone.width
     shape: Shape = (1, None, width)
-    parts = [Part(POSITIONS, None, {positions: shape}, table.patches)]
-    if backbone.class_token:
+    parts = []
+    if backbone.positions == "learned":
+        parts.append(Part(POSITIONS, None, {positions: shape}, table.patches))
+    elif backbone.class_token:
+        parts.append(Part("patches/class_token", None, {class_token: (1, 1, width)}, lambda token: token[0, 0]))
+    if backbone.class_token and backbone.positions == "learned":
         sources = {class_token: (1, 1, width), positions: shape}
         parts.append(Part("patches/class_token", None, sources, table.placed_class_token))
     if backbone.registers:

@@ -14,9 +14,16 @@ from taskexpert_jax.training import optimizer, tally
 from taskexpert_jax.training import state as train_state
 from taskexpert_jax.training.step import make_train_step
 
+
+def with_decoder(config, decoder):
+    config.model.decoder = decoder
+    return config
+
+
 SHIPPED = {
     "demo": lambda: demo.get_config("tiny"),
     "nyud": lambda: nyud.get_config("tiny"),
+    "baseline": lambda: with_decoder(nyud.get_config("tiny"), "baseline"),
     "ablation": lambda: ablation.get_config("read_conv3x3"),  # the memory is read by a convolution of each task
 }
 

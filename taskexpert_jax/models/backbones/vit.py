@@ -1,9 +1,9 @@
 """ViT backbone: patch and position embedding, and transformer blocks, which are scanned.
 
 As in the benchmark's family (InvPT, TaskPrompter): no class token, any image size whose sides are multiples of the
-patch size (position embeddings are resized to the token grid), stochastic depth. DINOv2 and MAE weights need a class
-token, registers and LayerScale, which are options. Dims: docs/conventions.md; `M` is the number of all tokens, those of
-the patches and extra ones.
+patch size (position embeddings are resized to the token grid), stochastic depth. The weights of MAE, DINOv2 and DINOv3
+need options: a class token, registers, LayerScale, rotary positions, SwiGLU. Dims: docs/conventions.md; `M` is the
+number of all tokens, those of the patches and extra ones.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax.models import attention
-from taskexpert_jax.models.backbones import position_embedding
+from taskexpert_jax.models.backbones import position_embedding, rotary
 from taskexpert_jax.models.backbones.backbone import Backbone, Tap
 from taskexpert_jax.models.layers import Dtype, LayerNorm, gelu, logical, recomputed, unrolled
 from taskexpert_jax.parallel import sharding
@@ -40,6 +40,9 @@ class Architecture:
       layer_scale: initial value of LayerScale's factors; 0 for none.
       class_token: whether a learned class token takes part in the attention; it is dropped at the taps.
       registers: number of register tokens (Darcet et al., 2023, arXiv 2309.16588).
+      positions: learned (embeddings added to the patches) or rotary (queries and keys are rotated, see `rotary`).
+      mlp: gelu, or swiglu (arXiv 2002.05202), whose hidden units are gated by as many others.
+      norm_epsilon: epsilon of the layer norms.
       attention: implementation: xla on any device; cudnn, NVIDIA's fused kernel, bfloat16 only; splash, JAX's fused
         kernel for TPUs.
     """
@@ -52,6 +55,9 @@ class Architecture:
     layer_scale: float = 0.0
     class_token: bool = False
     registers: int = 0
+    positions: str = "learned"
+    mlp: str = "gelu"
+    norm_epsilon: float = 1e-6
     attention: AttentionKind = "xla"
 
     @property
@@ -75,7 +81,7 @@ def _patches_matmul(
 
 
 class PatchEmbed(nn.Module):
-    """Patch embedding with learned position embeddings; extra tokens come first and have no position."""
+    """Patch embedding, with position embeddings if they are learned; extra tokens come first and have no position."""
 
     architecture: Architecture
     grid: tuple[int, int]  # token grid of the position embeddings
@@ -95,15 +101,12 @@ class PatchEmbed(nn.Module):
             conv_general_dilated=_patches_matmul,
             name="embedding",
         )(image)  # (B, h, w, C)
-        positions = self.param(
-            "pos_embedding",
-            logical(nn.initializers.truncated_normal(0.02), None, None, "embed"),
-            (*self.grid, width),
-            jnp.float32,
-        )
         batch, *grid, _ = tokens.shape
-        positions = position_embedding.resize(positions, (grid[0], grid[1]))
-        tokens = tokens + positions.astype(self.dtype)
+        if self.architecture.positions == "learned":
+            init = logical(nn.initializers.truncated_normal(0.02), None, None, "embed")
+            positions = self.param("pos_embedding", init, (*self.grid, width), jnp.float32)
+            positions = position_embedding.resize(positions, (grid[0], grid[1]))
+            tokens = tokens + positions.astype(self.dtype)
         tokens = tokens.reshape(batch, grid[0] * grid[1], width)
         extra = [self._extra(name, shape) for name, shape in self._extra_shapes().items()]
         before = [jnp.broadcast_to(of.astype(self.dtype), (batch, *of.shape)) for of in extra]
@@ -122,6 +125,7 @@ class Attention(nn.Module):
 
     architecture: Architecture
     dtype: Dtype
+    grid: tuple[int, int] | None  # token grid of the image, for rotary positions
 
     def setup(self) -> None:
         """Projections whose kernels have an axis of heads, so that heads can be sharded."""
@@ -140,10 +144,13 @@ class Attention(nn.Module):
         )
 
     def project(self, tokens: Float[Array, "B M C"]) -> list[attention.PerHead]:
-        """Queries, keys and values."""
+        """Queries, keys and values; queries and keys with rotary positions, if the architecture has them."""
         kernel, bias = self.qkv_kernel.astype(self.dtype), self.qkv_bias.astype(self.dtype)
         # Three matmuls: a GPU would transpose the result of a single one, and its gradient.
         made = [jnp.einsum("bnc,chd->bnhd", tokens, kernel[:, i]) + bias[i] for i in range(3)]
+        if self.architecture.positions == "rotary":
+            assert self.grid
+            made[:2] = [rotary.rotate(each, self.grid) for each in made[:2]]
         return [sharding.constrain(each, "batch", None, "heads", None) for each in made]
 
     def mix(self, query: attention.PerHead, key: attention.PerHead, value: attention.PerHead) -> Float[Array, "B M C"]:
@@ -156,21 +163,16 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers with exact GELU between them."""
+    """Two dense layers with exact GELU between them; swiglu: the SiLU of a third one's outputs times the first's."""
 
     hidden: int
+    kind: str
     dtype: Dtype
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "B M C"]) -> Float[Array, "B M C"]:
-        hidden = nn.Dense(
-            self.hidden,
-            dtype=self.dtype,
-            kernel_init=logical(nn.initializers.xavier_uniform(), "embed", "mlp"),
-            bias_init=logical(nn.initializers.zeros, "mlp"),
-            name="expand",
-        )(tokens)
-        hidden = gelu(sharding.constrain(hidden, "batch", None, "mlp"))
+        hidden = self._expand("expand", tokens)
+        hidden = nn.silu(self._expand("gate", tokens)) * hidden if self.kind == "swiglu" else gelu(hidden)
         return nn.Dense(
             tokens.shape[-1],
             dtype=self.dtype,
@@ -178,6 +180,16 @@ class Mlp(nn.Module):
             bias_init=logical(nn.initializers.zeros, "embed"),
             name="contract",
         )(hidden)
+
+    def _expand(self, name: str, tokens: Float[Array, "B M C"]) -> Float[Array, "B M hidden"]:
+        layer = nn.Dense(
+            self.hidden,
+            dtype=self.dtype,
+            kernel_init=logical(nn.initializers.xavier_uniform(), "embed", "mlp"),
+            bias_init=logical(nn.initializers.zeros, "mlp"),
+            name=name,
+        )
+        return sharding.constrain(layer(tokens), "batch", None, "mlp")
 
 
 def drop_path(
@@ -196,12 +208,13 @@ class Block(nn.Module):
 
     architecture: Architecture
     dtype: Dtype
+    grid: tuple[int, int] | None = None  # token grid of the image, for rotary positions
 
     def setup(self) -> None:
         vit = self.architecture
-        self.norm1, self.norm2 = LayerNorm(self.dtype), LayerNorm(self.dtype)
-        self.attention = Attention(vit, self.dtype)
-        self.mlp = Mlp(vit.mlp_ratio * vit.width, self.dtype)
+        self.norm1, self.norm2 = (LayerNorm(self.dtype, vit.norm_epsilon) for _ in range(2))
+        self.attention = Attention(vit, self.dtype, self.grid)
+        self.mlp = Mlp(vit.mlp_ratio * vit.width, vit.mlp, self.dtype)
         # LayerScale (Touvron et al., 2021, arXiv 2103.17239).
         init = logical(nn.initializers.constant(vit.layer_scale), "norm")
         names = ("layer_scale1", "layer_scale2") if vit.layer_scale else ()
@@ -278,8 +291,8 @@ class ViT(Backbone):
         taps = jnp.zeros((self.stages, batch, count - vit.extra_tokens, width), tokens.dtype)
         rates = jnp.linspace(0.0, self.drop_path, vit.depth)
         stages = jnp.repeat(jnp.arange(self.stages), vit.depth // self.stages)
-        (_, taps), _ = blocks(block(vit, self.dtype, name="blocks"), (tokens, taps), rates, stages)
         grid = (image.shape[1] // patch, image.shape[2] // patch)
+        (_, taps), _ = blocks(block(vit, self.dtype, grid, name="blocks"), (tokens, taps), rates, stages)
         return tuple(tap.reshape(batch, *grid, width) for tap in taps)
 
     @property
@@ -301,7 +314,8 @@ class ViT(Backbone):
         vit = self.architecture
         tokens = height * width // vit.patch_size**2
         seen = tokens + vit.extra_tokens
-        block = (4 + 2 * vit.mlp_ratio) * vit.width**2 * seen + 2 * seen**2 * vit.width
+        layers = {"gelu": 2, "swiglu": 3}[vit.mlp]
+        block = (4 + layers * vit.mlp_ratio) * vit.width**2 * seen + 2 * seen**2 * vit.width
         return vit.patch_size**2 * 3 * vit.width * tokens + vit.depth * block
 
     @property
@@ -310,7 +324,7 @@ class ViT(Backbone):
 
     @property
     def of_image_size(self) -> tuple[str, ...]:
-        return (POSITIONS,)
+        return (POSITIONS,) if self.architecture.positions == "learned" else ()
 
     def image_size_of(self, arrays: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
         if POSITIONS not in arrays:
@@ -334,7 +348,16 @@ def from_config(config: ConfigDict, device: Any) -> ViT:
     shape = (model.width, model.depth, model.heads, model.mlp_ratio, model.patch_size)
     kind = attention.choose(model.attention, config.dtype, model.width // model.heads, device)
     return ViT(
-        architecture=Architecture(*shape, model.layer_scale, model.class_token, model.registers, kind),
+        architecture=Architecture(
+            *shape,
+            layer_scale=model.layer_scale,
+            class_token=model.class_token,
+            registers=model.registers,
+            positions=model.positions,
+            mlp=model.mlp,
+            norm_epsilon=model.norm_epsilon,
+            attention=kind,
+        ),
         grid=(height // model.patch_size, width // model.patch_size),
         stages=model.taps,
         drop_path=model.drop_path,
