@@ -16,7 +16,7 @@ import pytest
 
 from configs import nyud
 from taskexpert_jax.errors import UserError
-from taskexpert_jax.models import layers
+from taskexpert_jax.models import budget, layers
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.backbones import position_embedding, vit
 from taskexpert_jax.pretrained import load as pretrained
@@ -424,6 +424,26 @@ def test_dinov3_in_each_naming_scheme(variant, fields, size, tmp_path):
         model, weights = ours(tmp_path / name, variant, size)
         assert_equal_at_every_block(net, model, weights, size)
         assert "DINOv3" in weights.report and "pos_embedding" not in weights.report
+
+
+@pytest.mark.parametrize(
+    ("variant", "theirs"),
+    [
+        ("dinov3_s16", "small"),
+        ("dinov3_splus16", "small_plus"),
+        ("dinov3_b16", "base"),
+        ("dinov3_l16", "large"),
+        ("dinov3_hplus16", "huge_plus"),
+    ],
+)
+def test_dinov3_variants_have_the_sizes_of_timms(variant, theirs):
+    with torch.device("meta"):
+        net = timm.create_model(f"vit_{theirs}_patch16_dinov3", num_classes=0)
+    config = nyud.get_config(variant)
+    model = taskexpert.from_config(config, from_config(config))
+    width, depth = config.model.width, config.model.depth
+    expected = sum(parameter.numel() for parameter in net.parameters()) - 2 * width  # without its final norm
+    assert budget.count(model).parameters["backbone"] == expected + 3 * width * depth  # with biases of q, k and v
 
 
 def test_dinov3_does_not_fit_a_backbone_with_learned_positions(tmp_path):
