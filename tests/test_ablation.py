@@ -37,6 +37,13 @@ def test_the_ladder_has_the_same_size_on_every_rung(base):
         assert size(f"{rung},{base}") == pytest.approx(size(f"plain_full,{base}"), rel=0.05), rung
 
 
+@pytest.mark.parametrize("benchmark", ["nyud", "pascal_context", "scenes"])
+def test_the_baseline_has_the_multiply_adds_of_the_full_model_and_a_quarter_fewer_parameters(benchmark):
+    (parameters, products), (of_full, of_full_products) = size(f"baseline,{benchmark}"), size(f"full,{benchmark}")
+    assert products == pytest.approx(of_full_products, rel=0.05)
+    assert parameters == pytest.approx(0.75 * of_full, rel=0.05)
+
+
 def fields(variant):
     model = ablation.get_config(variant).model
     return model.experts, model.gate.granularity, model.memory.read, model.memory.write, model.taps
