@@ -16,7 +16,18 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from taskexpert_jax.config import DATA_SETS, FIELDS, LOSS_WEIGHT, REQUIRED, VARIANTS, Field, base, flat
+from taskexpert_jax.config import (
+    BACKBONES,
+    DATA_SETS,
+    DECODERS,
+    FIELDS,
+    LOSS_WEIGHT,
+    REQUIRED,
+    VARIANTS,
+    Field,
+    base,
+    flat,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -72,6 +83,8 @@ REFERENCE: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
             "The model": "models.model",
             "Interface of a backbone": "models.backbones.backbone",
             "ViT": "models.backbones.vit",
+            "Swin": "models.backbones.swin",
+            "Neck of a pyramid": "models.neck",
             "Interface of a decoder": "models.decoders.decoder",
             "TaskExpert": "models.decoders.taskexpert",
             "Experts, gates, memory": "models.decoders.mixture",
@@ -163,15 +176,19 @@ def _config_page() -> Iterator[str]:
         "",
         '<div class="fields" markdown>',
     )
+    further = {"model.backbone": BACKBONES, "model.decoder": DECODERS, "dataset.name": DATA_SETS}
+    special = {name for known in further.values() for fields in known.values() for name in fields}
     groups: dict[str, dict[str, Field]] = {"Run": {}}
-    for name, field in FIELDS.items():
+    for name, field in ((name, field) for name, field in FIELDS.items() if name not in special):
         group = name.partition(".")[0] if "." in name else "Run"
         groups.setdefault(group, {})[name] = field
     groups["Run"]["loss_weights.TASK"] = LOSS_WEIGHT
     for group, fields in groups.items():
         yield from ("", f"## {group}", "", *_field_table(fields))
-    for data_set, fields in DATA_SETS.items():
-        yield from ("", f"## dataset.name = {data_set}", "", *_field_table(fields))
+    for choice, known in further.items():
+        for value, fields in known.items():
+            if fields:
+                yield from ("", f"## {choice} = {value}", "", *_field_table(fields))
     yield from ("", "## Variants", "", *_variant_table(), "", "</div>")
 
 
@@ -193,10 +210,11 @@ def _variant_table() -> Iterator[str]:
     """Fields in which the variants differ."""
     configs = {name: dict(flat(base(name, "nyud"))) for name in VARIANTS}
     first, *others = configs.values()
-    names = [n for n in first if n != "variant" and any(other[n] != first[n] for other in others)]
+    every = dict.fromkeys(name for config in configs.values() for name in config)
+    names = [n for n in every if n != "variant" and any(other.get(n) != first.get(n) for other in others)]
     yield from ("| variant | " + " | ".join(f"`{name}`" for name in names) + " |", "|---" * (len(names) + 1) + "|")
     for variant, config in configs.items():
-        yield f"| `{variant}` | " + " | ".join(_cell(str(config[name])) for name in names) + " |"
+        yield f"| `{variant}` | " + " | ".join(_cell(str(config.get(name, "-"))) for name in names) + " |"
 
 
 def _plain(value: Any) -> str:

@@ -61,7 +61,7 @@ def _inconsistencies(config: ConfigDict) -> Iterator[str]:
     """Relations between fields that do not hold, one line each; each field is valid by itself."""
     yield from _task_inconsistencies(config)
     yield from _size_inconsistencies(config)
-    yield from {"vit": _vit_inconsistencies}.get(config.model.backbone, _none)(config)
+    yield from {"vit": _vit_inconsistencies, "swin": _swin_inconsistencies}.get(config.model.backbone, _none)(config)
     yield from {"taskexpert": _taskexpert_inconsistencies}.get(config.model.decoder, _none)(config)
     if config.batch_size % config.accumulate_steps:
         yield f"config.accumulate_steps={config.accumulate_steps} must divide batch_size={config.batch_size}"
@@ -132,6 +132,16 @@ def _vit_inconsistencies(config: ConfigDict) -> Iterator[str]:
             f"config.model.positions='rotary': config.model.width={model.width} over config.model.heads={model.heads} "
             "must be a multiple of 4"
         )
+
+
+def _swin_inconsistencies(config: ConfigDict) -> Iterator[str]:
+    swin = config.model.swin
+    for stage, heads in enumerate(swin.heads):
+        if swin.width * 2**stage % heads:
+            yield (
+                f"config.model.swin.heads={tuple(swin.heads)}: {heads} must divide {swin.width * 2**stage}, the "
+                f"channels of stage {stage + 1}"
+            )
 
 
 def _taskexpert_inconsistencies(config: ConfigDict) -> Iterator[str]:

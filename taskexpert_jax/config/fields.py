@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from taskexpert_jax.config.field import REQUIRED, Field
-from taskexpert_jax.config.model_fields import BACKBONE, BACKBONES, DECODER, DECODERS, MODEL, SIZES, VARIANTS
+from taskexpert_jax.config.model_fields import BACKBONE, BACKBONES, DECODER, DECODERS, MODEL, VARIANTS
 from taskexpert_jax.config.rules import (
     choice,
     flag,
@@ -221,9 +221,7 @@ def defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: field.default for name, field in fields_of(values).items() if field.default is not REQUIRED}
     variant = values.get("variant")
     if isinstance(variant, str) and variant in VARIANTS:
-        *sizes, different = VARIANTS[variant]
-        model = dict(zip(SIZES, sizes, strict=True)) | different
-        found |= {f"model.{name}": value for name, value in model.items()}
+        found |= {f"model.{name}": value for name, value in VARIANTS[variant].items()}
     return found
 
 
@@ -245,7 +243,8 @@ def base(variant: str, data_set: str) -> ConfigDict:
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)} (as in nyud.py:vit_b16)")
-    chosen = {"variant": variant, "dataset.name": data_set, BACKBONE: MODEL[BACKBONE].default}
+    chosen = {"variant": variant, "dataset.name": data_set}
+    chosen[BACKBONE] = VARIANTS[variant].get("backbone", MODEL[BACKBONE].default)
     for decoder in DECODERS:
         chosen |= defaults({**chosen, DECODER: decoder})
     return nested(chosen)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskexpert_jax.config.field import IMAGENET_MEAN, IMAGENET_STD, REQUIRED, Field
-from taskexpert_jax.config.rules import SIZE, choice, flag, matching, number, numbers, odd, path, text, whole
+from taskexpert_jax.config.rules import SIZE, choice, flag, matching, number, numbers, odd, path, text, whole, wholes
 
 BACKBONE, DECODER = "model.backbone", "model.decoder"  # fields that say which of the others there are
 _NAME = matching(r"[a-z]\w*", "must be a name of lower-case letters, digits and underscores")
@@ -70,6 +70,13 @@ BACKBONES: Mapping[str, Mapping[str, Field]] = {
             "auto: cudnn where available (Ampere and later), else xla",
         ),
     },
+    "swin": {
+        "model.swin.width": Field(REQUIRED, whole(1, SIZE), "C of the first stage; doubles from stage to stage"),
+        "model.swin.depths": Field(REQUIRED, wholes(4, multiple_of=2), "blocks of each stage"),
+        "model.swin.heads": Field(REQUIRED, wholes(4), "attention heads of each stage; divide its channels"),
+        "model.swin.window": Field(7, whole(2, SIZE), "side of a window in tokens"),
+        "model.grid_stride": Field(16, whole(1, SIZE), "stride of the decoder's grid; the taps are resized to it"),
+    },
 }
 
 # Further fields by model.decoder. A decoder of your own may have any fields.
@@ -114,28 +121,47 @@ _DINOV2_REGISTERS = {**_DINOV2, "registers": 4}
 _DINOV3 = {**_DINOV2_REGISTERS, "positions": "rotary", "norm_epsilon": 1e-5}
 _DINOV3_PLUS = {**_DINOV3, "mlp": "swiglu"}
 
-# name -> width C, depth, heads, patch size P, feature width D, gate width; then other fields of `model`.
-# D of ViT-L is set by the published budget (420 M parameters, 622 G multiply-adds); the others have D = C / 2.
-VARIANTS: Mapping[str, tuple[Any, ...]] = {
-    "vit_ti16": (192, 12, 3, 16, 96, 48, {}),
-    "vit_s16": (384, 12, 6, 16, 192, 96, {}),
-    "vit_b16": (768, 12, 12, 16, 384, 192, {}),
-    "vit_l16": (1024, 24, 16, 16, 480, 256, {}),
+
+def _vit(
+    width: int, depth: int, heads: int, patch: int, features: int, gate: int, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Fields of a ViT: C, number of blocks and heads, P; the decoder's D and gate width; others that differ."""
+    sizes = {"width": width, "depth": depth, "heads": heads, "patch_size": patch}
+    return {**sizes, "feature_width": features, "gate.width": gate, **(more or {})}
+
+
+def _swin(width: int, depths: tuple[int, ...], heads: tuple[int, ...]) -> dict[str, Any]:
+    """Fields of a Swin Transformer; D is half the channels at stride 16."""
+    sizes = {"swin.width": width, "swin.depths": depths, "swin.heads": heads}
+    return {"backbone": "swin", "patch_size": 32, **sizes, "feature_width": 2 * width, "gate.width": width}
+
+
+# name -> fields of `model`. D of ViT-L is set by the published budget (420 M parameters, 622 G multiply-adds); the
+# others have D = C / 2.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "vit_ti16": _vit(192, 12, 3, 16, 96, 48),
+    "vit_s16": _vit(384, 12, 6, 16, 192, 96),
+    "vit_b16": _vit(768, 12, 12, 16, 384, 192),
+    "vit_l16": _vit(1024, 24, 16, 16, 480, 256),
     # DINOv2 (arXiv 2304.07193; registers: 2309.16588) and MAE (2111.06377) were trained with a class token.
-    "dinov2_s14": (384, 12, 6, 14, 192, 96, _DINOV2),
-    "dinov2_b14": (768, 12, 12, 14, 384, 192, _DINOV2),
-    "dinov2_l14": (1024, 24, 16, 14, 480, 256, _DINOV2),
-    "dinov2_s14_reg4": (384, 12, 6, 14, 192, 96, _DINOV2_REGISTERS),
-    "dinov2_b14_reg4": (768, 12, 12, 14, 384, 192, _DINOV2_REGISTERS),
-    "dinov2_l14_reg4": (1024, 24, 16, 14, 480, 256, _DINOV2_REGISTERS),
+    "dinov2_s14": _vit(384, 12, 6, 14, 192, 96, _DINOV2),
+    "dinov2_b14": _vit(768, 12, 12, 14, 384, 192, _DINOV2),
+    "dinov2_l14": _vit(1024, 24, 16, 14, 480, 256, _DINOV2),
+    "dinov2_s14_reg4": _vit(384, 12, 6, 14, 192, 96, _DINOV2_REGISTERS),
+    "dinov2_b14_reg4": _vit(768, 12, 12, 14, 384, 192, _DINOV2_REGISTERS),
+    "dinov2_l14_reg4": _vit(1024, 24, 16, 14, 480, 256, _DINOV2_REGISTERS),
     # DINOv3 (arXiv 2508.10104).
-    "dinov3_s16": (384, 12, 6, 16, 192, 96, _DINOV3),
-    "dinov3_splus16": (384, 12, 6, 16, 192, 96, _DINOV3_PLUS),
-    "dinov3_b16": (768, 12, 12, 16, 384, 192, _DINOV3),
-    "dinov3_l16": (1024, 24, 16, 16, 480, 256, _DINOV3),
-    "dinov3_hplus16": (1280, 32, 20, 16, 480, 256, _DINOV3_PLUS),
-    "mae_b16": (768, 12, 12, 16, 384, 192, {"class_token": True}),
-    "mae_l16": (1024, 24, 16, 16, 480, 256, {"class_token": True}),
-    "tiny": (32, 4, 2, 16, 16, 8, {}),  # for tests: has every part, too small to learn
+    "dinov3_s16": _vit(384, 12, 6, 16, 192, 96, _DINOV3),
+    "dinov3_splus16": _vit(384, 12, 6, 16, 192, 96, _DINOV3_PLUS),
+    "dinov3_b16": _vit(768, 12, 12, 16, 384, 192, _DINOV3),
+    "dinov3_l16": _vit(1024, 24, 16, 16, 480, 256, _DINOV3),
+    "dinov3_hplus16": _vit(1280, 32, 20, 16, 480, 256, _DINOV3_PLUS),
+    "mae_b16": _vit(768, 12, 12, 16, 384, 192, {"class_token": True}),
+    "mae_l16": _vit(1024, 24, 16, 16, 480, 256, {"class_token": True}),
+    # Swin (arXiv 2103.14030), with windows of 7; of 12 in the weights for 384x384.
+    "swin_t": _swin(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "swin_s": _swin(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "swin_b": _swin(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "swin_l": _swin(192, (2, 2, 18, 2), (6, 12, 24, 48)),
+    "tiny": _vit(32, 4, 2, 16, 16, 8),  # for tests: has every part, too small to learn
 }
-SIZES = ("width", "depth", "heads", "patch_size", "feature_width", "gate.width")

@@ -41,6 +41,17 @@ def whole(low: int, high: int | None = None, *, words: str = "") -> Rule:
     return Rule(words or f"must be a whole number {limits}", lambda value: type(value) is int and low <= value <= most)
 
 
+def wholes(count: int, *, multiple_of: int = 1) -> Rule:
+    """`count` whole numbers of 1 or more, each a multiple of `multiple_of`."""
+    of = f", each a multiple of {multiple_of}" if multiple_of > 1 else ""
+
+    def allows(value: Any) -> bool:
+        fits = whole(1, SIZE).allows
+        return _is_sequence(value) and len(value) == count and all(fits(n) and n % multiple_of == 0 for n in value)
+
+    return Rule(f"give {count} whole numbers{of}, as ({', '.join(['2'] * count)})", allows)
+
+
 def odd(low: int, high: int) -> Rule:
     """An odd whole number from `low` to `high`, inclusive."""
     return Rule(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from taskexpert_jax import text_table
 from taskexpert_jax.models import products, variables
 from taskexpert_jax.models.model import MultiTaskModel
+from taskexpert_jax.models.neck import NECK
 from taskexpert_jax.parallel import sharding
 
 BACKBONE = "backbone"  # the first part; the others are the decoder's
@@ -69,9 +70,12 @@ def parameter_shapes(model: MultiTaskModel) -> dict[str, tuple[int, ...]]:
 def count(model: MultiTaskModel) -> Budget:
     """The model's budget; the module's docstring describes what is counted."""
     backbone, decoder = model.backbone, model.decoder
-    parameters = dict.fromkeys((BACKBONE, *decoder.parts), 0)
+    necks = (NECK,) if model.neck else ()
+    parameters = dict.fromkeys((BACKBONE, *necks, *decoder.parts), 0)
     for name, shape in parameter_shapes(model).items():
-        parameters[BACKBONE if backbone.layer(name) is not None else decoder.part(name)] += math.prod(shape)
+        of_neck = name.startswith(f"{NECK}/")
+        part = BACKBONE if backbone.layer(name) is not None else NECK if of_neck else decoder.part(name)
+        parameters[part] += math.prod(shape)
     of_backbone, defined = backbone.multiply_adds(*model.image_size), decoder.multiply_adds(*model.image_size)
     computed = decoder.computed(*model.image_size)
     if of_backbone is None or defined is None or computed is None:
@@ -79,7 +83,10 @@ def count(model: MultiTaskModel) -> Budget:
         of_backbone = traced[BACKBONE] if of_backbone is None else of_backbone
         (only,) = decoder.parts if defined is None else ("",)
         defined, computed = defined or {only: traced[only]}, computed or {only: traced[only]}
-    return Budget(parameters, {BACKBONE: of_backbone, **defined}, {BACKBONE: of_backbone, **computed})
+    shared = {BACKBONE: of_backbone}
+    if model.neck:
+        shared[NECK] = model.neck.multiply_adds(*model.image_size)
+    return Budget(parameters, {**shared, **defined}, {**shared, **computed})
 
 
 def _traced(model: MultiTaskModel) -> dict[str, int]:
@@ -91,7 +98,7 @@ def _traced(model: MultiTaskModel) -> dict[str, int]:
     jaxpr = jax.make_jaxpr(forward)(jax.random.key(0), jnp.zeros((1, *model.image_size, 3)))
     counts = dict.fromkeys((BACKBONE, *model.decoder.parts), 0)
     for product in products.products(jaxpr.jaxpr):
-        if "/upsample" in product.path:  # bilinear resizing, as products on some devices
+        if "/upsample" in product.path or f"/{NECK}" in product.path:  # bilinear resizing, as products on some devices
             continue
         part = BACKBONE if f"/{BACKBONE}" in product.path else model.decoder.parts[0]
         counts[part] += product.flops // 2

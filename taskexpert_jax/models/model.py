@@ -12,6 +12,7 @@ import numpy as np
 
 from taskexpert_jax.config import Normalisation, normalisation
 from taskexpert_jax.errors import UserError, shown
+from taskexpert_jax.models import neck
 from taskexpert_jax.models.backbones import BACKBONES
 from taskexpert_jax.models.backbones.backbone import Backbone
 from taskexpert_jax.models.decoders import DECODERS
@@ -29,6 +30,7 @@ class MultiTaskModel(nn.Module):
     Attributes:
       tasks: the task records.
       backbone, decoder: what `config.model.backbone` and `config.model.decoder` name.
+      neck: between them, for backbones whose taps differ in stride or channels.
       image_size: height and width of the training images.
       dtype: compute dtype; parameters, statistics of norms, softmax and outputs are float32.
       normalisation: per-channel mean and std of the images; see `inputs.normalise`.
@@ -37,6 +39,7 @@ class MultiTaskModel(nn.Module):
     tasks: tuple[Task, ...]
     backbone: Backbone
     decoder: Decoder
+    neck: neck.Neck | None
     image_size: tuple[int, int]
     dtype: Dtype
     normalisation: Normalisation
@@ -63,7 +66,7 @@ class MultiTaskModel(nn.Module):
         if height % stride or width % stride:
             raise UserError(f"image size {height}x{width}: sides must be multiples of {stride}, the backbone's stride")
         taps = self.backbone(jnp.asarray(image, self.dtype), train)
-        maps, aux = self.decoder(taps, train)
+        maps, aux = self.decoder(self.neck(taps) if self.neck else taps, train)
         outputs = {task.name: maps[task.name] for task in self.tasks}
         if full_size:
             outputs = {name: resize_bilinear(of, height, width) for name, of in outputs.items()}
@@ -91,12 +94,16 @@ def from_config(config: ConfigDict, tasks: tuple[Task, ...], device: Any = None)
             f"config.model.patch_size={config.model.patch_size}: must be a multiple of {backbone.stride}, the stride "
             f"of config.model.backbone={config.model.backbone}"
         )
+    dtype = jnp.dtype(config.dtype)
+    fused = neck.from_config(config, backbone.taps, dtype)
+    taps = (fused.to,) * len(backbone.taps) if fused else backbone.taps
     return MultiTaskModel(
         tasks=tasks,
         backbone=backbone,
-        decoder=_named("decoder", config, DECODERS)(config, tasks, backbone.taps, device),
+        decoder=_named("decoder", config, DECODERS)(config, tasks, taps, device),
+        neck=fused,
         image_size=(height, width),
-        dtype=jnp.dtype(config.dtype),
+        dtype=dtype,
         normalisation=normalisation(config),
     )
 

@@ -6,7 +6,7 @@ first: every parameter of the backbone is there with its shape, and every tensor
 unnecessary.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 import dataclasses
 import pathlib
@@ -21,11 +21,11 @@ from taskexpert_jax import paths, storage
 from taskexpert_jax.config import normalisation, read_run
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import budget
-from taskexpert_jax.models.backbones import vit
+from taskexpert_jax.models.backbones import swin, vit
 from taskexpert_jax.models.backbones.backbone import Backbone
 from taskexpert_jax.models.model import MultiTaskModel
 from taskexpert_jax.pretrained import files as weight_files
-from taskexpert_jax.pretrained import naming
+from taskexpert_jax.pretrained import naming, swin_naming
 from taskexpert_jax.pretrained.assemble import Family, Part, Shape, build
 from taskexpert_jax.pretrained.files import Tensors
 from taskexpert_jax.pretrained.recorded import Input, recorded_input
@@ -35,6 +35,12 @@ from taskexpert_jax.runs.tree import Tree
 from taskexpert_jax.tasks import best_task, from_config
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+# Backbone -> naming schemes of its weight files: see `naming.recognise`.
+_RECOGNISED: Mapping[type[Backbone], Callable[..., Family]] = {
+    vit.ViT: naming.recognise,
+    swin.Swin: swin_naming.recognise,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +86,12 @@ def read(config: ConfigDict, model: MultiTaskModel) -> Weights | None:
         where = file or where
         tensors, metadata = weight_files.read(where)
         trained_input = recorded_input(where, metadata)
-        if not isinstance(backbone, vit.ViT):
+        if type(backbone) not in _RECOGNISED:
             raise UserError(
-                f"{field}={given}: the names in weight files are known for config.model.backbone=vit only; give a run "
-                "or a released model of this project"
+                f"{field}={given}: names in weight files are not known for "
+                f"config.model.backbone={config.model.backbone}; give a run or a released model of this project"
             )
-        family = naming.recognise(tensors, backbone, trained_input.model_size, where)
+        family = _RECOGNISED[type(backbone)](tensors, backbone, trained_input.model_size, where)
     built = build(tensors, family, fresh, where)
     resized = [name for name in backbone.of_image_size if name in built.arrays]
     sizes = [_sizes(name, built.arrays[name].shape, shapes[name]) for name in resized]

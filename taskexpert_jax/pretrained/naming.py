@@ -126,7 +126,7 @@ def recognise(tensors: Tensors, model: ViT, image_size: tuple[int, int] | None, 
     """
     backbone, names = model.architecture, set(tensors)
     anchors = [f"{form.patch}.weight" for form in (_TIMM, _HF_VIT, _HF_DINOV3)] + [_AUGREG_PATCH]
-    found = [(name, anchor) for name in sorted(names) for anchor in anchors if _ends_in(name, anchor)]
+    found = [(name, anchor) for name in sorted(names) for anchor in anchors if ends_in(name, anchor)]
     if len(found) != 1:
         listed = ", ".join(name for name, _ in found[:4]) or f"its tensors: {', '.join(sorted(names)[:4])}, ..."
         raise UserError(
@@ -173,7 +173,8 @@ def _timm_dinov3(names: set[str], prefix: str) -> _Names:
     return scheme
 
 
-def _ends_in(name: str, anchor: str) -> bool:
+def ends_in(name: str, anchor: str) -> bool:
+    """True if a tensor's name is `anchor`, with or without a prefix."""
     return name == anchor or name.endswith((f".{anchor}", f"/{anchor}"))
 
 
@@ -208,7 +209,7 @@ def _torch_block(names: _Names, backbone: Architecture, block: int) -> list[Part
         """The part of q, k and v from one tensor or three; rows are q, k, v, each by head."""
         rows = 3 * width // len(names.qkv)
         sources: Mapping[str, Shape] = {f"{at}{name}.{kind}": (rows, *shape) for name in names.qkv}
-        return Part(BLOCKS + ours, block, sources, functools.partial(_joined_heads, heads=heads))
+        return Part(BLOCKS + ours, block, sources, functools.partial(joined_heads, heads=heads))
 
     parts = [
         part("attention/out/kernel", f"{names.out}.weight", (width, width), np.transpose),
@@ -238,7 +239,7 @@ def _torch_block(names: _Names, backbone: Architecture, block: int) -> list[Part
     return parts
 
 
-def _joined_heads(*rows: Array, heads: int) -> Array:
+def joined_heads(*rows: Array, heads: int) -> Array:
     """Kernels (3 * C or C each, C) -> (C, 3, heads, C / heads); biases (3 * C or C each,) -> (3, heads, C / heads)."""
     stacked = np.concatenate(rows)
     split = stacked.reshape(3, heads, -1, *stacked.shape[1:])

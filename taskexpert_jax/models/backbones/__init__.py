@@ -5,9 +5,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from taskexpert_jax.models.backbones import vit
+from taskexpert_jax.models.backbones import swin, vit
 from taskexpert_jax.models.backbones.backbone import Backbone
 
 BACKBONES: Mapping[str, Callable[[ConfigDict, Any], Backbone]] = {
     "vit": vit.from_config,
+    "swin": swin.from_config,
 }

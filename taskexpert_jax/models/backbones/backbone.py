@@ -22,7 +22,7 @@ class Backbone(nn.Module):
     of the backbone's file asks for what is declared here, and for nothing else.
     """
 
-    def __call__(self, image: Float[Array, "B H W 3"], train: bool) -> tuple[Float[Array, "B h w C"], ...]:
+    def __call__(self, image: Float[Array, "B H W 3"], train: bool) -> tuple[Float[Array, "B _h _w _C"], ...]:
         """The taps, as `taps` describes them. Training may use the RNG stream `drop_path`.
 
         Args:
