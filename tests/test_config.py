@@ -9,7 +9,18 @@ import pytest
 
 from configs import ablation, demo, folder, nyud, pascal_context
 from taskexpert_jax import evaluate, gates, predict, score, train
-from taskexpert_jax.config import DATA_SETS, FIELDS, REQUIRED, VARIANTS, base, check, fields_of, flat, read_run
+from taskexpert_jax.config import (
+    BACKBONES,
+    DATA_SETS,
+    FIELDS,
+    REQUIRED,
+    VARIANTS,
+    base,
+    check,
+    fields_of,
+    flat,
+    read_run,
+)
 from taskexpert_jax.errors import UserError, shown
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.tasks import from_config
@@ -66,6 +77,11 @@ REFUSED = {
     "model.positions": ("sines",),
     "model.mlp": ("relu",),
     "model.norm_epsilon": (0.0, 1.0, NAN),
+    "model.swin.width": COUNT,
+    "model.swin.depths": ((2, 2, 6), (2, 2, 5, 2), (2, 2, 0, 2), (2, 2, 2.0, 2), 2),
+    "model.swin.heads": ((3, 6, 12), (3, 6, 12, 0), (3, 6, 12, "24"), 3),
+    "model.swin.window": (1, 7.0, 0),
+    "model.grid_stride": COUNT,
     "model.image_mean": ((0.5, 0.5), ("a", 0.0, 0.0), (0.5, NAN, 1.0)),
     "model.image_std": ((0.5, 0.5), (0.5, 0.5, 0.0), (0.5, NAN, 1.0)),
     "model.pretrained": (1,),
@@ -188,6 +204,8 @@ def test_every_field_has_a_refused_value_here():
 @pytest.mark.parametrize("field", REFUSED)
 def test_a_value_outside_of_what_a_field_allows_is_refused_with_its_name(field):
     config = fitting(FIELD_OF_DATA_SET.get(field, "nyud"))
+    if field in BACKBONES["swin"]:
+        config = nyud.get_config("swin_t")
     assert refusal(config) is None
     for value in (*REFUSED[field], *OF_NO_FIELD):
         line = refusal(changed(field, value, config))

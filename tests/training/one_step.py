@@ -24,6 +24,7 @@ SHIPPED = {
     "demo": lambda: demo.get_config("tiny"),
     "nyud": lambda: nyud.get_config("tiny"),
     "baseline": lambda: with_decoder(nyud.get_config("tiny"), "baseline"),
+    "swin": lambda: nyud.get_config("swin_t"),
     "ablation": lambda: ablation.get_config("read_conv3x3"),  # the memory is read by a convolution of each task
 }
 
@@ -41,8 +42,13 @@ def small(name):
     config.tasks = config.tasks if name == "demo" else ("semseg", "normals")
     config.dtype, config.batch_size = "float32", 8
     config.dataset.image_size = (32, 32)
-    config.model.patch_size, config.model.unroll = 8, "no"
-    config.model.width, config.model.depth, config.model.taps, config.model.heads = 32, 2, 2, 8
+    config.model.unroll = "no"
+    if config.model.backbone == "swin":
+        config.model.swin.update({"width": 16, "depths": (2, 2, 2, 2), "heads": (2, 2, 4, 8), "window": 3})
+        config.dataset.image_size = (64, 64)
+    else:
+        config.model.patch_size, config.model.width = 8, 32
+        config.model.depth, config.model.taps, config.model.heads = 2, 2, 8
     config.model.feature_width, config.model.gate.width, config.model.experts = 16, 8, 3
     config.model.drop_path, config.model.head_upsample = 0.3, 2
     return config
