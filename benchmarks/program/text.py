@@ -53,7 +53,7 @@ class Step:
         """
         if not self.path:
             return UNNAMED
-        if "(TaskExpert)" in self.path:
+        if "(MultiTaskModel)" in self.path:
             in_loop = "/while" in self.path and self.path.endswith(SCANS)
             if in_loop or self.path.endswith(SCAN_STARTS):
                 return "kept by the scans for the backward pass"

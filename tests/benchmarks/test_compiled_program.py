@@ -50,15 +50,15 @@ dynamic-update-slice(%param_0.3, %bitcast.3, %add.3, %constant.3, %constant.3)
   %tokens = bf16[512,1024]{1,0} get-tuple-element(%turn), index=1
   %kept = bf16[4,512,1024]{2,1,0} get-tuple-element(%turn), index=2
   %product = (bf16[512,1024]{1,0}, s8[4]{0}) custom-call(%tokens, %tokens), custom_call_target="__cublas$lt$matmul", \
-metadata={op_name="jit(step)/jvp(TaskExpert)/while/body/blocks/mlp/expand/dot_general"}
+metadata={op_name="jit(step)/jvp(MultiTaskModel)/while/body/blocks/mlp/expand/dot_general"}
   %attention = (bf16[512,1024]{1,0}, f32[512]{0}) custom-call(%tokens, %tokens, %tokens), \
-custom_call_target="__cudnn$fmhaSoftmax", metadata={op_name="jit(step)/jvp(TaskExpert)/while/body/blocks/attend/x"}
+custom_call_target="__cudnn$fmhaSoftmax", metadata={op_name="jit(step)/jvp(MultiTaskModel)/while/body/blocks/attend/x"}
   %turned = bf16[1024,512]{1,0} fusion(%tokens), kind=kInput, calls=%fused_transpose, \
-metadata={op_name="jit(step)/jvp(TaskExpert)/while/body/blocks/mlp/transpose"}
+metadata={op_name="jit(step)/jvp(MultiTaskModel)/while/body/blocks/mlp/transpose"}
   %both = f32[1024,512]{1,0} fusion(%tokens), kind=kInput, calls=%fused_both, \
-metadata={op_name="jit(step)/jvp(TaskExpert)/while/body/blocks/mlp/transpose"}
+metadata={op_name="jit(step)/jvp(MultiTaskModel)/while/body/blocks/mlp/transpose"}
   %keep = bf16[4,512,1024]{2,1,0} fusion(%kept, %tokens, %count), kind=kLoop, calls=%fused_keep, \
-metadata={op_name="jit(step)/jvp(TaskExpert)/while/body/dynamic_update_slice"}
+metadata={op_name="jit(step)/jvp(MultiTaskModel)/while/body/dynamic_update_slice"}
   ROOT %next = (s32[], bf16[512,1024]{1,0}, bf16[4,512,1024]{2,1,0}) tuple(%count, %tokens, %keep)
 }
 
@@ -73,12 +73,12 @@ ENTRY %main (weights: f32[64,32], moment: f32[64,32], maps: bf16[8,32,32,64]) ->
   %maps = bf16[8,32,32,64]{3,2,1,0} parameter(2)
   %kernel = bf16[64,3,3,64]{3,2,1,0} constant({...})
   %first = (bf16[8,32,32,64]{3,2,1,0}, u8[0]{0}) custom-call(%maps, %kernel), dim_labels=b01f_o01i->b01f, \
-custom_call_target="__cudnn$convForward", metadata={op_name="jit(step)/jvp(TaskExpert)/head_semseg/mix/conv"}
+custom_call_target="__cudnn$convForward", metadata={op_name="jit(step)/jvp(MultiTaskModel)/head_semseg/mix/conv"}
   %other = bf16[8,64,32,32]{3,2,1,0} constant({...})
   %second = (bf16[8,64,32,32]{3,2,1,0}, u8[0]{0}) custom-call(%other, %kernel), dim_labels=bf01_oi01->bf01, \
-custom_call_target="__cudnn$convForward", metadata={op_name="jit(step)/jvp(TaskExpert)/head_semseg/mix/conv"}
+custom_call_target="__cudnn$convForward", metadata={op_name="jit(step)/jvp(MultiTaskModel)/head_semseg/mix/conv"}
   %resized = (f32[64,32]{1,0}, s8[4]{0}) custom-call(%weights, %moment), custom_call_target="__cublas$lt$matmul", \
-metadata={op_name="jit(step)/jvp(TaskExpert)/jit(_resize)/dot_general"}
+metadata={op_name="jit(step)/jvp(MultiTaskModel)/jit(_resize)/dot_general"}
   %fill = bf16[4,512,1024]{2,1,0} fusion(), kind=kLoop, calls=%fused_fill
   %zero = s32[] constant(0)
   %start = bf16[512,1024]{1,0} constant({...})
