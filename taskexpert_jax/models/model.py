@@ -19,6 +19,7 @@ from taskexpert_jax.models.decoders import DECODERS
 from taskexpert_jax.models.decoders.decoder import Decoder
 from taskexpert_jax.models.layers import Dtype
 from taskexpert_jax.models.upsampling import resize_bilinear
+from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import Task
 
 
@@ -65,8 +66,8 @@ class MultiTaskModel(nn.Module):
         stride = self.backbone.stride
         if height % stride or width % stride:
             raise UserError(f"image size {height}x{width}: sides must be multiples of {stride}, the backbone's stride")
-        taps = self.backbone(jnp.asarray(image, self.dtype), train)
-        maps, aux = self.decoder(self.neck(taps) if self.neck else taps, train)
+        taps = _whole(self.backbone(jnp.asarray(image, self.dtype), train))
+        maps, aux = self.decoder(_whole(self.neck(taps)) if self.neck else taps, train)
         outputs = {task.name: maps[task.name] for task in self.tasks}
         if full_size:
             outputs = {name: resize_bilinear(of, height, width) for name, of in outputs.items()}
@@ -76,6 +77,15 @@ class MultiTaskModel(nn.Module):
     def expert_slots(self) -> tuple[str, ...]:
         """Names of the expert slots that the decoder's gates weight; none for a decoder without gates."""
         return self.decoder.gating.slots if self.decoder.gating else ()
+
+
+def _whole(taps: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Taps whose batch alone is sharded.
+
+    Without it XLA's partitioner may shard their channels, and computed wrong gradients of a pyramid on a mesh with all
+    three axes.
+    """
+    return tuple(sharding.constrain(tap, "batch", None, None, None) for tap in taps)
 
 
 def from_config(config: ConfigDict, tasks: tuple[Task, ...], device: Any = None) -> MultiTaskModel:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from taskexpert_jax.models.backbones.backbone import Backbone, Tap
-from taskexpert_jax.models.backbones.vit import Mlp, drop_path
+from taskexpert_jax.models.backbones.vit import Mlp, drop_path, patches_matmul
 from taskexpert_jax.models.layers import Dtype, LayerNorm, logical, unrolled
 from taskexpert_jax.parallel import sharding
 
@@ -100,6 +100,7 @@ class WindowAttention(nn.Module):
         _, rows, columns, _ = padded.shape
         windows = padded.reshape(batch, rows // side, side, columns // side, side, channels).swapaxes(2, 3)
         windows = windows.reshape(batch, -1, side * side, channels)  # (B, windows, tokens, C)
+        windows = sharding.constrain(windows, "batch", None, None, None)
         mixed = self._attend(windows, shift_mask(rows, columns, side, shift) if shift else None)
         mixed = mixed.reshape(batch, rows // side, columns // side, side, side, channels).swapaxes(2, 3)
         mixed = mixed.reshape(batch, rows, columns, channels)
@@ -118,10 +119,11 @@ class WindowAttention(nn.Module):
         count = (2 * self.window - 1) ** 2
         start = logical(nn.initializers.truncated_normal(0.02), None, "heads")
         table = self.param("relative_position_bias", start, (count, self.heads), jnp.float32)
-        query, key, value = (
+        made = (
             jnp.einsum("bwnc,chd->bwnhd", windows, kernel[:, i].astype(self.dtype)) + bias[i].astype(self.dtype)
             for i in range(3)
         )
+        query, key, value = (sharding.constrain(each, "batch", None, None, "heads", None) for each in made)
         with jax.named_scope("attend"):
             scores = jnp.einsum("bwnhd,bwmhd->bwhnm", query, key, preferred_element_type=jnp.float32) / math.sqrt(size)
             scores = scores + table[relative_positions(self.window)].transpose(2, 0, 1)
@@ -176,9 +178,11 @@ class Merging(nn.Module):
     def __call__(self, maps: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C2"]:
         batch, height, width, channels = maps.shape
         quads = maps.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 4, 2, 5)
-        quads = quads.reshape(batch, height // 2, width // 2, 4 * channels)
+        quads = sharding.constrain(
+            quads.reshape(batch, height // 2, width // 2, 4 * channels), "batch", None, None, None
+        )
         reduce = _dense(2 * channels, self.dtype, "reduce", "embed", "mlp", bias=False)
-        return reduce(_norm(self.dtype, "norm")(quads))
+        return sharding.constrain(reduce(_norm(self.dtype, "norm")(quads)), "batch", None, None, None)
 
 
 class Swin(Backbone):
@@ -205,7 +209,15 @@ class Swin(Backbone):
         zeros = logical(nn.initializers.zeros, "embed")
         size = (PATCH, PATCH)
         embed = nn.Conv(
-            swin.width, size, strides=size, dtype=self.dtype, kernel_init=init, bias_init=zeros, name="embedding"
+            swin.width,
+            size,
+            strides=size,
+            padding="VALID",
+            dtype=self.dtype,
+            kernel_init=init,
+            bias_init=zeros,
+            conv_general_dilated=patches_matmul,
+            name="embedding",
         )
         maps = _norm(self.dtype, "embedding_norm")(embed(image))
         rates = jnp.linspace(0.0, self.drop_path, sum(swin.depths))

@@ -66,7 +66,7 @@ class Architecture:
         return self.class_token + self.registers
 
 
-def _patches_matmul(
+def patches_matmul(
     image: Float[Array, "B H W 3"], kernel: Float[Array, "P P 3 C"], *_settings: Any, **_more: Any
 ) -> Float[Array, "B h w C"]:
     """Patch embedding, a convolution with stride P, as one matmul.
@@ -98,7 +98,7 @@ class PatchEmbed(nn.Module):
             dtype=self.dtype,
             kernel_init=logical(nn.initializers.lecun_normal(), None, None, None, "embed"),
             bias_init=logical(nn.initializers.zeros, "embed"),
-            conv_general_dilated=_patches_matmul,
+            conv_general_dilated=patches_matmul,
             name="embedding",
         )(image)  # (B, h, w, C)
         batch, *grid, _ = tokens.shape
