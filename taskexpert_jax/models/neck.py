@@ -9,6 +9,7 @@ from taskexpert_jax.models.backbones.backbone import Tap
 from taskexpert_jax.models.layers import Dtype, LayerNorm, dense
 from taskexpert_jax.models.upsampling import resize_bilinear
 
+_STRIDE = 16  # default of `config.model.grid_stride`
 NECK = "neck"  # name of the module, and of its part of the budget
 
 
@@ -56,7 +57,7 @@ def from_config(config: ConfigDict, taps: tuple[Tap, ...], dtype: Dtype) -> Neck
     """
     if len(set(taps)) == 1:
         return None
-    stride = config.model.grid_stride
+    stride = config.model.get("grid_stride", _STRIDE)  # a backbone of one's own may leave it out
     fitting = [tap for tap in taps if tap.stride == stride]
     if not fitting:
         strides = ", ".join(str(tap.stride) for tap in taps)

@@ -8,8 +8,8 @@ import pytest
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
-from taskexpert_jax.models.backbones import swin
-from taskexpert_jax.models.backbones.backbone import Backbone
+from taskexpert_jax.models.backbones import BACKBONES, swin
+from taskexpert_jax.models.backbones.backbone import Backbone, Tap
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import from_config
 from tests.training import one_step
@@ -89,3 +89,27 @@ def test_the_grid_is_that_of_a_tap_and_images_are_multiples_of_the_coarsest_stri
     assert built("swin", grid_stride=8).decoder.taps[0] == (8, 32)
     with pytest.raises(UserError, match=r"model.patch_size=16: must be a multiple of 32"):
         built("swin", patch_size=16)
+
+
+class Pyramid(Backbone):
+    """A backbone of one's own: the means of 8x8 and 16x16 pixels, with two channels more in the second."""
+
+    def __call__(self, image, train):
+        halves = [image.reshape(len(image), image.shape[1] // s, s, image.shape[2] // s, s, 3) for s in (8, 16)]
+        fine, coarse = (each.mean(axis=(2, 4)) for each in halves)
+        return fine, jnp.concatenate([coarse, coarse[..., :2]], axis=-1)
+
+    stride = property(lambda self: 16)
+    taps = property(lambda self: (Tap(8, 3), Tap(16, 5)))
+    layers = property(lambda self: 1)
+
+    def layer(self, name):
+        return None
+
+
+def test_a_pyramid_of_ones_own_needs_no_further_field(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "pyramid", lambda config, device: Pyramid())
+    model = built("nyud", backbone="pyramid", patch_size=16)
+    assert model.decoder.taps == (Tap(16, 5),) * 2
+    assert budget.count(model).parameters["backbone"] == 0
+    assert budget.count(model).parameters["neck"] == 2 * (3 + 5) + (3 + 1) * 5 + (5 + 1) * 5
