@@ -46,9 +46,9 @@ def test_what_would_make_another_model_is_refused_with_the_field(field, tmp_path
 
 def test_fields_of_the_decoder_are_never_free():
     assert [name for name in FIELDS if name.startswith(("model.", "optimizer.")) and name.startswith(FREE)] == [
-        "model.attention",
         "model.remat",
         "model.unroll",
+        "model.attention",
     ]
 
 
