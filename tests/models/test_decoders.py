@@ -71,7 +71,7 @@ def test_the_formulas_count_what_the_traced_program_computes(decoder, monkeypatc
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"model.decoder='taskxpert': choose one of taskexpert, baseline; docs/add_a_"):
         built("taskxpert")
-    with pytest.raises(UserError, match=r"model.backbone='resnet': choose one of vit, swin; docs/add_a_backbone.md adds"):
+    with pytest.raises(UserError, match=r"model.backbone='resnet': choose one of vit, swin; docs/add_a_backbone.md"):
         built("taskexpert", backbone="resnet")
 
 
