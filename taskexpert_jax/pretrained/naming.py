@@ -10,9 +10,9 @@ own norms. The class token and its position are dropped if `config.model.class_t
 benchmark's other methods.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
-import functools
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from taskexpert_jax.errors import UserError
 from taskexpert_jax.models.backbones.vit import POSITIONS, Architecture, ViT
 from taskexpert_jax.pretrained.assemble import Family, Part, Shape, Tensors
 from taskexpert_jax.pretrained.positions import PositionTable
+from taskexpert_jax.pretrained.torch_blocks import Block, BlockNames, as_it_is, block_parts, ends_in, patch_parts
 
 Array = np.ndarray
 BLOCKS = "blocks/"
@@ -27,27 +28,20 @@ BLOCKS = "blocks/"
 
 @dataclasses.dataclass(frozen=True)
 class _Names:
-    """PyTorch names. Those from `norm1` on are appended to `block`; `.weight` and `.bias` of layers are omitted."""
+    """PyTorch names; those of `layers` are appended to `block`.
+
+    before: possible numbers of positions before those of the patches, in files with a class token; 1 is the class
+      token's.
+    """
 
     patch: str
     class_token: str
     registers: str
     positions: str
     block: str
-    norm1: str
-    qkv: tuple[str, ...]  # one fused layer, or three
-    out: str
-    norm2: str
-    expand: str
-    contract: str
-    layer_scales: tuple[str, str]
+    layers: BlockNames
     dropped: str
-    # Possible numbers of positions before those of the patches, in files with a class token; 1 is the class token's.
     before: tuple[int, ...] = (1,)
-    gate: str = "mlp.gate"  # the third layer of a SwiGLU
-    # None: q, k and v have the biases of their layers. Else the keys have none: names of the biases of q and v, or of
-    # one for all whose part for the keys is masked; empty for no bias.
-    biases: tuple[str, ...] | None = None
 
 
 _TIMM = _Names(
@@ -56,13 +50,16 @@ _TIMM = _Names(
     registers="reg_token",
     positions="pos_embed",
     block="blocks.{}.",
-    norm1="norm1",
-    qkv=("attn.qkv",),
-    out="attn.proj",
-    norm2="norm2",
-    expand="mlp.fc1",
-    contract="mlp.fc2",
-    layer_scales=("ls1.gamma", "ls2.gamma"),
+    layers=BlockNames(
+        norm1="norm1",
+        qkv=("attn.qkv",),
+        out="attn.proj",
+        norm2="norm2",
+        expand="mlp.fc1",
+        contract="mlp.fc2",
+        layer_scales=("ls1.gamma", "ls2.gamma"),
+        gate="mlp.gate",
+    ),
     # MAE's full pretraining model includes a decoder, DINOv2's file a mask token.
     dropped=r"cls_token|mask_token|(norm|fc_norm|head|pre_logits|decoder\w*)\..*|decoder_pos_embed",
     before=(0, 1),  # timm's `no_embed_class` is 0: DeiT III; the default and the first DeiT, DINO and MAE are 1
@@ -75,37 +72,48 @@ _HF_VIT = _Names(
     registers="embeddings.register_tokens",
     positions="embeddings.position_embeddings",
     block="encoder.layer.{}.",
-    norm1="layernorm_before",
-    qkv=tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
-    out="attention.output.dense",
-    norm2="layernorm_after",
-    expand="intermediate.dense",
-    contract="output.dense",
-    layer_scales=("layer_scale1.lambda1", "layer_scale2.lambda1"),
+    layers=BlockNames(
+        norm1="layernorm_before",
+        qkv=tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
+        out="attention.output.dense",
+        norm2="layernorm_after",
+        expand="intermediate.dense",
+        contract="output.dense",
+        layer_scales=("layer_scale1.lambda1", "layer_scale2.lambda1"),
+        gate="mlp.gate",
+    ),
     dropped=r"embeddings\.(cls_token|mask_token)|(layernorm|pooler|classifier|decoder)\..*",
 )
-_HF_DINOV2 = dataclasses.replace(_HF_VIT, norm1="norm1", norm2="norm2", expand="mlp.fc1", contract="mlp.fc2")
+
+
+def _with_layers(names: _Names, **layers: Any) -> _Names:
+    """The names, with other names of some layers of a block."""
+    return dataclasses.replace(names, layers=dataclasses.replace(names.layers, **layers))
+
+
+_HF_DINOV2 = _with_layers(_HF_VIT, norm1="norm1", norm2="norm2", expand="mlp.fc1", contract="mlp.fc2")
 
 # DINOv3 (arXiv 2508.10104): its authors' names, timm's and Hugging Face's. The keys have no bias.
 _DINOV3 = dataclasses.replace(
-    _TIMM,
+    _with_layers(_TIMM, biases=("attn.qkv.bias",)),
     registers="storage_tokens",
-    biases=("attn.qkv.bias",),
     dropped=r"cls_token|mask_token|rope_embed\.periods|(norm|cls_norm|local_cls_norm|head|projectors)\..*|"
     r"blocks\.\d+\.attn\.qkv\.bias_mask",
 )
-_DINOV3_GATED = dataclasses.replace(_DINOV3, gate="mlp.w1", expand="mlp.w2", contract="mlp.w3")
-_TIMM_DINOV3 = dataclasses.replace(_TIMM, layer_scales=("gamma_1", "gamma_2"), biases=())
+_DINOV3_GATED = _with_layers(_DINOV3, gate="mlp.w1", expand="mlp.w2", contract="mlp.w3")
+_TIMM_DINOV3 = _with_layers(_TIMM, layer_scales=("gamma_1", "gamma_2"), biases=())
 _HF_DINOV3 = dataclasses.replace(
-    _HF_DINOV2,
+    _with_layers(
+        _HF_DINOV2,
+        qkv=tuple(f"attention.{name}_proj" for name in "qkv"),
+        out="attention.o_proj",
+        expand="mlp.up_proj",
+        contract="mlp.down_proj",
+        gate="mlp.gate_proj",
+        biases=("attention.q_proj.bias", "attention.v_proj.bias"),
+    ),
     patch="embeddings.patch_embeddings",
     block="layer.{}.",
-    qkv=tuple(f"attention.{name}_proj" for name in "qkv"),
-    out="attention.o_proj",
-    expand="mlp.up_proj",
-    contract="mlp.down_proj",
-    gate="mlp.gate_proj",
-    biases=("attention.q_proj.bias", "attention.v_proj.bias"),
     dropped=r"embeddings\.(cls_token|mask_token)|norm\..*",
 )
 
@@ -167,89 +175,26 @@ def _timm_dinov3(names: set[str], prefix: str) -> _Names:
     """timm's names of DINOv3, which has a gate in its MLPs or not, and biases of q and v or none."""
     scheme = _TIMM_DINOV3
     if f"{prefix}blocks.0.attn.q_bias" in names:
-        scheme = dataclasses.replace(scheme, biases=("attn.q_bias", "attn.v_bias"))
+        scheme = _with_layers(scheme, biases=("attn.q_bias", "attn.v_bias"))
     if f"{prefix}blocks.0.mlp.fc1_g.weight" in names:
-        scheme = dataclasses.replace(scheme, gate="mlp.fc1_g", expand="mlp.fc1_x")
+        scheme = _with_layers(scheme, gate="mlp.fc1_g", expand="mlp.fc1_x")
     return scheme
-
-
-def ends_in(name: str, anchor: str) -> bool:
-    """True if a tensor's name is `anchor`, with or without a prefix."""
-    return name == anchor or name.endswith((f".{anchor}", f"/{anchor}"))
 
 
 # --- PyTorch ---
 
 
 def _torch(title: str, names: _Names, backbone: Architecture, prefix: str, table: PositionTable) -> Family:
-    width, patch = backbone.width, backbone.patch_size
+    width = backbone.width
     parts = [
-        Part(
-            "patches/embedding/kernel",
-            None,
-            {f"{names.patch}.weight": (width, 3, patch, patch)},
-            lambda kernel: kernel.transpose(2, 3, 1, 0),
-        ),
-        Part("patches/embedding/bias", None, {f"{names.patch}.bias": (width,)}, _as_it_is),
+        *patch_parts("patches/embedding", names.patch, width, backbone.patch_size),
         *_tokens(names.class_token, names.registers, names.positions, backbone, table),
     ]
-    for block in range(backbone.depth):
-        parts += _torch_block(names, backbone, block)
+    for index in range(backbone.depth):
+        block = Block(BLOCKS, names.block.format(index), index, width, backbone.heads, backbone.mlp_ratio * width)
+        gated, scaled = backbone.mlp == "swiglu", bool(backbone.layer_scale)
+        parts += block_parts(block, names.layers, gated=gated, scaled=scaled)
     return Family(title, parts, names.dropped, prefix)
-
-
-def _torch_block(names: _Names, backbone: Architecture, block: int) -> list[Part]:
-    width, heads, hidden = backbone.width, backbone.heads, backbone.mlp_ratio * backbone.width
-    at = names.block.format(block)
-
-    def part(ours: str, theirs: str, shape: Shape, build: Callable[..., Array] = _as_it_is) -> Part:
-        return Part(BLOCKS + ours, block, {at + theirs: shape}, build)
-
-    def joined(ours: str, kind: str, *shape: int) -> Part:
-        """The part of q, k and v from one tensor or three; rows are q, k, v, each by head."""
-        rows = 3 * width // len(names.qkv)
-        sources: Mapping[str, Shape] = {f"{at}{name}.{kind}": (rows, *shape) for name in names.qkv}
-        return Part(BLOCKS + ours, block, sources, functools.partial(joined_heads, heads=heads))
-
-    parts = [
-        part("attention/out/kernel", f"{names.out}.weight", (width, width), np.transpose),
-        part("attention/out/bias", f"{names.out}.bias", (width,)),
-        part("mlp/expand/kernel", f"{names.expand}.weight", (hidden, width), np.transpose),
-        part("mlp/expand/bias", f"{names.expand}.bias", (hidden,)),
-        part("mlp/contract/kernel", f"{names.contract}.weight", (width, hidden), np.transpose),
-        part("mlp/contract/bias", f"{names.contract}.bias", (width,)),
-        joined("attention/qkv_kernel", "weight", width),
-    ]
-    if names.biases is None:
-        parts.append(joined("attention/qkv_bias", "bias"))
-    else:
-        rows = 3 * width if len(names.biases) == 1 else width
-        sources: Mapping[str, Shape] = {at + name: (rows,) for name in names.biases}
-        build = functools.partial(_without_key_bias, width=width, heads=heads)
-        parts.append(Part(BLOCKS + "attention/qkv_bias", block, sources, build))
-    if backbone.mlp == "swiglu":
-        parts.append(part("mlp/gate/kernel", f"{names.gate}.weight", (hidden, width), np.transpose))
-        parts.append(part("mlp/gate/bias", f"{names.gate}.bias", (hidden,)))
-    for ours, theirs in (("norm1", names.norm1), ("norm2", names.norm2)):
-        parts.append(part(f"{ours}/norm/scale", f"{theirs}.weight", (width,)))
-        parts.append(part(f"{ours}/norm/bias", f"{theirs}.bias", (width,)))
-    if backbone.layer_scale:
-        scales = zip(("layer_scale1", "layer_scale2"), names.layer_scales, strict=True)
-        parts += [part(ours, theirs, (width,)) for ours, theirs in scales]
-    return parts
-
-
-def joined_heads(*rows: Array, heads: int) -> Array:
-    """Kernels (3 * C or C each, C) -> (C, 3, heads, C / heads); biases (3 * C or C each,) -> (3, heads, C / heads)."""
-    stacked = np.concatenate(rows)
-    split = stacked.reshape(3, heads, -1, *stacked.shape[1:])
-    return np.moveaxis(split, -1, 0) if stacked.ndim == 2 else split
-
-
-def _without_key_bias(*biases: Array, width: int, heads: int) -> Array:
-    """Biases (3 * C,) of q, k and v, or (C,) each of q and v, or none -> (3, heads, C / heads), 0 for the keys."""
-    query, value = (biases[0][:width], biases[0][2 * width :]) if len(biases) == 1 else biases or (np.zeros(width),) * 2
-    return np.stack([query, np.zeros(width), value]).reshape(3, heads, -1).astype(np.float32)
 
 
 # --- AugReg ---
@@ -258,8 +203,8 @@ def _without_key_bias(*biases: Array, width: int, heads: int) -> Array:
 def _augreg(backbone: Architecture, prefix: str, table: PositionTable) -> Family:
     width, patch = backbone.width, backbone.patch_size
     parts = [
-        Part("patches/embedding/kernel", None, {_AUGREG_PATCH: (patch, patch, 3, width)}, _as_it_is),
-        Part("patches/embedding/bias", None, {"embedding/bias": (width,)}, _as_it_is),
+        Part("patches/embedding/kernel", None, {_AUGREG_PATCH: (patch, patch, 3, width)}, as_it_is),
+        Part("patches/embedding/bias", None, {"embedding/bias": (width,)}, as_it_is),
         *_tokens("cls", "registers", "Transformer/posembed_input/pos_embedding", backbone, table),
     ]
     for block in range(backbone.depth):
@@ -273,7 +218,7 @@ def _augreg_block(backbone: Architecture, block: int) -> list[Part]:
     at, attention = f"Transformer/encoderblock_{block}/", "MultiHeadDotProductAttention_1"
     each = width // heads
 
-    def part(ours: str, theirs: str, shape: Shape, build: Callable[..., Array] = _as_it_is) -> Part:
+    def part(ours: str, theirs: str, shape: Shape, build: Callable[..., Array] = as_it_is) -> Part:
         return Part(BLOCKS + ours, block, {f"{at}{theirs}": shape}, build)
 
     def joined(ours: str, kind: str, shape: Shape) -> Part:
@@ -322,7 +267,3 @@ def _tokens(
         sources = {registers: (1, backbone.registers, width)}
         parts.append(Part("patches/registers", None, sources, lambda tokens: tokens[0]))
     return parts
-
-
-def _as_it_is(array: Array) -> Array:
-    return array

@@ -8,61 +8,49 @@ The final norm and heads are dropped, because our neck and decoders have their o
 masks.
 """
 
-from collections.abc import Callable, Mapping
 import dataclasses
-import functools
 
 import numpy as np
 
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models.backbones.swin import MLP_RATIO, PATCH, Swin
 from taskexpert_jax.pretrained.assemble import Family, Part, Shape, Tensors
-from taskexpert_jax.pretrained.naming import ends_in, joined_heads
-
-Array = np.ndarray
+from taskexpert_jax.pretrained.torch_blocks import Block, BlockNames, block_parts, ends_in, norm_parts, patch_parts
 
 
 @dataclasses.dataclass(frozen=True)
 class _Names:
-    """Names of modules; those of a block are appended to `layers`.N.blocks.N."""
+    """Names of modules; those of a block, `layers` and `table`, are appended to `stages`.N.blocks.N."""
 
     patch: str
     patch_norm: str
-    layers: str
-    norm1: str
-    qkv: tuple[str, ...]  # one fused layer, or three
+    stages: str
+    layers: BlockNames
     table: str
-    out: str
-    norm2: str
-    expand: str
-    contract: str
     dropped: str
 
 
 _TIMM = _Names(
     patch="patch_embed.proj",
     patch_norm="patch_embed.norm",
-    layers="layers",
-    norm1="norm1",
-    qkv=("attn.qkv",),
+    stages="layers",
+    layers=BlockNames("norm1", ("attn.qkv",), "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"),
     table="attn.relative_position_bias_table",
-    out="attn.proj",
-    norm2="norm2",
-    expand="mlp.fc1",
-    contract="mlp.fc2",
     dropped=r"(norm|norm\d|head)\..*|.*\.(attn_mask|relative_position_index|relative_coords_table)",
 )
 _HUGGING_FACE = _Names(
     patch="embeddings.patch_embeddings.projection",
     patch_norm="embeddings.norm",
-    layers="encoder.layers",
-    norm1="layernorm_before",
-    qkv=tuple(f"attention.self.{name}" for name in ("query", "key", "value")),
+    stages="encoder.layers",
+    layers=BlockNames(
+        norm1="layernorm_before",
+        qkv=tuple(f"attention.self.{name}" for name in ("query", "key", "value")),
+        out="attention.output.dense",
+        norm2="layernorm_after",
+        expand="intermediate.dense",
+        contract="output.dense",
+    ),
     table="attention.self.relative_position_bias_table",
-    out="attention.output.dense",
-    norm2="layernorm_after",
-    expand="intermediate.dense",
-    contract="output.dense",
     dropped=r"embeddings\.mask_token|(layernorm|pooler|classifier|decoder)\..*|.*\.relative_position_index",
 )
 
@@ -99,60 +87,23 @@ def recognise(tensors: Tensors, model: Swin, image_size: tuple[int, int] | None,
 
 def _family(title: str, names: _Names, model: Swin, prefix: str, *, merged_before: bool) -> Family:
     """merged_before: whether a merging belongs to the stage before it."""
-    width = model.architecture.width
+    swin = model.architecture
     parts = [
-        Part(
-            "embedding/kernel",
-            None,
-            {f"{names.patch}.weight": (width, 3, PATCH, PATCH)},
-            lambda kernel: kernel.transpose(2, 3, 1, 0),
-        ),
-        Part("embedding/bias", None, {f"{names.patch}.bias": (width,)}, _as_it_is),
-        *_norm("embedding_norm", names.patch_norm, width),
+        *patch_parts("embedding", names.patch, swin.width, PATCH),
+        *norm_parts("embedding_norm", names.patch_norm, swin.width),
     ]
-    for stage, (tap, depth) in enumerate(zip(model.taps, model.architecture.depths, strict=True)):
+    for stage, (tap, depth) in enumerate(zip(model.taps, swin.depths, strict=True)):
         if stage:
-            at = f"{names.layers}.{stage - merged_before}.downsample"
+            at = f"{names.stages}.{stage - merged_before}.downsample"
             kernel: Shape = (tap.channels, 2 * tap.channels)
-            parts += _norm(f"merging_{stage}/norm", f"{at}.norm", 2 * tap.channels)
+            parts += norm_parts(f"merging_{stage}/norm", f"{at}.norm", 2 * tap.channels)
             parts.append(Part(f"merging_{stage}/reduce/kernel", None, {f"{at}.reduction.weight": kernel}, np.transpose))
-        for block in range(depth):
-            parts += _block(names, model, stage, block)
+        heads = swin.heads[stage]
+        table: Shape = ((2 * swin.window - 1) ** 2, heads)
+        for index in range(depth):
+            ours = f"stage_{stage}/{('plain', 'shifted')[index % 2]}/"
+            theirs = f"{names.stages}.{stage}.blocks.{index}."
+            block = Block(ours, theirs, index // 2, tap.channels, heads, MLP_RATIO * tap.channels)
+            parts += block_parts(block, names.layers)
+            parts.append(block.part("attention/relative_position_bias", names.table, table))
     return Family(title, parts, names.dropped, prefix)
-
-
-def _norm(ours: str, theirs: str, width: int, pair: int | None = None) -> list[Part]:
-    kinds = {"scale": "weight", "bias": "bias"}
-    return [Part(f"{ours}/norm/{own}", pair, {f"{theirs}.{kind}": (width,)}, _as_it_is) for own, kind in kinds.items()]
-
-
-def _block(names: _Names, model: Swin, stage: int, block: int) -> list[Part]:
-    width, heads, window = model.taps[stage].channels, model.architecture.heads[stage], model.architecture.window
-    hidden, pair = MLP_RATIO * width, block // 2
-    ours, theirs = f"stage_{stage}/{('plain', 'shifted')[block % 2]}", f"{names.layers}.{stage}.blocks.{block}"
-
-    def part(own: str, name: str, shape: Shape, build: Callable[..., Array] = _as_it_is) -> Part:
-        return Part(f"{ours}/{own}", pair, {f"{theirs}.{name}": shape}, build)
-
-    def joined(own: str, kind: str, *shape: int) -> Part:
-        rows = 3 * width // len(names.qkv)
-        sources: Mapping[str, Shape] = {f"{theirs}.{name}.{kind}": (rows, *shape) for name in names.qkv}
-        return Part(f"{ours}/{own}", pair, sources, functools.partial(joined_heads, heads=heads))
-
-    return [
-        *_norm(f"{ours}/norm1", f"{theirs}.{names.norm1}", width, pair),
-        *_norm(f"{ours}/norm2", f"{theirs}.{names.norm2}", width, pair),
-        joined("attention/qkv_kernel", "weight", width),
-        joined("attention/qkv_bias", "bias"),
-        part("attention/relative_position_bias", names.table, ((2 * window - 1) ** 2, heads)),
-        part("attention/out/kernel", f"{names.out}.weight", (width, width), np.transpose),
-        part("attention/out/bias", f"{names.out}.bias", (width,)),
-        part("mlp/expand/kernel", f"{names.expand}.weight", (hidden, width), np.transpose),
-        part("mlp/expand/bias", f"{names.expand}.bias", (hidden,)),
-        part("mlp/contract/kernel", f"{names.contract}.weight", (width, hidden), np.transpose),
-        part("mlp/contract/bias", f"{names.contract}.bias", (width,)),
-    ]
-
-
-def _as_it_is(array: Array) -> Array:
-    return array
