@@ -227,7 +227,7 @@ def defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def first_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by field for a run that was saved before the field existed: its first default."""
-    values = {name: field.default for name, field in MODEL.items() if name in (BACKBONE, DECODER)} | dict(values)
+    values = {BACKBONE: MODEL[BACKBONE].default, DECODER: MODEL[DECODER].default, **values}
     first = {name: field.first for name, field in fields_of(values).items() if field.first is not None}
     return defaults(values) | first
 

@@ -9,6 +9,7 @@ The program computes less than the model's definition, because the heads' 3x3 co
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -76,16 +77,14 @@ def count(model: MultiTaskModel) -> Budget:
         of_neck = name.startswith(f"{NECK}/")
         part = BACKBONE if backbone.layer(name) is not None else NECK if of_neck else decoder.part(name)
         parameters[part] += math.prod(shape)
-    of_backbone, defined = backbone.multiply_adds(*model.image_size), decoder.multiply_adds(*model.image_size)
-    computed = decoder.computed(*model.image_size)
-    if of_backbone is None or defined is None or computed is None:
-        traced = _traced(model)
-        of_backbone = traced[BACKBONE] if of_backbone is None else of_backbone
-        (only,) = decoder.parts if defined is None else ("",)
-        defined, computed = defined or {only: traced[only]}, computed or {only: traced[only]}
-    shared = {BACKBONE: of_backbone}
+    traced = functools.cache(lambda: _traced(model))
+    of_backbone = backbone.multiply_adds(*model.image_size)
+    shared = {BACKBONE: traced()[BACKBONE] if of_backbone is None else of_backbone}
     if model.neck:
         shared[NECK] = model.neck.multiply_adds(*model.image_size)
+    defined, computed = decoder.multiply_adds(*model.image_size), decoder.computed(*model.image_size)
+    if defined is None or computed is None:
+        defined = computed = {part: traced()[part] for part in decoder.parts}
     return Budget(parameters, {**shared, **defined}, {**shared, **computed})
 
 
@@ -98,7 +97,7 @@ def _traced(model: MultiTaskModel) -> dict[str, int]:
     jaxpr = jax.make_jaxpr(forward)(jax.random.key(0), jnp.zeros((1, *model.image_size, 3)))
     counts = dict.fromkeys((BACKBONE, *model.decoder.parts), 0)
     for product in products.products(jaxpr.jaxpr):
-        if "/upsample" in product.path or f"/{NECK}" in product.path:  # bilinear resizing, as products on some devices
+        if any(f"/{scope}" in product.path for scope in ("upsample", "resize", NECK)):  # resizing may be by products
             continue
         part = BACKBONE if f"/{BACKBONE}" in product.path else model.decoder.parts[0]
         counts[part] += product.flops // 2

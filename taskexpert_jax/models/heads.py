@@ -1,5 +1,6 @@
 """Prediction heads: from a task's memory to logits or values."""
 
+from collections.abc import Sequence
 import functools
 
 import flax.linen as nn
@@ -9,16 +10,17 @@ from jaxtyping import Array, Float
 from taskexpert_jax.models import upsampling
 from taskexpert_jax.models.layers import Dtype, Norm, logical, recomputed, spatial_conv
 from taskexpert_jax.parallel import sharding
+from taskexpert_jax.tasks import Task
 
 
-def multiply_adds(positions: int, width: int, upsample: int, channels: int) -> int:
-    """Multiply-adds of a head by definition, for features (positions, width)."""
-    return positions * upsample**2 * (9 * width**2 + width * channels)
+def multiply_adds(tasks: Sequence[Task], tokens: int, width: int, upsample: int) -> int:
+    """Multiply-adds of the heads of all tasks, by definition, for features (tokens, width)."""
+    return sum(tokens * upsample**2 * (9 * width**2 + width * task.channels) for task in tasks)
 
 
-def computed(positions: int, width: int, upsample: int, channels: int) -> int:
-    """Multiply-adds that the program computes: its 3x3 convolution runs on the features before the upsampling."""
-    return positions * (9 * width**2 + upsample**2 * width * channels)
+def computed(tasks: Sequence[Task], tokens: int, width: int, upsample: int) -> int:
+    """Multiply-adds that the program computes: the 3x3 convolutions run on the features before the upsampling."""
+    return sum(tokens * (9 * width**2 + upsample**2 * width * task.channels) for task in tasks)
 
 
 class Head(nn.Module):

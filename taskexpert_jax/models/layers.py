@@ -38,7 +38,7 @@ def recomputed(function: Any, *, keep: tuple[str, ...] = MATMULS, scanned: bool 
 
 
 def unrolled(setting: str, device: Any) -> bool:
-    """Whether scans are unrolled on a device; setting: `config.model.unroll`."""
+    """True if scans are unrolled on a device; setting: `config.model.unroll`."""
     return device.platform == "cpu" if setting == "auto" else setting == "yes"
 
 
@@ -157,14 +157,25 @@ def spatial_conv(
     )
 
 
-def dense(features: int, dtype: Dtype, name: str, *, use_bias: bool = True, zeros: bool = False) -> nn.Dense:
-    """A 1x1 convolution, as a dense layer over the last axis; `zeros` initialises the kernel with zeros."""
+def dense(
+    features: int,
+    dtype: Dtype,
+    name: str,
+    *,
+    use_bias: bool = True,
+    zeros: bool = False,
+    axes: tuple[str, str] = ("feature_in", "feature_out"),
+) -> nn.Dense:
+    """A 1x1 convolution, as a dense layer over the last axis.
+
+    zeros: initialises the kernel with zeros. axes: logical names of the input and output features.
+    """
     init = nn.initializers.zeros if zeros else nn.initializers.xavier_uniform()
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
-        kernel_init=logical(init, "feature_in", "feature_out"),
-        bias_init=logical(nn.initializers.zeros, "feature_out"),
+        kernel_init=logical(init, *axes),
+        bias_init=logical(nn.initializers.zeros, axes[1]),
         name=name,
     )

@@ -29,7 +29,8 @@ def resize_bilinear(maps: Float[Array, "B h w c"], height: int, width: int) -> F
     """
     precision = jax.lax.Precision.HIGH if maps.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
     size = (maps.shape[0], height, width, maps.shape[3])
-    return jax.image.resize(maps.astype(jnp.float32), size, method="bilinear", antialias=False, precision=precision)
+    with jax.named_scope("resize"):
+        return jax.image.resize(maps.astype(jnp.float32), size, method="bilinear", antialias=False, precision=precision)
 
 
 def conv_of_upsampled(

@@ -16,7 +16,7 @@ from taskexpert_jax.tasks import from_config
 from tests.models.test_timm_parity import TOLERANCE, randomised, timm, torch
 
 from safetensors.torch import save_file  # isort: skip
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition, window_reverse  # isort: skip
+from timm.models import swin_transformer  # isort: skip
 
 DEPTHS, HEADS, WIDTH = (2, 2, 4, 2), (1, 2, 4, 8), 32
 
@@ -33,7 +33,7 @@ def net():
     """timm's net with the authors' way for dense prediction: windows of one size and shifts at every stage."""
     shape = {"embed_dim": WIDTH, "depths": DEPTHS, "num_heads": HEADS, "window_size": 7}
     free = {"strict_img_size": False, "always_partition": True}
-    return randomised(SwinTransformer(img_size=224, num_classes=3, **shape, **free).eval())
+    return randomised(swin_transformer.SwinTransformer(img_size=224, num_classes=3, **shape, **free).eval())
 
 
 def padded_first(block, maps):
@@ -45,9 +45,9 @@ def padded_first(block, maps):
     (side, _), shift = block.window_size, block.shift_size
     padded = torch.nn.functional.pad(maps, (0, 0, 0, -width % side, 0, -height % side))
     shifted = torch.roll(padded, (-shift[0], -shift[1]), (1, 2))
-    windows = window_partition(shifted, block.window_size).flatten(1, 2)
+    windows = swin_transformer.window_partition(shifted, block.window_size).flatten(1, 2)
     mixed = block.attn(windows, mask=block.get_attn_mask(shifted)).unflatten(1, block.window_size)
-    mixed = torch.roll(window_reverse(mixed, block.window_size, *padded.shape[1:3]), shift, (1, 2))
+    mixed = torch.roll(swin_transformer.window_reverse(mixed, block.window_size, *padded.shape[1:3]), shift, (1, 2))
     return mixed[:, :height, :width]
 
 
@@ -115,7 +115,7 @@ def taps(model, weights, image):
 def test_the_taps_equal_timms(names, size, net, tmp_path, monkeypatch):
     """Sizes of whole windows, and with padding at every stage."""
     if size != (224, 224):
-        monkeypatch.setattr(SwinTransformerBlock, "_attn", padded_first)
+        monkeypatch.setattr(swin_transformer.SwinTransformerBlock, "_attn", padded_first)
     tensors = {"timm": net.state_dict, "microsoft": lambda: microsofts(net), "hugging_face": lambda: hugging_faces(net)}
     save_file({name: tensor.contiguous() for name, tensor in tensors[names]().items()}, tmp_path / "model.safetensors")
     model, weights = ours(tmp_path / "model.safetensors", size)

@@ -19,7 +19,7 @@ import numpy as np
 
 from taskexpert_jax.models.backbones.backbone import Backbone, Tap
 from taskexpert_jax.models.backbones.vit import Mlp, drop_path, patches_matmul
-from taskexpert_jax.models.layers import Dtype, LayerNorm, logical, unrolled
+from taskexpert_jax.models.layers import Dtype, LayerNorm, dense, logical, unrolled
 from taskexpert_jax.parallel import sharding
 
 PATCH = 4  # stride of the first stage
@@ -48,17 +48,6 @@ class Architecture:
 
 def _norm(dtype: Dtype, name: str) -> LayerNorm:
     return LayerNorm(dtype, _EPSILON, name=name)
-
-
-def _dense(features: int, dtype: Dtype, name: str, *axes: str, bias: bool = True) -> nn.Dense:
-    return nn.Dense(
-        features,
-        use_bias=bias,
-        dtype=dtype,
-        kernel_init=logical(nn.initializers.xavier_uniform(), *axes),
-        bias_init=logical(nn.initializers.zeros, axes[1]),
-        name=name,
-    )
 
 
 @functools.cache
@@ -131,7 +120,7 @@ class WindowAttention(nn.Module):
                 scores = scores + mask[:, None]
             weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
             mixed = jnp.einsum("bwhnm,bwmhd->bwnhd", weights, value).reshape(windows.shape)
-        return _dense(channels, self.dtype, "out", "heads", "embed")(mixed)
+        return dense(channels, self.dtype, "out", axes=("heads", "embed"))(mixed)
 
 
 class Block(nn.Module):
@@ -181,7 +170,7 @@ class Merging(nn.Module):
         quads = sharding.constrain(
             quads.reshape(batch, height // 2, width // 2, 4 * channels), "batch", None, None, None
         )
-        reduce = _dense(2 * channels, self.dtype, "reduce", "embed", "mlp", bias=False)
+        reduce = dense(2 * channels, self.dtype, "reduce", use_bias=False, axes=("embed", "mlp"))
         return sharding.constrain(reduce(_norm(self.dtype, "norm")(quads)), "batch", None, None, None)
 
 
@@ -257,6 +246,7 @@ class Swin(Backbone):
         return sum(self.architecture.depths) + 1
 
     def layer(self, name: str) -> int | tuple[int, ...] | None:
+        """0 for the embedding, then the blocks of all stages; a merging is in the layer of the block after it."""
         first, _, rest = name.partition("/")
         if first in ("embedding", "embedding_norm"):
             return 0

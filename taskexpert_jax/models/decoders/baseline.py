@@ -62,17 +62,16 @@ class Baseline(Decoder):
 
     def multiply_adds(self, height: int, width: int) -> dict[str, int]:
         tokens, depth = height * width // self.taps[0].stride ** 2, self.width
-        of_heads = (heads.multiply_adds(tokens, depth, self.head_upsample, task.channels) for task in self.tasks)
         return {
             "shared": tokens * sum(tap.channels for tap in self.taps) * depth,
             "tasks": len(self.tasks) * tokens * 9 * depth**2,
-            "heads": sum(of_heads),
+            "heads": heads.multiply_adds(self.tasks, tokens, depth, self.head_upsample),
         }
 
     def computed(self, height: int, width: int) -> dict[str, int]:
         tokens = height * width // self.taps[0].stride ** 2
-        of_heads = (heads.computed(tokens, self.width, self.head_upsample, task.channels) for task in self.tasks)
-        return {**self.multiply_adds(height, width), "heads": sum(of_heads)}
+        of_heads = heads.computed(self.tasks, tokens, self.width, self.head_upsample)
+        return {**self.multiply_adds(height, width), "heads": of_heads}
 
 
 def from_config(config: ConfigDict, tasks: tuple[Task, ...], taps: tuple[Tap, ...], device: Any) -> Baseline:

@@ -117,6 +117,7 @@ class TaskExpert(Decoder):
         return {"norm": "experts", "experts": "experts", "gates": "gates"}.get(inside, "memory")
 
     def multiply_adds(self, height: int, width: int) -> dict[str, int]:
+        """Experts, gates with their weighted sums, memory reads and writes, and heads."""
         stride, channels = self.taps[0]
         tokens, depth = height * width // stride**2, self.width
         slots, tasks = len(self.gating.slots), len(self.tasks)
@@ -127,13 +128,13 @@ class TaskExpert(Decoder):
             "gates": tasks * (self.gate.multiply_adds(tokens, channels, slots) + tokens * slots * depth),
             "memory": tasks * tokens * (read_area + self.memory.write_area) * depth**2,
         }
-        of_heads = (heads.multiply_adds(tokens, depth, self.head_upsample, task.channels) for task in self.tasks)
-        return {**{part: len(self.taps) * count for part, count in of_one_tap.items()}, "heads": sum(of_heads)}
+        of_heads = heads.multiply_adds(self.tasks, tokens, depth, self.head_upsample)
+        return {**{part: len(self.taps) * count for part, count in of_one_tap.items()}, "heads": of_heads}
 
     def computed(self, height: int, width: int) -> dict[str, int]:
         tokens = height * width // self.taps[0].stride ** 2
-        of_heads = (heads.computed(tokens, self.width, self.head_upsample, task.channels) for task in self.tasks)
-        return {**self.multiply_adds(height, width), "heads": sum(of_heads)}
+        of_heads = heads.computed(self.tasks, tokens, self.width, self.head_upsample)
+        return {**self.multiply_adds(height, width), "heads": of_heads}
 
 
 def from_config(config: ConfigDict, tasks: tuple[Task, ...], taps: tuple[Tap, ...], device: Any) -> TaskExpert:
