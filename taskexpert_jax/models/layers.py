@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -153,6 +154,33 @@ def spatial_conv(
         kernel_init=logical(nn.initializers.he_normal(), None, None, "feature_in", "feature_out"),
         bias_init=logical(nn.initializers.zeros, "feature_out"),
         conv_general_dilated=functools.partial(gathered_conv, conv),
+        name=name,
+    )
+
+
+def _on_own_examples(inputs: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    def local(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(inputs, kernel, *args, **kwargs)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return local(inputs, kernel)
+    batch = sharding.spec(inputs.shape, "batch", None, None, None)
+    return jax.shard_map(local, in_specs=(batch, PartitionSpec()), out_specs=batch)(inputs, kernel)
+
+
+def depthwise_conv(features: int, kernel: int, dtype: Dtype, name: str) -> nn.Conv:
+    """A SAME-padded convolution of each channel by itself, whose kernel is replicated.
+
+    Each device convolves its own examples: for grouped convolutions XLA's partitioner computes a wrong gradient of the
+    kernel on a mesh with the axes fsdp and tensor.
+    """
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        padding="SAME",
+        feature_group_count=features,
+        dtype=dtype,
+        conv_general_dilated=_on_own_examples,
         name=name,
     )
 
