@@ -38,7 +38,7 @@ def test_plan_starts_with_what_matters_and_names_everything_once():
     assert names[:3] == [
         "ceilings of the device",
         "ours vit_l16, 512x512, batch 8, bfloat16",
-        "torch vit_l16, 512x512, batch 8, bfloat16, torch.compile",
+        "torch vit_l16, 512x512, batch 8, bfloat16, eager",
     ]
     ours = [variant for variant in plan if variant.kind == "ours"]
     for size in ("vit_l16", "vit_b16"):
