@@ -32,6 +32,8 @@ _EQUAL: Mapping[str, tuple[tuple[int, int], int]] = {
 }
 # Width of the baseline decoder: the full model's multiply-adds within 5 %, a quarter fewer parameters.
 _BASELINE_WIDTH: Mapping[str, int] = {"nyud": 58, "pascal_context": 56, "scenes": 56}
+# Width of MLoRE's decoder: the full model's computed multiply-adds within 5 %, up to a sixth fewer parameters.
+_MLORE_WIDTH: Mapping[str, int] = {"nyud": 32, "pascal_context": 31, "scenes": 30}
 _STATIC_GATES_MEMORY = (6, 34)  # experts and feature width of static gates with memory reads, for each benchmark
 
 # The mean of K experts is one expert of K times the width, so static decoding keeps all experts' parameters.
@@ -55,6 +57,7 @@ PLAIN: Mapping[str, Mapping[str, object]] = {
 }
 
 BASELINE = "baseline"  # the field's multi-task baseline in place of TaskExpert's decoder
+MLORE = "mlore"  # MLoRE's decoder, whose ranks keep their published share of the feature width
 
 # Changes of the full model; these also change the number of parameters.
 CHANGES: Mapping[str, Mapping[str, object]] = {
@@ -86,7 +89,7 @@ SINGLE = "single_"  # single_TASK: static decoding of one task, the baseline of 
 
 def rungs(config: ConfigDict) -> tuple[str, ...]:
     """Names of all rungs for a benchmark's config."""
-    return (*LADDER, *PLAIN, BASELINE, *CHANGES, TAPS_ALL, *(f"{SINGLE}{task}" for task in config.tasks))
+    return (*LADDER, *PLAIN, BASELINE, MLORE, *CHANGES, TAPS_ALL, *(f"{SINGLE}{task}" for task in config.tasks))
 
 
 def get_config(variant: str = f"full,nyud,{SMALL}") -> ConfigDict:
@@ -111,8 +114,8 @@ def get_config(variant: str = f"full,nyud,{SMALL}") -> ConfigDict:
         config.tasks, config.checkpoint.best_task = (task,), task
     elif rung == TAPS_ALL:
         config.model.taps = config.model.depth
-    elif rung == BASELINE:
-        config.model.decoder = "baseline"
+    elif rung in (BASELINE, MLORE):
+        config.model.decoder = rung
     changes = _STATIC if rung.startswith(SINGLE) else {**LADDER, **PLAIN, **CHANGES}.get(rung, {})
     config.update_from_flattened_dict(dict(changes))
     if size == SMALL:
@@ -123,10 +126,19 @@ def get_config(variant: str = f"full,nyud,{SMALL}") -> ConfigDict:
             config.model.experts, config.model.feature_width = _STATIC_GATES_MEMORY
         elif rung == BASELINE:
             config.model.feature_width = _BASELINE_WIDTH[benchmark]
+        elif rung == MLORE:
+            _shrink_ranks(config.model, _MLORE_WIDTH[benchmark])
         elif rung.startswith(SINGLE):
             config.model.feature_width = single
     config.variant = f"{rung},{benchmark},{size}"
     return config
+
+
+def _shrink_ranks(model: ConfigDict, width: int) -> None:
+    """Sets the feature width, and the ranks of MLoRE to their published share of it (of 452)."""
+    model.feature_width = width
+    model.mlore.ranks = tuple(max(1, round(width * rank / 452)) for rank in model.mlore.ranks)
+    model.mlore.task_rank = max(1, round(width * model.mlore.task_rank / 452))
 
 
 def _shrink(config: ConfigDict) -> None:

@@ -17,10 +17,14 @@ from taskexpert_jax.tasks import from_config
 BASES = ("nyud,small", "pascal_context,small", "scenes,small", "nyud,vit_b16", "pascal_context,vit_l16")
 
 
+def budget_of(variant):
+    config = ablation.get_config(variant)
+    return budget.count(taskexpert.from_config(config, from_config(config)))
+
+
 def size(variant):
     """Parameters and multiply-adds."""
-    config = ablation.get_config(variant)
-    count = budget.count(taskexpert.from_config(config, from_config(config)))
+    count = budget_of(variant)
     return count.total_parameters, count.total_multiply_adds
 
 
@@ -42,6 +46,13 @@ def test_the_baseline_has_the_multiply_adds_of_the_full_model_and_a_quarter_fewe
     (parameters, products), (of_full, of_full_products) = size(f"baseline,{benchmark}"), size(f"full,{benchmark}")
     assert products == pytest.approx(of_full_products, rel=0.05)
     assert parameters == pytest.approx(0.75 * of_full, rel=0.05)
+
+
+@pytest.mark.parametrize("benchmark", ["nyud", "pascal_context", "scenes"])
+def test_mlore_computes_what_the_full_model_computes(benchmark):
+    of_mlore, of_full = (budget_of(f"{rung},{benchmark}") for rung in ("mlore", "full"))
+    assert of_mlore.total_computed == pytest.approx(of_full.total_computed, rel=0.05)
+    assert 0.8 * of_full.total_parameters < of_mlore.total_parameters < of_full.total_parameters
 
 
 def fields(variant):

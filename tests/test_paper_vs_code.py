@@ -139,6 +139,10 @@ OTHER = {
         "model.memory.init": "zeros",
         "model.memory.read": "conv3x3",
         "model.memory.write": "residual",
+        "model.mlore.merge": "always",
+        "model.mlore.ranks": (4, 8),
+        "model.mlore.task_rank": 4,
+        "model.mlore.top_k": 1,
         "model.mlp": "swiglu",
         "model.mlp_ratio": 2,
         "model.norm": "layer",
@@ -155,6 +159,7 @@ OTHER = {
         "loss_weights.normals": 5.0,
         "loss_weights.semseg": 3.0,
         "model.gate.balance": 0.1,
+        "model.mlore.balance": 0.1,
     },
     updates: {
         "num_steps": 100,
@@ -208,7 +213,8 @@ def test_every_field_of_a_choice_has_another_value_here():
 
 @pytest.mark.parametrize(("field", "value", "effect"), EFFECTS, ids=[field for field, _, _ in EFFECTS])
 def test_every_field_of_a_choice_changes_something(field, value, effect, tmp_path, monkeypatch):
-    before = as_shipped(effect)
+    others = {"model.decoder": "mlore"} if field.startswith("model.mlore.") else {}
+    before = effect(small(**others)) if others else as_shipped(effect)
     assert small()[field] != value
     if effect is loaded:
         monkeypatch.chdir(tmp_path)
@@ -218,7 +224,7 @@ def test_every_field_of_a_choice_changes_something(field, value, effect, tmp_pat
             before = effect(small(**{"model.pretrained": "backbone.npz"}))
             assert before != effect(small(**{"model.pretrained": "backbone.npz", field: value}))
             return
-    assert effect(small(**{field: value})) != before
+    assert effect(small(**others, **{field: value})) != before
 
 
 @pytest.mark.parametrize("effect", [model_program, train_step, updates, augmented, first_batch])

@@ -82,6 +82,19 @@ BACKBONES: Mapping[str, Mapping[str, Field]] = {
 # Further fields by model.decoder. A decoder of your own may have any fields.
 DECODERS: Mapping[str, Mapping[str, Field]] = {
     "baseline": {},
+    "mlore": {
+        "model.mlore.ranks": Field(
+            tuple(range(16, 129, 8)), wholes(), "ranks of the low-rank experts, one number for each expert"
+        ),
+        "model.mlore.task_rank": Field(72, whole(1, SIZE), "rank of the convolution that a task has for itself"),
+        "model.mlore.top_k": Field(9, whole(0), "experts that a router keeps for an image; 0: all"),
+        "model.mlore.balance": Field(3e-4, number(0), "weight of the load-balancing loss over a batch"),
+        "model.mlore.merge": Field(
+            "inference",
+            choice("inference", "always", "never"),
+            "when the paths of a mixture run as one convolution of each image and task; the results are the same",
+        ),
+    },
     "taskexpert": {
         "model.experts": Field(5, whole(1, SIZE), "K, number of experts"),
         "model.expert_kernel": Field(3, odd(1, 99), "kernel size of the experts' second convolution"),

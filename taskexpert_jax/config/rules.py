@@ -41,15 +41,17 @@ def whole(low: int, high: int | None = None, *, words: str = "") -> Rule:
     return Rule(words or f"must be a whole number {limits}", lambda value: type(value) is int and low <= value <= most)
 
 
-def wholes(count: int, *, multiple_of: int = 1) -> Rule:
-    """`count` whole numbers of 1 or more, each a multiple of `multiple_of`."""
+def wholes(count: int | None = None, *, multiple_of: int = 1) -> Rule:
+    """`count` whole numbers of 1 or more, or at least one of them, each a multiple of `multiple_of`."""
     of = f", each a multiple of {multiple_of}" if multiple_of > 1 else ""
+    words = "whole numbers of 1 or more" if count is None else f"{count} whole numbers"
 
     def allows(value: Any) -> bool:
         fits = whole(1, SIZE).allows
-        return _is_sequence(value) and len(value) == count and all(fits(n) and n % multiple_of == 0 for n in value)
+        counts = _is_sequence(value) and (len(value) >= 1 if count is None else len(value) == count)
+        return counts and all(fits(n) and n % multiple_of == 0 for n in value)
 
-    return Rule(f"give {count} whole numbers{of}, as ({', '.join(['2'] * count)})", allows)
+    return Rule(f"give {words}{of}, as ({', '.join(['2'] * (count or 3))})", allows)
 
 
 def odd(low: int, high: int) -> Rule:

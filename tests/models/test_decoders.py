@@ -28,6 +28,7 @@ DECODER_NAMES = sorted(DECODERS)
 def built(decoder, **fields):
     config = nyud.get_config("tiny")
     config.model.decoder = decoder
+    config.model.mlore.update({"ranks": (2, 3, 5), "task_rank": 2, "top_k": 2})
     config.update_from_flattened_dict({f"model.{name}": value for name, value in fields.items()})
     return taskexpert.from_config(config, from_config(config))
 
@@ -69,7 +70,7 @@ def test_the_formulas_count_what_the_traced_program_computes(decoder, monkeypatc
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match=r"model.decoder='taskxpert': choose one of taskexpert, baseline; docs/add_a_"):
+    with pytest.raises(UserError, match=r"model.decoder='taskxpert': choose one of taskexpert, baseline, mlore; docs/"):
         built("taskxpert")
     with pytest.raises(UserError, match=r"model.backbone='resnet': choose one of vit, swin; docs/add_a_backbone.md"):
         built("taskexpert", backbone="resnet")

@@ -24,6 +24,7 @@ SHIPPED = {
     "demo": lambda: demo.get_config("tiny"),
     "nyud": lambda: nyud.get_config("tiny"),
     "baseline": lambda: with_decoder(nyud.get_config("tiny"), "baseline"),
+    "mlore": lambda: with_decoder(nyud.get_config("tiny"), "mlore"),
     "swin": lambda: nyud.get_config("swin_t"),
     "ablation": lambda: ablation.get_config("read_conv3x3"),  # the memory is read by a convolution of each task
 }
@@ -50,6 +51,7 @@ def small(name):
         config.model.patch_size, config.model.width = 8, 32
         config.model.depth, config.model.taps, config.model.heads = 2, 2, 8
     config.model.feature_width, config.model.gate.width, config.model.experts = 16, 8, 3
+    config.model.mlore.update({"ranks": (2, 6, 8), "task_rank": 4, "top_k": 2})
     config.model.drop_path, config.model.head_upsample = 0.3, 2
     return config
 
