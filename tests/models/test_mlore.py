@@ -28,7 +28,8 @@ def built(**fields):
 @pytest.fixture(scope="module")
 def params():
     variables = sharding.unbox(jax.jit(lambda: built().init(jax.random.key(1), IMAGE, train=False))())
-    return jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(2), leaf.shape), variables["params"])
+    key = jax.random.key(2)
+    return jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(key, leaf.shape), variables["params"])
 
 
 def outputs_and_gradients(model, params, train):
