@@ -55,8 +55,10 @@ def read_all(readers: Mapping[str, Callable[[], T]]) -> dict[str, T]:
     return values
 
 
-def read_picture(root: pathlib.Path, member: str, channels: int, *, ids: bool = False) -> np.ndarray:
-    """Reads the image `root/member`, (h,w,channels) uint8; verifies and fully decodes it, so that damage is found.
+def read_picture(
+    root: pathlib.Path, member: str, channels: int, *, ids: bool = False, dtype: str = "uint8"
+) -> np.ndarray:
+    """Reads the image `root/member`, (h,w,channels) of `dtype`; verifies and fully decodes it, so that damage is found.
 
     The EXIF orientation is ignored, as in `records` for images that are stored unchanged.
 
@@ -65,6 +67,7 @@ def read_picture(root: pathlib.Path, member: str, channels: int, *, ids: bool = 
       member: file below `root`.
       channels: 3 converts to RGB from any colour mode. 1 returns the indices of a palette image, or grey from 0 to 255.
       ids: the values are class ids; grey of 1, 2 or 4 bits gives the numbers stored.
+      dtype: uint8, or uint16 for grey of 16 bits.
 
     Raises:
       Problems: the file is missing, damaged or not an image, or has another number of channels or bits.
@@ -83,9 +86,22 @@ def read_picture(root: pathlib.Path, member: str, channels: int, *, ids: bool = 
     array = array[..., None] if array.ndim == 2 else array
     if array.shape[2] != channels:
         raise Problems([f"{member} has {array.shape[2]} channels instead of {channels}; {AGAIN}"])
-    if array.dtype != np.uint8:
-        raise Problems([f"{member} has pixels of {array.dtype} ({mode}) instead of 8 bits; {AGAIN}"])
+    if array.dtype != dtype:
+        bits = 8 * np.dtype(dtype).itemsize
+        raise Problems([f"{member} has pixels of {array.dtype} ({mode}) instead of {bits} bits; {AGAIN}"])
     return array
+
+
+def check_sizes(parts: Mapping[str, np.ndarray], files: Mapping[str, str]) -> None:
+    """Raises Problems for the parts (h,w,c) of an example that differ in size from its image."""
+    height, width = parts["image"].shape[:2]
+    lines = []
+    for part, array in parts.items():
+        if array.shape[:2] != (height, width):
+            size = "x".join(map(str, array.shape[:2]))
+            lines.append(f"{files[part]} is {size} but its image is {height}x{width}; {AGAIN}")
+    if lines:
+        raise Problems(lines)
 
 
 def read_bytes(root: pathlib.Path, member: str) -> bytes:
@@ -100,6 +116,20 @@ def read_bytes(root: pathlib.Path, member: str) -> bytes:
         raise Problems([f"{member} is missing; {AGAIN}"]) from error
     except OSError as error:
         raise Problems([f"{member} cannot be read ({error.strerror}); check its permissions"]) from error
+
+
+def listed(folder: pathlib.Path, name: str, pattern: str) -> list[pathlib.Path]:
+    """Files of `folder` that match a pattern, sorted; `name` is that of the folder in messages.
+
+    Raises:
+      Problems: there is no such folder, or it has no such file.
+    """
+    if not folder.is_dir():
+        raise Problems([f"the folder {name} is missing; give the folder that contains it"])
+    found = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    if not found:
+        raise Problems([f"{name} has no file {pattern}; {AGAIN}"])
+    return found
 
 
 class Listing(NamedTuple):
@@ -121,7 +151,8 @@ def list_examples(root: pathlib.Path, module: ModuleType, *, allow_subset: bool)
 
     Args:
       root: folder with the id files and the members.
-      module: module of the data set, with `ID_FILES`, `PUBLISHED_COUNTS` and `members`.
+      module: module of the data set, with `ID_FILES`, `PUBLISHED_COUNTS` and `members`. Without lists of ids it has
+        `ids_in`, and `ID_FILES` names the folders of the images: (folder, its name for messages) -> ids in their order.
       allow_subset: accepts any number of ids and omits ids without an image.
 
     Raises:
@@ -130,7 +161,7 @@ def list_examples(root: pathlib.Path, module: ModuleType, *, allow_subset: bool)
     ids, lines, first_seen = {}, [], {}
     for split, file in module.ID_FILES.items():
         try:
-            ids[split] = _read_ids(root, file)
+            ids[split] = module.ids_in(root / file, file) if hasattr(module, "ids_in") else _read_ids(root, file)
         except Problems as problems:
             lines += problems.lines
             continue

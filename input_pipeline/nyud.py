@@ -5,7 +5,6 @@ classes, `depth/ID.npy` float metres with 0 invalid, `normals/ID.png` n = 2*v/25
 """
 
 import functools
-import io
 import pathlib
 
 import cv2
@@ -13,13 +12,12 @@ from ml_collections import ConfigDict
 import numpy as np
 import tensorflow_datasets as tfds
 
-from input_pipeline import archives, class_names, records
+from input_pipeline import archives, arrays, class_names, records
 from input_pipeline.archives import AGAIN, Problems
 from input_pipeline.records import Example, Part
-from taskexpert_jax import images
-from taskexpert_jax.tasks.losses import DEPTH_MAX
 
 FOLDER = "NYUDv2"
+GIVEN = "NYUDv2.tar.gz or the folder extracted from it"  # what --archive takes
 ID_FILES = {"train": "gt_sets/train.txt", "val": "gt_sets/val.txt"}
 PUBLISHED_COUNTS = {"train": 795, "val": 654}
 MAX_SIZE = (448, 576)  # largest height and width in the multi-task copy
@@ -55,7 +53,7 @@ def read_example(root: pathlib.Path, example_id: str) -> dict[str, np.ndarray]:
     read = {
         "image": functools.partial(archives.read_picture, channels=3),
         "semseg": _read_classes,
-        "depth": _read_depth,
+        "depth": arrays.read_depth,
         "normals": functools.partial(archives.read_picture, channels=3),
         "edge": _read_boundaries,
     }
@@ -79,28 +77,6 @@ def _read_boundaries(root: pathlib.Path, member: str) -> np.ndarray:
     return stored // np.uint8(255)
 
 
-def _read_depth(root: pathlib.Path, member: str) -> np.ndarray:
-    content = io.BytesIO(archives.read_bytes(root, member))
-    try:
-        stored = images.read_array(content)
-        if stored.dtype.kind not in "fiu":
-            raise ValueError("not an array of real numbers")
-    except ValueError as error:
-        raise Problems([f"{member} is corrupt, it does not load as an array of numbers; {AGAIN}"]) from error
-    depth = stored[..., None] if stored.ndim == 2 else stored
-    if depth.ndim != 3 or depth.shape[2] != 1 or not depth.size:
-        raise Problems([f"{member} has the shape {stored.shape} instead of (height, width); {AGAIN}"])
-    if not np.isfinite(depth).all():
-        raise Problems([f"{member} has NaN or Inf values, but invalid depth is 0; {AGAIN}"])
-    if depth.min() < 0:
-        raise Problems([f"{member} has the negative depth {depth.min():g}, but invalid depth is 0; {AGAIN}"])
-    if depth.max() >= DEPTH_MAX:  # the sensor's range is 10 m
-        raise Problems(
-            [f"{member} has the depth {depth.max():g}, beyond {DEPTH_MAX:g} m: probably millimetres; divide by 1000"]
-        )
-    return depth.astype(np.float32)
-
-
 def _check_sizes(parts: dict[str, np.ndarray], files: dict[str, str]) -> None:
     """Raises Problems if the parts of an example differ in size, or exceed the size of the multi-task copy."""
     height, width = parts["image"].shape[:2]
@@ -111,13 +87,7 @@ def _check_sizes(parts: dict[str, np.ndarray], files: dict[str, str]) -> None:
                 f"of at most {MAX_SIZE[0]}x{MAX_SIZE[1]} (rows 45:470 and columns 40:600 of the 480x640 originals)"
             ]
         )
-    lines = []
-    for part, array in parts.items():
-        if array.shape[:2] != (height, width):
-            size = "x".join(map(str, array.shape[:2]))
-            lines.append(f"{files[part]} is {size} but its image is {height}x{width}; {AGAIN}")
-    if lines:
-        raise Problems(lines)
+    archives.check_sizes(parts, files)
 
 
 class Builder(records.ArchiveBuilder):

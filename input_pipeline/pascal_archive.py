@@ -25,6 +25,7 @@ from taskexpert_jax.tasks.metrics.boundary.thinning import thin
 cv2.setNumThreads(1)  # examples are read in parallel, so threads within one example only compete
 
 FOLDER = "PASCALContext"
+GIVEN = "PASCALContext.tar.gz or the folder extracted from it"  # what --archive takes
 ID_FILES = {"train": "ImageSets/Context/train.txt", "val": "ImageSets/Context/val.txt"}
 PUBLISHED_COUNTS = {"train": 4998, "val": 5105}
 MAX_SIZE = 500  # pixels, longest side of an image

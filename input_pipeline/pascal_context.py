@@ -7,10 +7,21 @@ from ml_collections import ConfigDict
 import tensorflow_datasets as tfds
 
 from input_pipeline import records
-from input_pipeline.pascal_archive import CLASSES, FOLDER, ID_FILES, PUBLISHED_COUNTS, members, read_example
+from input_pipeline.pascal_archive import CLASSES, FOLDER, GIVEN, ID_FILES, PUBLISHED_COUNTS, members, read_example
 from input_pipeline.records import JPEG, Part
 
-__all__ = ["CLASSES", "FOLDER", "ID_FILES", "PARTS", "PUBLISHED_COUNTS", "Builder", "members", "read_example", "source"]
+__all__ = [
+    "CLASSES",
+    "FOLDER",
+    "GIVEN",
+    "ID_FILES",
+    "PARTS",
+    "PUBLISHED_COUNTS",
+    "Builder",
+    "members",
+    "read_example",
+    "source",
+]
 
 PARTS = {
     "image": JPEG,

@@ -19,13 +19,14 @@ import signal
 import sys
 import tempfile
 import time
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 from absl import logging
 
 from input_pipeline import archives, downloads, file_lock
 from taskexpert_jax import command_line, files, paths, progress, storage, terminal
+from taskexpert_jax.config import base
 from taskexpert_jax.errors import StoreError, UserError
 from taskexpert_jax.parallel import threads
 
@@ -81,9 +82,11 @@ def _summarise(
     """Statistics of each split of the data set built under `data_dir`, and the lines of a table of them."""
     from input_pipeline import summary  # imports TensorFlow, which --help and wrong arguments do not need
 
+    config = base("tiny", module.Builder.name).dataset  # with the defaults of the data set's fields
+    config.data_dir = str(data_dir)
     figures, tasks = {}, ()
     for split in listing.ids:
-        source = module.source(SimpleNamespace(data_dir=str(data_dir)), split)
+        source = module.source(config, split)
         tasks = summary.tasks_of(source, getattr(module, "CLASSES", ()))
         of_split = summary.of_split(source, tasks, f"summarising {split}")
         figures[split] = {
@@ -148,9 +151,7 @@ def _check_arguments(dataset: str, module: ModuleType, archive: pathlib.Path, da
     if not hasattr(module, "Builder"):
         raise UserError(f"data set {dataset!r} is not built from an archive: nothing to prepare")
     if not archive.exists():
-        raise UserError(
-            f"--archive={archive} does not exist; give {module.FOLDER}.tar.gz or the folder extracted from it"
-        )
+        raise UserError(f"--archive={archive} does not exist; give {module.GIVEN}")
     if data_dir.resolve().is_relative_to(_members(archive, module).resolve()):
         raise UserError(
             f"--data_dir={data_dir} lies inside of the archive folder, which is not modified; choose another folder"

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from configs import ablation, demo, folder, nyud, pascal_context
+from configs import ablation, cityscapes, demo, folder, nyud, nyud13, pascal_context
 from taskexpert_jax import evaluate, gates, predict, score, train
 from taskexpert_jax.config import (
     BACKBONES,
@@ -25,7 +25,7 @@ from taskexpert_jax.errors import UserError, shown
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.tasks import from_config
 
-MODULES = {"nyud": nyud, "pascal_context": pascal_context, "folder": folder}
+MODULES = {"nyud": nyud, "nyud13": nyud13, "pascal_context": pascal_context, "cityscapes": cityscapes, "folder": folder}
 NAN, INF = math.nan, math.inf
 SHARE = (-0.1, 1.1, NAN)  # outside of [0, 1]
 NEGATIVE = (-0.1, NAN, INF)
@@ -58,6 +58,7 @@ REFUSED = {
     "dataset.threads": COUNT_OR_0,
     "dataset.data_dir": NO_TEXT,
     "dataset.local_cache": ("gs://bucket/cache", "s3://x", "~nobody-of-this-name/x", 1, None),
+    "dataset.sky_disparity": NO_SWITCH,
     "dataset.labels": NO_NAMES,
     "dataset.zero_is_void": (*NO_NAMES, ("depth",)),
     "dataset.seed": COUNT_OR_0,
@@ -142,6 +143,7 @@ REFUSED = {
     "eval.image_size": ((32, 40), (100,), (100.5, 100.0)),
     "eval.overlap": (-0.1, 1.0, NAN),
     "eval.params_dtype": ("int8",),
+    "eval.image_means": NO_SWITCH,
     "eval.boundary.odsf": NO_SWITCH,
     "eval.boundary.labels": ("circles",),
     "eval.boundary.quantise": ("floor",),
@@ -347,7 +349,7 @@ def test_every_program_checks_its_config_before_it_writes(program, tmp_path):
 # --- a run's own config ---
 
 
-@pytest.mark.parametrize("data_set", ["scenes", "nyud", "pascal_context", "folder"])
+@pytest.mark.parametrize("data_set", ["scenes", *MODULES])
 def test_the_runs_own_config_is_the_one_it_started_with(data_set, tmp_path, capsys):
     config = fitting(data_set)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))

@@ -76,7 +76,9 @@ def test_other_paths_are_left_alone(elsewhere, text):
 
 @pytest.mark.parametrize("text", ["nyd:vit_l16", "__init__", "configs"])
 def test_an_unknown_name_lists_the_bundled_configs(elsewhere, text):
-    with pytest.raises(UserError, match=rf"--config={text}: .* ablation, demo, folder, nyud, pascal_context$"):
+    with pytest.raises(
+        UserError, match=rf"--config={text}: .* ablation, cityscapes, demo, folder, nyud, nyud13, pascal_context$"
+    ):
         installation.config_file(text)
 
 

@@ -125,6 +125,11 @@ FIELDS: Mapping[str, Field] = {
         choice("float32", "bfloat16"),
         "dtype of parameters in --mode=evaluate, predict and export; bfloat16: half the memory",
     ),
+    "eval.image_means": Field(
+        False,
+        flag(),
+        "--mode=evaluate also reports errors of depth, disparity and normals as means over images (docs/metrics.md)",
+    ),
     "eval.boundary.odsf": Field(True, flag(), "run the boundary benchmark in --mode=evaluate; about 0.5 s per image"),
     "eval.boundary.labels": Field(
         "lines", choice("regions", "lines"), "lines: nonzero pixels are boundaries; regions: where the label changes"
@@ -179,6 +184,13 @@ _ON_DISK = {
 DATA_SETS: Mapping[str, Mapping[str, Field]] = {
     "nyud": _ON_DISK,
     "pascal_context": _ON_DISK,
+    "nyud13": _ON_DISK,
+    "cityscapes": {
+        **_ON_DISK,
+        "dataset.sky_disparity": Field(
+            False, flag(), "keep disparity where the class is sky; otherwise it is invalid, as in MTMamba's metric"
+        ),
+    },
     "folder": {
         **_ON_DISK,
         "dataset.labels": Field((), names(empty=True), "label folders to read; all tasks must be among them"),

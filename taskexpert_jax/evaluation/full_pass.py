@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 import contextlib
 import functools
 import itertools
+import math
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,7 @@ from taskexpert_jax.evaluation.best_constant import LabelSample
 from taskexpert_jax.evaluation.boundaries import BoundaryRun
 from taskexpert_jax.evaluation.extremes import Extremes
 from taskexpert_jax.evaluation.gate_statistics import GateStatistics
+from taskexpert_jax.evaluation.image_means import ImageMeans
 from taskexpert_jax.evaluation.inference import Inference
 from taskexpert_jax.evaluation.results import Evaluation, Nonfinite
 from taskexpert_jax.models.model import MultiTaskModel
@@ -68,13 +71,14 @@ class Pass(NamedTuple):
     extremes: dict[str, Extremes]
     best_constant: dict[str, float]
     nonfinite: dict[str, Nonfinite]
+    image_means: Mapping[str, float] = MappingProxyType({})  # `task/metric_images` -> mean over images
 
     def evaluation(self, tasks: tuple[Task, ...], facts: Mapping[str, Any], slots: tuple[str, ...]) -> Evaluation:
         """Computed metrics with the facts of `results.facts`; slots: names of what the gates choose from, if any."""
         return Evaluation(
             tasks=tasks,
             facts=facts,
-            metrics=results.metrics(tasks, self.totals.metrics, self.boundaries),
+            metrics={**results.metrics(tasks, self.totals.metrics, self.boundaries), **self.image_means},
             best_constant=self.best_constant,
             per_class=results.per_class(tasks, self.totals.metrics),
             boundaries={
@@ -226,6 +230,7 @@ class _Examples:
         self._runs = {name: BoundaryRun(max_dist=benchmark.max_dist, labels=benchmark.labels) for name in benchmarked}
         benchmark_results = [f"{name}/odsF" for name in benchmarked]
         self._extremes = {task.name: Extremes(task.published(benchmark_results)) for task in tasks}
+        self._image_means = ImageMeans(tasks)
         self._nonfinite: dict[str, list[tuple[int, str]]] = {task.name: [] for task in tasks}  # positions and ids
 
     def add(self, batch: HostBatch, outputs: Outputs) -> None:
@@ -256,6 +261,7 @@ class _Examples:
                     self._count_boundaries(example, truth[..., 0], strengths[task.name][inside])
                 else:
                     state = jax.tree.map(lambda leaf, row=row: leaf[row], states[task.name])
+                    self._image_means.add(task.name, state)
                     score = state.of_one_image(self._extremes[task.name].score.metric)
                     self._rank(example, score, functools.partial(_fetch, outputs.values[task.name], *inside))
 
@@ -291,7 +297,11 @@ class _Examples:
             own = [place for places in processes.gather(self._nonfinite[name]) for place in places]
             if own:
                 nonfinite[name] = Nonfinite(len(own), tuple(example_id for _, example_id in sorted(own)[:MOST_IDS]))
-        return Pass(examples, jax.device_get(totals), boundaries, ranked, self._sample.results(), nonfinite)
+        means = {
+            name: math.nan if name.split("/")[0] in nonfinite else mean
+            for name, mean in self._image_means.results().items()
+        }
+        return Pass(examples, jax.device_get(totals), boundaries, ranked, self._sample.results(), nonfinite, means)
 
     def close(self) -> None:
         """Stops the threads."""

@@ -17,6 +17,8 @@ _TAGS = ("taskexpert", "multi-task-learning", "dense-prediction", "jax", "flax")
 _DATA = {
     "scenes": "procedurally rendered rooms, no photographs",
     "nyud": "NYUD-v2, photographs of rooms",
+    "nyud13": "NYUv2 with 13 classes, photographs of rooms",
+    "cityscapes": "Cityscapes, photographs of streets",
     "pascal_context": "PASCAL-Context, photographs from the web",
 }
 _LIMITS = {"scenes": "Trained on rendered scenes only, on no photograph: predictions for photographs are not usable."}

@@ -26,6 +26,16 @@ def mean_value(labels: np.ndarray) -> np.ndarray:
     return labels.mean(axis=0)
 
 
+def mean_below(limit: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Mean of the values below `limit`, which minimises the RMSE over them; the mean of all if there are none."""
+
+    def fit(labels: np.ndarray) -> np.ndarray:
+        below = labels[labels[:, 0] < limit]
+        return mean_value(below if len(below) else labels)
+
+    return fit
+
+
 def best_direction(labels: np.ndarray) -> np.ndarray:
     """Unit vector with the smallest mean angle to the labels, among 1000 candidates spread over the sphere."""
     count = 1000

@@ -22,6 +22,7 @@ Loss = Callable[..., Array]  # (prediction, label, mask=None) -> float32 scalar
 IGNORE = 255  # ignore value of classes, masks and normals
 DEPTH_IGNORE = -1
 DEPTH_MAX = 80.0  # metres; in the family's metric, depths of this size and more are invalid
+DISPARITY_MAX = 256.0  # pixels; Cityscapes' files hold smaller ones
 VECTOR_IGNORE = -65504.0  # ignore value of vectors of any length: the lowest finite float16
 SHORTEST_VECTOR = 1e-12  # shorter vectors are treated as zero
 
@@ -86,7 +87,7 @@ def normals_l1(prediction: Array, label: Array, mask: Array | None = None) -> Ar
 
 
 def depth_l1(prediction: Array, label: Array, mask: Array | None = None) -> Array:
-    """Mean absolute error; prediction and label (B, H, W, 1) in metres, -1 = ignored.
+    """Mean absolute error of depth or disparity; prediction and label (B, H, W, 1) in one unit, -1 = ignored.
 
     Whether a depth is valid is decided by `valid_depth` where it is read, and not here: augmentation rescales labels.
     """

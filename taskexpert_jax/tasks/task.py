@@ -86,6 +86,7 @@ class Task(Headline):
         given, the prediction has the same channels as the label.
       decides_crop: random crops are redrawn until they show a variety of this label's classes.
       scale_exponent: a label value v becomes v * s**scale_exponent when the image is scaled by s.
+      image_means: metrics of which a full evaluation also reports the mean over images.
 
     Those of `Headline` come before. Attributes of the kind are available here too: `channels`, `values`, ...; see
     `Kind`.
@@ -100,6 +101,7 @@ class Task(Headline):
     decides_crop: bool = False
     flip_signs: tuple[float, ...] = ()
     scale_exponent: int = 0
+    image_means: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -181,14 +183,15 @@ class Task(Headline):
 
 
 class _Given(NamedTuple):
-    """Arguments of the builders: the task's row, its loss weight, the data set's classes and largest depth, and the
-    weight of the boundary loss's positive pixels."""
+    """Arguments of the builders: the task's row, its loss weight, the data set's classes and largest depth, the weight
+    of the boundary loss's positive pixels, and whether means over images are reported."""
 
     headline: Headline
     loss_weight: float
     semseg_classes: tuple[str, ...]
     edge_pos_weight: float
     depth_max: float | None
+    image_means: bool
 
 
 def _classes(given: _Given, class_names: tuple[str, ...], **extra: Any) -> Task:
@@ -234,6 +237,23 @@ def _depth(given: _Given) -> Task:
         loss_weight=given.loss_weight,
         metric=metrics.depth(depth_max),
         best_constant=constants.mean_value,
+        image_means=("abs_err", "abs_rel") if given.image_means else (),
+    )
+
+
+def _disparity(given: _Given) -> Task:
+    from taskexpert_jax.tasks import constants, kinds, losses, metrics
+    from taskexpert_jax.tasks.metrics.disparity import FAMILY_MAX
+
+    return Task(
+        **vars(given.headline),
+        kind=kinds.disparity(),
+        scale_exponent=1,
+        loss=losses.depth_l1,
+        loss_weight=given.loss_weight,
+        metric=metrics.Disparity,
+        best_constant=constants.mean_below(FAMILY_MAX),
+        image_means=("abs_err", "abs_rel") if given.image_means else (),
     )
 
 
@@ -248,6 +268,7 @@ def _normals(given: _Given) -> Task:
         loss_weight=given.loss_weight,
         metric=metrics.Normals,
         best_constant=constants.best_direction,
+        image_means=("mean", "median", "within_11.25", "within_22.5", "within_30") if given.image_means else (),
     )
 
 
@@ -296,6 +317,7 @@ _ROWS = {
     "edge": _Row(_edge, "boundaries", "loss_plain", "loss", higher_is_better=False, boundary_benchmark=True),
     "human_parts": _Row(_human_parts, "human parts", "mIoU", "mIoU (%)", higher_is_better=True),
     "sal": _Row(_saliency, "saliency", "maxF", "maxF (%)", higher_is_better=True),
+    "disparity": _Row(_disparity, "disparity", "rmse_80", "RMSE below 80 px (px)", higher_is_better=False),
 }
 
 
@@ -316,6 +338,7 @@ def build(
     semseg_classes: Sequence[str] = (),
     edge_pos_weight: float = 0.95,
     depth_max: float | None = None,
+    image_means: bool = False,
 ) -> tuple[Task, ...]:
     """Records of the named tasks, in the given order.
 
@@ -325,6 +348,7 @@ def build(
       semseg_classes: class names of semantic segmentation in the data set.
       edge_pos_weight: weight p of the positive pixels in the boundary loss; negatives weigh 1 - p.
       depth_max: metres; valid depths are more than 0 and less than this; default: `losses.DEPTH_MAX`.
+      image_means: whether a full evaluation also reports means over images (`Task.image_means`).
 
     Raises:
       UserError: an unknown or repeated name, no name at all, or a missing loss weight.
@@ -340,7 +364,7 @@ def build(
         if name not in loss_weights:
             raise UserError(f"config.loss_weights: no weight for task {name!r}; add config.loss_weights.{name}")
         weight = float(loss_weights[name])
-        given = _Given(headline(name), weight, tuple(semseg_classes), edge_pos_weight, depth_max)
+        given = _Given(headline(name), weight, tuple(semseg_classes), edge_pos_weight, depth_max, image_means)
         built.append(_ROWS[name].build(given))
     return tuple(built)
 
@@ -348,7 +372,7 @@ def build(
 def from_config(config: ConfigDict) -> tuple[Task, ...]:
     """Records of a config's tasks.
 
-    From `tasks`, `loss_weights`, `edge_pos_weight`, `dataset.semseg_classes` and `dataset.depth_max`.
+    From `tasks`, `loss_weights`, `edge_pos_weight`, `dataset.semseg_classes`, `dataset.depth_max`, `eval.image_means`.
     """
     return build(
         config.tasks,
@@ -356,6 +380,7 @@ def from_config(config: ConfigDict) -> tuple[Task, ...]:
         semseg_classes=config.dataset.semseg_classes,
         edge_pos_weight=config.edge_pos_weight,
         depth_max=config.dataset.depth_max,
+        image_means=config.eval.image_means,
     )
 
 

@@ -1,8 +1,8 @@
 """Reference definitions of losses, their gradients, and metrics in NumPy float64, independent of the package.
 
 All take the prediction (B, H, W, c) and the label (B, H, W, c_label) of whole images. `task` is semseg (c classes;
-human parts are defined in the same way), sal, normals, edge or depth. Source: the definitions shared by ATRC, InvPT,
-TaskPrompter and MLoRE.
+human parts are defined in the same way), sal, normals, edge, depth or, for metrics alone, disparity. Source: the
+definitions shared by ATRC, InvPT, TaskPrompter and MLoRE; of disparity, LibMTL's and MTMamba's.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ EDGE_WEIGHT = 0.95  # weight of the positives
 
 
 def ignore_value(task: str) -> int:
-    return -1 if task == "depth" else 255
+    return -1 if task in ("depth", "disparity") else 255
 
 
 def loss(task: str, prediction: np.ndarray, label: np.ndarray) -> tuple[float, np.ndarray]:
@@ -73,6 +73,8 @@ def metrics(task: str, prediction: np.ndarray, label: np.ndarray) -> dict[str, f
     valid = (label != ignore_value(task)).all(axis=-1)
     if task == "depth":
         valid &= ((label > 0) & (label < 80))[..., 0]
+    if task == "disparity":
+        valid &= ((label > 0) & (label < 256))[..., 0]
     values = _METRICS[task](prediction[valid].astype(np.float64), label[valid].astype(np.float64))
     return {name: float(value) for name, value in values.items()}
 
@@ -91,9 +93,20 @@ def _depth(p: np.ndarray, g: np.ndarray) -> dict[str, float]:
     return {
         "rmse": np.sqrt(np.mean((p - g) ** 2)),
         "log_rmse": np.sqrt(np.mean(np.log(positive / g) ** 2)),
+        "abs_err": np.mean(np.abs(p - g)),
         "abs_rel": np.mean(np.abs(p - g) / g),
         "sq_rel": np.mean((p - g) ** 2 / g),
         **{f"delta{k}": np.mean(factor < 1.25**k) for k in (1, 2, 3)},
+    }
+
+
+def _disparity(p: np.ndarray, g: np.ndarray) -> dict[str, float]:
+    error = np.maximum(p, 0) - g
+    return {
+        "rmse_80": np.sqrt(np.mean(error[g < 80] ** 2)),
+        "rmse": np.sqrt(np.mean(error**2)),
+        "abs_err": np.mean(np.abs(error)),
+        "abs_rel": np.mean(np.abs(error) / g),
     }
 
 
@@ -123,4 +136,11 @@ def _edge(p: np.ndarray, g: np.ndarray) -> dict[str, float]:
     return {"loss": _edge_loss(expit(p), g)[0].mean(), "loss_plain": _edge_loss(p, g)[0].mean()}
 
 
-_METRICS = {"semseg": _iou, "sal": _saliency, "edge": _edge, "normals": _normals, "depth": _depth}
+_METRICS = {
+    "semseg": _iou,
+    "sal": _saliency,
+    "edge": _edge,
+    "normals": _normals,
+    "depth": _depth,
+    "disparity": _disparity,
+}

@@ -31,7 +31,10 @@ def one_device(name):
     ("name", "sizes", "of_slices"),
     [
         *(("nyud", sizes, None) for sizes in [(8, 1, 1), (1, 1, 8), (1, 4, 2)]),
-        *((name, (2, 2, 2), None) for name in ("demo", "ablation", "baseline", "mlore", "swin")),
+        *(
+            (name, (2, 2, 2), None)
+            for name in ("demo", "nyud13", "cityscapes", "ablation", "baseline", "mlore", "swin")
+        ),
         ("nyud", (2, 4, 1), {"slices": 2, "fsdp_slices": 2}),
     ],
 )

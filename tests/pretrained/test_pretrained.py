@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from configs import folder, nyud, pascal_context
+from configs import cityscapes, folder, nyud, nyud13, pascal_context
 from taskexpert_jax.config import VARIANTS
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.models import budget
@@ -241,12 +241,18 @@ def test_the_model_resizes_at_run_time_as_loading_does():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("module", [nyud, pascal_context, folder])
+@pytest.mark.parametrize("module", [nyud, nyud13, pascal_context, cityscapes, folder])
 def test_every_variant_is_a_config_without_further_flags(module, variant):
     config = module.get_config(variant)
     model = taskexpert.from_config(config, from_config(config) if module is not folder else ())
     height, width = config.dataset.image_size
-    protocol = {nyud: (448, 576), pascal_context: (512, 512), folder: (448, 576)}[module]
+    protocol = {
+        nyud: (448, 576),
+        nyud13: (288, 384),
+        pascal_context: (512, 512),
+        cityscapes: (512, 1024),
+        folder: (448, 576),
+    }[module]
     if variant != "tiny":
         assert 0 <= height - protocol[0] < model.backbone.stride
         assert 0 <= width - protocol[1] < model.backbone.stride

@@ -19,12 +19,13 @@ from tests.golden import definitions, make
 METRICS = {
     "semseg": metrics.mean_iou(5),
     "depth": metrics.Depth,
+    "disparity": metrics.Disparity,
     "normals": metrics.Normals,
     "sal": metrics.Saliency,
     "edge": metrics.edge_loss(0.95),
 }
 GOLDEN = json.loads((make.FOLDER / "losses_metrics.json").read_text())
-IGNORED = {"depth": -1}  # 255 elsewhere
+IGNORED = {"depth": -1, "disparity": -1}  # 255 elsewhere
 
 
 @functools.cache
@@ -50,12 +51,13 @@ def draw(task: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     shape = (8, 24, 32)  # the golden size, to compile once
     noise = functools.partial(rng.normal, 0, 1)
-    if task == "depth":
+    if task in ("depth", "disparity"):
         label = rng.uniform(0.2, 9, (*shape, 1)).astype(np.float32)
         prediction = label * np.exp(noise(size=label.shape) / 3)
         prediction[rng.random(shape) < 0.1] *= -1
         label[rng.random(shape) < 0.05] = 0
         label[rng.random(shape) < 0.05] = 90
+        label[rng.random(shape) < 0.05] = 300
     elif task == "normals":
         label = noise(size=(*shape, 3))
         label /= np.linalg.norm(label, axis=-1, keepdims=True)

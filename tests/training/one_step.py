@@ -6,7 +6,7 @@ import zlib
 import jax
 import numpy as np
 
-from configs import ablation, demo, nyud
+from configs import ablation, cityscapes, demo, nyud, nyud13
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import from_config
@@ -23,6 +23,8 @@ def with_decoder(config, decoder):
 SHIPPED = {
     "demo": lambda: demo.get_config("tiny"),
     "nyud": lambda: nyud.get_config("tiny"),
+    "nyud13": lambda: nyud13.get_config("tiny"),
+    "cityscapes": lambda: cityscapes.get_config("tiny"),
     "baseline": lambda: with_decoder(nyud.get_config("tiny"), "baseline"),
     "mlore": lambda: with_decoder(nyud.get_config("tiny"), "mlore"),
     "swin": lambda: nyud.get_config("swin_t"),
@@ -36,11 +38,11 @@ FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes"
 def small(name):
     """A shipped config so small that its step compiles in seconds, with widths that eight devices divide.
 
-    The demo keeps its six tasks, the others have two.
+    The demo and the data sets of other tasks than NYUD's keep all theirs, the others have two.
     """
     config = SHIPPED[name]()
     config.dataset.semseg_classes = ("road", "grass", "sky")
-    config.tasks = config.tasks if name == "demo" else ("semseg", "normals")
+    config.tasks = config.tasks if name in ("demo", "nyud13", "cityscapes") else ("semseg", "normals")
     config.dtype, config.batch_size = "float32", 8
     config.dataset.image_size = (32, 32)
     config.model.unroll = "no"

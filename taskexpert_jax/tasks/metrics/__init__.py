@@ -12,6 +12,7 @@ Every value is NaN without any valid pixel, and if the prediction of any example
 """
 
 from taskexpert_jax.tasks.metrics.depth import Depth, depth
+from taskexpert_jax.tasks.metrics.disparity import Disparity
 from taskexpert_jax.tasks.metrics.edge import EdgeLoss, edge_loss
 from taskexpert_jax.tasks.metrics.normals import Normals
 from taskexpert_jax.tasks.metrics.saliency import Saliency
@@ -21,6 +22,7 @@ from taskexpert_jax.tasks.metrics.sums import Count, PooledMetric, Sum, histogra
 __all__ = [
     "Count",
     "Depth",
+    "Disparity",
     "EdgeLoss",
     "MeanIoU",
     "Normals",

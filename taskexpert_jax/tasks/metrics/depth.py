@@ -21,6 +21,7 @@ class Depth(PooledMetric):
 
     maximum: metres; valid labels are smaller. `depth` gives the metric for another than the family's 80 m.
     squares: (p - g)^2
+    errors: |p - g|
     log_squares: (ln p - ln g)^2, with p = 1e-9 where it is not positive
     relatives: |p - g| / g
     relative_squares: (p - g)^2 / g
@@ -30,6 +31,7 @@ class Depth(PooledMetric):
 
     maximum: ClassVar[float] = DEPTH_MAX
     squares: Sum
+    errors: Sum
     log_squares: Sum
     relatives: Sum
     relative_squares: Sum
@@ -49,6 +51,7 @@ class Depth(PooledMetric):
         within = [jnp.sum(valid & (factor < DELTA**k), dtype=jnp.uint32) for k in (1, 2, 3)]
         return {
             "squares": Sum.of(jnp.square(error), valid),
+            "errors": Sum.of(jnp.abs(error), valid),
             "log_squares": Sum.of(jnp.square(jnp.log(positive) - jnp.log(truth)), valid),
             "relatives": Sum.of(jnp.abs(error) / truth, valid),
             "relative_squares": Sum.of(jnp.square(error) / truth, valid),
@@ -60,6 +63,7 @@ class Depth(PooledMetric):
     def zeros(cls) -> dict[str, Any]:
         return {
             "squares": Sum.zeros(),
+            "errors": Sum.zeros(),
             "log_squares": Sum.zeros(),
             "relatives": Sum.zeros(),
             "relative_squares": Sum.zeros(),
@@ -68,11 +72,12 @@ class Depth(PooledMetric):
         }
 
     def values(self) -> dict[str, float]:
-        """`rmse`, `sq_rel` in metres; `log_rmse`, `abs_rel`; `delta1`, `delta2`, `delta3` as shares in [0, 1]."""
+        """`rmse`, `abs_err`, `sq_rel` in metres; `log_rmse`, `abs_rel`; `delta1` to `delta3`, shares in [0, 1]."""
         pixels = int(self.pixels.value())
         return {
             "rmse": float(np.sqrt(ratio(self.squares.value(), pixels))),
             "log_rmse": float(np.sqrt(ratio(self.log_squares.value(), pixels))),
+            "abs_err": ratio(self.errors.value(), pixels),
             "abs_rel": ratio(self.relatives.value(), pixels),
             "sq_rel": ratio(self.relative_squares.value(), pixels),
             **{f"delta{k}": ratio(count, pixels) for k, count in enumerate(self.within.value(), start=1)},
