@@ -19,6 +19,7 @@ ALBEDO = kinds.vector(3, limits=(0, 1), label_dtype="float16")
 KINDS = {
     "classes": kinds.classes(("wall", "floor", "bed")),
     "depth": kinds.depth(),
+    "disparity": kinds.disparity(),
     "normals": kinds.normals(),
     "mask": kinds.probability(logits=2),
     "shares": kinds.probability(shares=True),
@@ -42,6 +43,7 @@ def values_of(name: str) -> np.ndarray:
     numbers = {
         "classes": random.integers(0, 3, (6, 8)).astype(np.uint8),
         "depth": random.uniform(0.5, 9, (6, 8)),
+        "disparity": random.uniform(0.5, 90, (6, 8)),
         "normals": np.eye(3)[random.integers(0, 3, (6, 8))],
         "mask": random.integers(0, 2, (6, 8)),
         "shares": random.uniform(0, 1, (6, 8)),
