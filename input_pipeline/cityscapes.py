@@ -37,7 +37,6 @@ EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 3
 _IMAGE = "_leftImg8bit.png"
 _CLASS_OF = np.full(256, VOID, np.uint8)
 _CLASS_OF[list(EVALUATED)] = np.arange(len(EVALUATED))
-_SKY = CLASSES.index("sky")
 
 
 def ids_in(folder: pathlib.Path, name: str) -> list[str]:
@@ -117,15 +116,11 @@ class Builder(records.ArchiveBuilder):
     PARTS = PARTS
 
 
-def _decoded(parts: Example, *, sky_disparity: bool) -> Example:
-    """Decodes disparity to pixels, float32, 0 where invalid; without `sky_disparity` also in the sky."""
-    disparity = kinds.decoded_disparity(parts["disparity"])
-    if not sky_disparity:
-        disparity[parts["semseg"] == _SKY] = 0
-    return {**parts, "disparity": disparity}
+def _decoded(parts: Example) -> Example:
+    """Decodes stored parts: disparity to pixels, float32, 0 where invalid."""
+    return {**parts, "disparity": kinds.decoded_disparity(parts["disparity"])}
 
 
 def source(config: ConfigDict, split: str) -> records.RecordSource:
     """A split of the data set built under `config.data_dir` (config: the `dataset` part of the config)."""
-    decoded = functools.partial(_decoded, sky_disparity=config.sky_disparity)
-    return records.RecordSource(Builder, config.data_dir, split, decoded)
+    return records.RecordSource(Builder, config.data_dir, split, _decoded)

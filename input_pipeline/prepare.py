@@ -19,14 +19,13 @@ import signal
 import sys
 import tempfile
 import time
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from absl import logging
 
 from input_pipeline import archives, downloads, file_lock
 from taskexpert_jax import command_line, files, paths, progress, storage, terminal
-from taskexpert_jax.config import base
 from taskexpert_jax.errors import StoreError, UserError
 from taskexpert_jax.parallel import threads
 
@@ -82,11 +81,9 @@ def _summarise(
     """Statistics of each split of the data set built under `data_dir`, and the lines of a table of them."""
     from input_pipeline import summary  # imports TensorFlow, which --help and wrong arguments do not need
 
-    config = base("tiny", module.Builder.name).dataset  # with the defaults of the data set's fields
-    config.data_dir = str(data_dir)
     figures, tasks = {}, ()
     for split in listing.ids:
-        source = module.source(config, split)
+        source = module.source(SimpleNamespace(data_dir=str(data_dir)), split)
         tasks = summary.tasks_of(source, getattr(module, "CLASSES", ()))
         of_split = summary.of_split(source, tasks, f"summarising {split}")
         figures[split] = {

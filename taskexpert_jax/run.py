@@ -158,8 +158,9 @@ class Run:
     ) -> Prediction | list[Prediction]:
         """Predicts every task for an image, or for a list of images.
 
-        The arrays have the image's own size: class ids (H, W) uint8; depth (H, W) float32 in metres; normals (H, W, 3)
-        float32 unit vectors, x right, y down, z forward; boundaries and saliency (H, W) float32 probabilities.
+        The arrays have the image's own size: class ids (H, W) uint8; depth (H, W) float32 in metres, disparity in
+        pixels; normals (H, W, 3) float32 unit vectors, x right, y down, z forward; boundaries and saliency (H, W)
+        float32 probabilities.
 
         The first call compiles a program, and so does each new frame size, batch size and set of views; all other calls
         take the model's own time. An image larger than `config.dataset.image_size` is downscaled to fit it.

@@ -58,7 +58,6 @@ REFUSED = {
     "dataset.threads": COUNT_OR_0,
     "dataset.data_dir": NO_TEXT,
     "dataset.local_cache": ("gs://bucket/cache", "s3://x", "~nobody-of-this-name/x", 1, None),
-    "dataset.sky_disparity": NO_SWITCH,
     "dataset.labels": NO_NAMES,
     "dataset.zero_is_void": (*NO_NAMES, ("depth",)),
     "dataset.seed": COUNT_OR_0,

@@ -185,12 +185,7 @@ DATA_SETS: Mapping[str, Mapping[str, Field]] = {
     "nyud": _ON_DISK,
     "pascal_context": _ON_DISK,
     "nyud13": _ON_DISK,
-    "cityscapes": {
-        **_ON_DISK,
-        "dataset.sky_disparity": Field(
-            False, flag(), "keep disparity where the class is sky; otherwise it is invalid, as in MTMamba's metric"
-        ),
-    },
+    "cityscapes": _ON_DISK,
     "folder": {
         **_ON_DISK,
         "dataset.labels": Field((), names(empty=True), "label folders to read; all tasks must be among them"),

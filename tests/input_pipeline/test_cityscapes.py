@@ -47,21 +47,11 @@ def test_decoded_values_follow_the_definition(layout: pathlib.Path, tmp_path: pa
             stored = cityscapes_layout.frame(name)
             classes = np.vectorize(lambda label_id: EVALUATED.get(label_id, 255))(stored["gtFine_labelIds"])
             p = stored["disparity"].astype(float)
-            pixels = np.where((p > 0) & (classes != 10), (p - 1) / 256, 0)  # none in the sky
+            pixels = np.where(p > 0, (p - 1) / 256, 0)
             np.testing.assert_array_equal(example["image"], stored["leftImg8bit"])
             np.testing.assert_array_equal(example["semseg"][..., 0], classes)
             np.testing.assert_array_equal(example["disparity"][..., 0], pixels)
             assert example["disparity"].dtype == np.float32
-
-
-def test_disparity_of_the_sky_is_kept_if_it_is_asked_for(layout: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    config = built(layout, tmp_path / "built")
-    without = cityscapes.source(config.dataset, "train").load(0)
-    config.dataset.sky_disparity = True
-    kept = cityscapes.source(config.dataset, "train").load(0)
-    sky = kept["semseg"] == 10
-    assert (without["disparity"][sky] == 0).all() and (kept["disparity"][sky] > 0).any()
-    np.testing.assert_array_equal(kept["disparity"][~sky], without["disparity"][~sky])
 
 
 def test_training_examples_are_drawn_and_disparity_follows_the_scale(
@@ -89,7 +79,7 @@ def test_a_summary_of_disparity_is_in_pixels(layout: pathlib.Path, tmp_path: pat
     lines = prepare.prepare("cityscapes", layout, tmp_path / "built", allow_subset=True)
     (greatest,) = [line.split() for line in lines if line.strip().startswith("greatest (px)")]
     frames = [cityscapes_layout.frame(name) for name in cityscapes_layout.TRAIN]
-    largest = max(frame["disparity"][frame["gtFine_labelIds"] != 23].max() for frame in frames)
+    largest = max(frame["disparity"].max() for frame in frames)
     assert float(greatest[2]) == pytest.approx((float(largest) - 1) / 256, abs=0.005)
 
 
