@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 import scipy.io
 
-from input_pipeline import archives, folder, nyud, pascal_archive
+from input_pipeline import archives, arrays, folder, pascal_archive
 from taskexpert_jax import images
 from taskexpert_jax.evaluation.scoring import read_prediction
 from taskexpert_jax.tasks import build
@@ -128,7 +128,7 @@ READERS = [
     reader(functools.partial(prediction, "edge"), "edge.png", PNGS[-1]),
     reader(functools.partial(prediction, "semseg"), "semseg.npy", array(IDS), array(np.eye(4, dtype=np.float16)[IDS])),
     reader(functools.partial(member, functools.partial(archives.read_picture, channels=3)), "picture.png", *PNGS),
-    reader(functools.partial(member, nyud._read_depth), "member.npy", array(IDS.astype(np.float32))),
+    reader(functools.partial(member, arrays.read_depth), "member.npy", array(IDS.astype(np.float32))),
     *(
         reader(functools.partial(member, read), f"{name}{compressed}.mat", matlab(values, name, compressed=compressed))
         for read, name, values in (

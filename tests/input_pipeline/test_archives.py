@@ -15,7 +15,7 @@ from PIL import Image
 from preparing import contents, faults
 import pytest
 
-from input_pipeline import archives, nyud, pascal_archive, prepare
+from input_pipeline import archives, arrays, nyud, pascal_archive, prepare
 from taskexpert_jax.errors import UserError
 
 
@@ -230,4 +230,4 @@ def test_classes_are_read_as_ids(tmp_path: pathlib.Path, module: ModuleType) -> 
 def test_a_depth_that_makes_numpy_raise_something_else_is_a_fault(tmp_path: pathlib.Path, content: bytes) -> None:
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(archives.Problems, match=r"a\.npy is corrupt, it does not load"):
-        nyud._read_depth(tmp_path, "a.npy")
+        arrays.read_depth(tmp_path, "a.npy")
