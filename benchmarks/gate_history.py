@@ -30,7 +30,7 @@ from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.models.decoders.decoder import GATES
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import from_config
-from taskexpert_jax.training import optimizer, tally
+from taskexpert_jax.training import balancing, optimizer, tally
 from taskexpert_jax.training import state as train_state
 from taskexpert_jax.training.step import batch_sizes, make_train_step
 
@@ -69,7 +69,9 @@ def history(config: ConfigDict, steps: int, every: int, images: int) -> dict[str
         return aux[GATES].mean(axis=(2, 3))  # (S, T, k); over images and tokens
 
     with sharding.use(mesh):
-        initialise, _, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
+        initialise, _, shardings = train_state.abstract_and_shardings(
+            model, tx, mesh, config.seed, balancing=balancing.from_config(config, tasks)
+        )
         state = jax.jit(initialise, out_shardings=shardings)()
         train_step = make_train_step(model, tx, config, mesh, shardings)
         sums = jax.jit(lambda: tally.empty(tasks), out_shardings=sharding.replicated(mesh))()

@@ -28,6 +28,7 @@ from taskexpert_jax.config import (
     base,
     flat,
 )
+from taskexpert_jax.config.balancing_fields import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -176,7 +177,12 @@ def _config_page() -> Iterator[str]:
         "",
         '<div class="fields" markdown>',
     )
-    further = {"model.backbone": BACKBONES, "model.decoder": DECODERS, "dataset.name": DATA_SETS}
+    further = {
+        "model.backbone": BACKBONES,
+        "model.decoder": DECODERS,
+        "balancing": METHODS,
+        "dataset.name": DATA_SETS,
+    }
     special = {name for known in further.values() for fields in known.values() for name in fields}
     groups: dict[str, dict[str, Field]] = {"Run": {}}
     for name, field in ((name, field) for name, field in FIELDS.items() if name not in special):

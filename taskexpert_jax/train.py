@@ -25,7 +25,7 @@ from taskexpert_jax.runs.checkpoints import Checkpoints, saved_steps
 from taskexpert_jax.runs.config import check_checkpoint
 from taskexpert_jax.runs.writer import RunWriter
 from taskexpert_jax.tasks import best_task, from_config
-from taskexpert_jax.training import optimizer
+from taskexpert_jax.training import balancing, optimizer
 from taskexpert_jax.training import state as train_state
 from taskexpert_jax.training.guard import NotFinite
 from taskexpert_jax.training.profile import Profiler
@@ -80,12 +80,13 @@ def train(
     infer = inference.make_inference(model, config)
     weights = None if saved_steps(workdir) else pretrained.read(config, model)  # a resumed run has its own weights
     tx = optimizer.build(config, model.backbone)
+    method = balancing.from_config(config, tasks)
     plain_config = config.to_dict()
     first_process = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(sharding.use(mesh))
         initialise, abstract, shardings = train_state.abstract_and_shardings(
-            model, tx, mesh, config.seed, averaged=config.optimizer.ema_decay > 0
+            model, tx, mesh, config.seed, averaged=config.optimizer.ema_decay > 0, balancing=method
         )
         finished_at = None  # num_steps before it was raised
         hold: workdirs.Hold = workdirs.Locked()
@@ -162,7 +163,8 @@ def train(
 
             # --- the loop: only reports wait for the devices ---
             # The tally gets the sharding that the step returns, or the step would be compiled twice.
-            tally = jax.jit(lambda: empty_tally(tasks), out_shardings=sharding.replicated(mesh))()
+            weights = config.balancing != "fixed"
+            tally = jax.jit(lambda: empty_tally(tasks, weights=weights), out_shardings=sharding.replicated(mesh))()
             restart, pending = jax.jit(Tally.restarted, out_shardings=sharding.replicated(mesh)), None
             batches = sharding.to_devices(train_batches(first), mesh) if first < config.num_steps else iter(())
             if first < config.num_steps:

@@ -107,6 +107,12 @@ REFUSED = {
     "model.memory.read": ("conv5x5",),
     "model.memory.write": ("append",),
     "model.head_upsample": COUNT,
+    "balancing": ("", "PCGrad", "../dwa", 1),
+    "uncertainty.learning_rate": NEGATIVE,
+    "dwa.window": COUNT,
+    "dwa.temperature": (0.0, -1.0, NAN, INF),
+    "famo.learning_rate": NEGATIVE,
+    "famo.gamma": NEGATIVE,
     "optimizer.algorithm": ("sgd",),
     "optimizer.learning_rate": NEGATIVE,
     "optimizer.schedule": ("linear",),
@@ -292,6 +298,15 @@ def test_an_unknown_variant_is_refused_with_the_known_ones():
         ({"tasks": ("semseg,depth",)}, r"^config.tasks: 'semseg,depth' holds a comma: "),
         ({"tasks": ("depth",)}, r"^config.checkpoint.best_task='semseg' is not among the tasks \(depth\)$"),
         ({"loss_weights.depth": -1.0}, r"^config.loss_weights.depth=-1.0: must be a number in \[0, 1e\+30\]$"),
+        (
+            {"balancing": "dwa", "dwa.temperature": 0.0},
+            r"^config.dwa.temperature=0.0: must be a number in \[0.001, 1000\]$",
+        ),
+        ({"famo.gamma": -1.0}, r"^config.famo.gamma=-1.0: must be a number in \[0, 1e\+30\]$"),
+        (
+            {"balancing": "famo", "loss_weights.depth": 0.0},
+            r"^config.loss_weights.depth=0: config.balancing='famo' needs positive weights; leave the task out ",
+        ),
         ({"dataset.semseg_classes": ("a", "a")}, r"^config.dataset.semseg_classes=\('a', 'a'\): .* each once$"),
         ({"dataset.semseg_classes": ()}, r"^config.dataset.semseg_classes: 0 class names; .* give 2 to 255$"),
     ],
@@ -324,6 +339,14 @@ def test_fields_that_are_missing_or_unknown_are_named():
 
 def test_a_data_set_of_ones_own_may_have_fields_of_its_own():
     assert refusal(changed("dataset.stride", 3, changed("dataset.name", "rooms", fitting()))) is None
+
+
+def test_a_balancing_method_of_ones_own_may_have_fields_in_a_group_of_its_name():
+    config = changed("balancing", "gradnorm", fitting())
+    config.gradnorm = {"alpha": 1.5}
+    assert refusal(config) is None
+    with pytest.raises(UserError, match=r"^config.gradnorm.alpha: unknown field$"):
+        check(changed("balancing", "dwa", config))
 
 
 def programs():

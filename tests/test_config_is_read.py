@@ -14,9 +14,11 @@ from configs import demo, folder
 from input_pipeline import pipeline
 from taskexpert_jax import evaluate, predict, train
 from taskexpert_jax.config import flat
+from taskexpert_jax.config.balancing_fields import METHODS
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.pretrained import load as pretrained
 from taskexpert_jax.tasks import from_config
+from taskexpert_jax.training import balancing
 
 
 class Recorded(ConfigDict):
@@ -119,8 +121,18 @@ def test_the_profile_of_a_run_has_its_step(run):
 
 def test_a_run_reads_every_field(run):
     _, fields, read = run
-    # Of a backbone that was trained before, and read only with one: below.
-    assert sorted(fields.keys() - read) == ["model.pretrained_fresh"]
+    of_methods = {name for fields in METHODS.values() for name in fields}
+    assert of_methods <= fields.keys()
+    # Of a backbone that was trained before, and read only with one: below; and of the balancing methods.
+    assert sorted(fields.keys() - of_methods - read) == ["model.pretrained_fresh"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_balancing_method_reads_its_fields(method):
+    recorded = Recorded(demo.get_config("tiny"))
+    recorded.balancing = method
+    balancing.from_config(recorded, from_config(recorded))
+    assert METHODS[method].keys() <= recorded._seen
 
 
 def test_the_fields_of_a_folder_and_of_a_pretrained_backbone_are_read(run, tmp_path):

@@ -6,6 +6,7 @@ added to its end. A block `sh run` is run. Blocks of other kinds are for the rea
 
 import ast
 from collections.abc import Iterator
+import json
 import os
 import pathlib
 import re
@@ -183,6 +184,15 @@ def test_the_pages_on_backbones_and_decoders_work(page, copy):
     assert len(re.findall(r" \*  *\d", evaluated)) == 6  # the published metric of each task
 
 
+@pytest.mark.slow
+def test_the_page_on_balancing_works(copy):
+    (trained,) = follow("balancing.md", copy).values()
+    assert "step 4/4" in trained
+    lines = [json.loads(line) for line in (copy / "runs" / "log_sum" / "metrics.jsonl").read_text().splitlines()]
+    for line in (line for line in lines if "train/loss" in line):
+        assert line["train/weight/depth"] > 0
+
+
 def _errors(table: str, title: str) -> tuple[float, float]:
     """The model's and the best constant's number in the row that begins with a title."""
     (row,) = [line for line in table.splitlines() if line.startswith(title)]
@@ -190,7 +200,7 @@ def _errors(table: str, title: str) -> tuple[float, float]:
     return of_model, constant
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("add_a_*.md")))
+@pytest.mark.parametrize("page", ["balancing.md", *sorted(path.name for path in (ROOT / "docs").glob("add_a_*.md"))])
 def test_the_files_of_the_pages_are_in_the_style_of_the_project(page, tmp_path):
     for language, what, text in blocks(page):
         if language == "python":

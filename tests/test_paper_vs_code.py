@@ -17,7 +17,7 @@ from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.pretrained import load as pretrained
 from taskexpert_jax.tasks import from_config
-from taskexpert_jax.training import optimizer
+from taskexpert_jax.training import balancing, optimizer
 from tests.conftest import ROOT
 from tests.pretrained import weight_layouts
 
@@ -29,7 +29,8 @@ NOT_CHOICES = {"model.attention", "model.remat", "model.unroll", "model.backbone
 
 def named_fields(text: str) -> set[str]:
     """The fields in backquotes; `part.name_*` stands for all that begin so."""
-    found = re.findall(r"`((?:(?:model|optimizer|augment|loss_weights)\.[\w.*]+)|dtype|num_steps|batch_size)`", text)
+    groups = "model|optimizer|augment|loss_weights|uncertainty|dwa|famo"
+    found = re.findall(rf"`((?:(?:{groups})\.[\w.*]+)|dtype|num_steps|batch_size|balancing)`", text)
     fields = dict(flat(nyud.get_config("tiny")))
     named = set()
     for name in found:
@@ -39,9 +40,10 @@ def named_fields(text: str) -> set[str]:
     return named
 
 
-@pytest.mark.parametrize("part", ["model", "optimizer", "augment"])
+@pytest.mark.parametrize("part", ["model.", "optimizer.", "augment.", "balancing", "uncertainty.", "dwa.", "famo."])
 def test_every_field_of_a_choice_has_its_row(part: str) -> None:
-    fields = {field for field in dict(flat(nyud.get_config("tiny"))) if field.startswith(f"{part}.")}
+    fields = {field for field in dict(flat(nyud.get_config("tiny"))) if field.startswith(part)}
+    assert fields
     assert sorted(fields - named_fields(CHOICES) - NOT_CHOICES) == []
 
 
@@ -67,6 +69,17 @@ def train_step(config):
     with sharding.use(mesh):
         model = taskexpert.from_config(config, from_config(config))
         return str(tracers(config, model, mesh)["train"]().jaxpr)
+
+
+def balanced(config):
+    """Weights of the methods that have fields, over steps with random losses."""
+    tasks, found = from_config(config), []
+    losses = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, (402, len(tasks))), jnp.float32)
+    for config.balancing in ("uncertainty", "dwa", "famo"):
+        method = balancing.from_config(config, tasks)
+        step = lambda state, now, of=method: (of.updated(state, now), of.weights(state, now))  # noqa: E731
+        found.append(np.asarray(jax.lax.scan(step, method.init(), losses)[1]).tolist())
+    return found
 
 
 def updates(config):
@@ -154,12 +167,20 @@ OTHER = {
         "model.width": 64,
     },
     train_step: {
+        "balancing": "pcgrad",
         "loss_weights.depth": 2.0,
         "loss_weights.edge": 20.0,
         "loss_weights.normals": 5.0,
         "loss_weights.semseg": 3.0,
         "model.gate.balance": 0.1,
         "model.mlore.balance": 0.1,
+    },
+    balanced: {
+        "dwa.temperature": 1.0,
+        "dwa.window": 100,
+        "famo.gamma": 0.1,
+        "famo.learning_rate": 0.1,
+        "uncertainty.learning_rate": 0.1,
     },
     updates: {
         "num_steps": 100,
@@ -227,7 +248,7 @@ def test_every_field_of_a_choice_changes_something(field, value, effect, tmp_pat
     assert effect(small(**others, **{field: value})) != before
 
 
-@pytest.mark.parametrize("effect", [model_program, train_step, updates, augmented, first_batch])
+@pytest.mark.parametrize("effect", [model_program, train_step, balanced, updates, augmented, first_batch])
 def test_nothing_else_makes_the_difference(effect):
     assert effect(small()) == as_shipped(effect)
 

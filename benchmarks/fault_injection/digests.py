@@ -32,7 +32,7 @@ def print_digests(workdir: pathlib.Path, step: int, flags: list[str]) -> None:
     from taskexpert_jax.parallel import sharding
     from taskexpert_jax.runs.checkpoints import Checkpoints
     from taskexpert_jax.tasks import best_task, from_config
-    from taskexpert_jax.training import optimizer
+    from taskexpert_jax.training import balancing, optimizer
     from taskexpert_jax.training import state as train_state
 
     sys.argv = [program.__name__, *flags]  # ml_collections reads changed fields from here
@@ -43,7 +43,11 @@ def print_digests(workdir: pathlib.Path, step: int, flags: list[str]) -> None:
     mesh = sharding.make_mesh(config.mesh, {})
     with sharding.use(mesh):
         _, abstract, _ = train_state.abstract_and_shardings(
-            model, optimizer.build(config, model.backbone), mesh, config.seed
+            model,
+            optimizer.build(config, model.backbone),
+            mesh,
+            config.seed,
+            balancing=balancing.from_config(config, tasks),
         )
         checkpoints = Checkpoints(workdir, best_task(tasks, config.checkpoint.best_task), read_only=True)
         with contextlib.closing(checkpoints):

@@ -14,7 +14,7 @@ from taskexpert_jax.evaluation import steps as evaluation_steps
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import Task, from_config
-from taskexpert_jax.training import optimizer, tally
+from taskexpert_jax.training import balancing, optimizer, tally
 from taskexpert_jax.training import state as train_state
 from taskexpert_jax.training.step import batch_sizes, make_train_step
 
@@ -47,8 +47,14 @@ def tracers(config: ConfigDict, model: taskexpert.MultiTaskModel, mesh: Mesh) ->
     Call the returned functions, not this one, under `sharding.use(mesh)`.
     """
     tx = optimizer.build(config, model.backbone)
-    averaged = config.optimizer.ema_decay > 0
-    _, state, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed, averaged=averaged)
+    _, state, shardings = train_state.abstract_and_shardings(
+        model,
+        tx,
+        mesh,
+        config.seed,
+        averaged=config.optimizer.ema_decay > 0,
+        balancing=balancing.from_config(config, model.tasks),
+    )
     replicated = sharding.replicated(mesh)
 
     def placed(make: Callable[[], Any]) -> Any:
@@ -59,7 +65,7 @@ def tracers(config: ConfigDict, model: taskexpert.MultiTaskModel, mesh: Mesh) ->
     def training() -> Any:
         batch = abstract_batch(model.tasks, config.batch_size, tuple(config.dataset.image_size), mesh)
         step: Any = make_train_step(model, tx, config, mesh, shardings)
-        return step.trace(state, placed(lambda: tally.empty(model.tasks)), batch)
+        return step.trace(state, placed(lambda: tally.empty(model.tasks, weights=config.balancing != "fixed")), batch)
 
     def evaluation() -> Any:
         batch = abstract_batch(model.tasks, config.eval.batch_size, frame_size(config), mesh)

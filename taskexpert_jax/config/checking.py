@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from taskexpert_jax.config.balancing_fields import BALANCING
 from taskexpert_jax.config.fields import FIELDS, LOSS_WEIGHT, fields_of, further_fields
 from taskexpert_jax.errors import UserError, shown
 
@@ -36,8 +37,9 @@ def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[t
 def _errors(config: ConfigDict) -> Iterator[str]:
     values = dict(flat(config))
     fields = fields_of(values)
-    # Backbones, decoders and data sets of one's own have their own fields.
-    own = tuple(f"{field.partition('.')[0]}." for field, further in further_fields(values).items() if further is None)
+    # Backbones, decoders, balancing methods and data sets of one's own have their own fields.
+    unknown = [field for field, further in further_fields(values).items() if further is None]
+    own = tuple(f"{values.get(field) if field == BALANCING else field.partition('.')[0]}." for field in unknown)
     for name, field in fields.items():
         if name not in values:
             yield f"config.{name} is missing: {field.meaning}"
@@ -47,7 +49,7 @@ def _errors(config: ConfigDict) -> Iterator[str]:
         if name.startswith("loss_weights."):
             if not LOSS_WEIGHT.rule.allows(values[name]):
                 yield f"config.{name}={shown(values[name])}: {LOSS_WEIGHT.rule.words}"
-        elif name in FIELDS:  # of a backbone or a decoder that is not chosen
+        elif name in FIELDS:  # of a backbone, a decoder or a method that is not chosen
             if not FIELDS[name].rule.allows(values[name]):
                 yield f"config.{name}={shown(values[name])}: {FIELDS[name].rule.words}"
         elif not name.startswith(own):
@@ -98,6 +100,12 @@ def _task_inconsistencies(config: ConfigDict) -> Iterator[str]:
     best = config.checkpoint.best_task
     if best not in tasks:
         yield f"config.checkpoint.best_task={shown(best)} is not among the tasks ({', '.join(tasks)})"
+    for task in tasks:
+        if config.balancing != "fixed" and config.loss_weights.get(task) == 0:
+            yield (
+                f"config.loss_weights.{task}=0: config.balancing={config.balancing!r} needs positive weights; leave "
+                "the task out of config.tasks, or train with balancing='fixed'"
+            )
     classes = len(dataset.semseg_classes)
     if "semseg" in tasks and not 2 <= classes <= _LABELS_IN_UINT8:
         yield (

@@ -4,10 +4,12 @@ A config is `base("vit_l16", "nyud")`, modified by a file in configs/ and by --c
 """
 
 from collections.abc import Mapping
+import itertools
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from taskexpert_jax.config.balancing_fields import BALANCING, METHOD, METHODS
 from taskexpert_jax.config.field import REQUIRED, Field
 from taskexpert_jax.config.model_fields import BACKBONE, BACKBONES, DECODER, DECODERS, MODEL, VARIANTS
 from taskexpert_jax.config.rules import (
@@ -57,7 +59,10 @@ FIELDS: Mapping[str, Field] = {
     "dataset.cache": Field(False, flag(), "keep decoded examples in memory"),
     "dataset.threads": Field(0, whole(0, 1024), "threads of the input pipeline; 0: chosen by tf.data"),
     **MODEL,
-    **{name: field for of in (BACKBONES, DECODERS) for fields in of.values() for name, field in fields.items()},
+    BALANCING: METHOD,
+    **{
+        name: field for of in (BACKBONES, DECODERS, METHODS) for fields in of.values() for name, field in fields.items()
+    },
     # --- optimiser ---
     "optimizer.algorithm": Field(
         "adam", choice("adam", "adamw"), "adam: the protocol's, with an L2 term; adamw: decoupled weight decay"
@@ -204,11 +209,11 @@ DATA_SETS: Mapping[str, Mapping[str, Field]] = {
 }
 
 
-_CHOICES = {BACKBONE: BACKBONES, DECODER: DECODERS, "dataset.name": DATA_SETS}
+_CHOICES = {BACKBONE: BACKBONES, DECODER: DECODERS, BALANCING: METHODS, "dataset.name": DATA_SETS}
 
 
 def further_fields(values: Mapping[str, Any]) -> dict[str, Mapping[str, Field] | None]:
-    """By `model.backbone`, `model.decoder` and `dataset.name`: the fields that their values bring.
+    """By `model.backbone`, `model.decoder`, `balancing` and `dataset.name`: the fields that their values bring.
 
     None where the value is none of the project's own, so that its fields are not known here.
     """
@@ -234,16 +239,17 @@ def defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def first_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by field for a run that was saved before the field existed: its first default."""
-    values = {BACKBONE: MODEL[BACKBONE].default, DECODER: MODEL[DECODER].default, **values}
+    values = {BACKBONE: MODEL[BACKBONE].default, DECODER: MODEL[DECODER].default, BALANCING: METHOD.default, **values}
     first = {name: field.first for name, field in fields_of(values).items() if field.first is not None}
-    return defaults(values) | first
+    methods = {name: field.default for fields in METHODS.values() for name, field in fields.items()}
+    return methods | defaults(values) | first
 
 
 def base(variant: str, data_set: str) -> ConfigDict:
     """The config of a backbone variant (`VARIANTS`) and a data set, with all defaults.
 
-    It has the fields of every decoder, so that `model.decoder` can be changed on the command line. The caller adds the
-    fields without a default: `tasks`, `loss_weights` and `dataset.image_size`.
+    It has the fields of every decoder and balancing method, so that these can be changed on the command line. The
+    caller adds the fields without a default: `tasks`, `loss_weights` and `dataset.image_size`.
 
     Raises:
       ValueError: an unknown variant, with the known ones.
@@ -252,8 +258,8 @@ def base(variant: str, data_set: str) -> ConfigDict:
         raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(VARIANTS)} (as in nyud.py:vit_b16)")
     chosen = {"variant": variant, "dataset.name": data_set}
     chosen[BACKBONE] = VARIANTS[variant].get("backbone", MODEL[BACKBONE].default)
-    for decoder in DECODERS:
-        chosen |= defaults({**chosen, DECODER: decoder})
+    for decoder, method in itertools.product(DECODERS, METHODS):
+        chosen |= defaults({**chosen, DECODER: decoder, BALANCING: method})
     return nested(chosen)
 
 

@@ -1,6 +1,7 @@
 """Sums over training steps that stay on the devices until the next report."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from flax import struct
 import jax
@@ -15,7 +16,7 @@ class Tally(struct.PyTreeNode):
     """Sums over the steps since the last report, and its NaN/Inf steps.
 
     Attributes:
-      sums: loss, loss/TASK, grad_norm and steps: float32 scalars, over the applied steps.
+      sums: loss, loss/TASK, grad_norm and steps: float32 scalars, over the applied steps; weight/TASK if asked for.
       peak, peak_step: largest loss of a step, float32, and that step, int32; 0 without any.
       skipped: int32, number of NaN/Inf steps (loss or gradient) since the program started; they changed nothing.
       skipped_steps: (KEPT,) int32, the first of them since the last report; 0 for unused entries.
@@ -40,6 +41,7 @@ class Tally(struct.PyTreeNode):
         total: jax.Array,
         losses: Mapping[str, jax.Array],
         grad_norm: jax.Array,
+        weights: Mapping[str, jax.Array] = MappingProxyType({}),
         *,
         taken: jax.Array,
         applied: jax.Array,
@@ -51,11 +53,13 @@ class Tally(struct.PyTreeNode):
           total: total loss.
           losses: loss of each task.
           grad_norm: norm of the gradient before clipping.
+          weights: weight of each task's loss in the gradient; needed if the sums have them.
           taken: False for steps after the one at which the run must stop.
           applied: whether the step was taken and its loss and gradient are finite.
         """
         seen = {"loss": total, "grad_norm": grad_norm, "steps": jnp.ones(())}
         seen |= {f"loss/{name}": loss for name, loss in losses.items()}
+        seen |= {f"weight/{name}": weight for name, weight in weights.items()}
         higher = applied & ((total > self.peak) | (self.peak_step == 0))
         broken = taken & ~applied
         here = broken & (jnp.arange(KEPT) == jnp.sum(self.skipped_steps > 0))
@@ -71,9 +75,10 @@ class Tally(struct.PyTreeNode):
         )
 
 
-def empty(tasks: Sequence[Task]) -> Tally:
-    """Tally of no steps."""
-    names = ("loss", *(f"loss/{task.name}" for task in tasks), "grad_norm", "steps")
+def empty(tasks: Sequence[Task], *, weights: bool = False) -> Tally:
+    """Tally of no steps; weights: with sums of the tasks' weights."""
+    balanced = [f"weight/{task.name}" for task in tasks if weights]
+    names = ("loss", *(f"loss/{task.name}" for task in tasks), *balanced, "grad_norm", "steps")
     return Tally(
         sums={name: jnp.zeros(()) for name in names},
         peak=jnp.zeros(()),

@@ -35,11 +35,12 @@ def one_device(name):
             (name, (2, 2, 2), None)
             for name in ("demo", "nyud13", "cityscapes", "ablation", "baseline", "mlore", "swin")
         ),
+        *((name, (1, 2, 1), None) for name in ("pcgrad", "famo")),
         ("nyud", (2, 4, 1), {"slices": 2, "fsdp_slices": 2}),
     ],
 )
 def test_a_mesh_gives_the_loss_and_gradients_of_one_device(name, sizes, of_slices):
-    """Each axis on two tasks; all axes on all tasks, and where convolutions read the memory; two slices."""
+    """Each axis on two tasks; all axes on all tasks, and where convolutions read the memory; balanced; two slices."""
     sums, moments, statistics = one_step.step_on(one_step.small(name), sizes, of_slices=of_slices)
     expected_sums, expected_moments, expected_statistics = one_device(name)
     # Sums of other orders are amplified by Swin's norms and softmaxes, three times as many as those of the others.

@@ -10,13 +10,18 @@ from configs import ablation, cityscapes, demo, nyud, nyud13
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.parallel import sharding
 from taskexpert_jax.tasks import from_config
-from taskexpert_jax.training import optimizer, tally
+from taskexpert_jax.training import balancing, optimizer, tally
 from taskexpert_jax.training import state as train_state
 from taskexpert_jax.training.step import make_train_step
 
 
 def with_decoder(config, decoder):
     config.model.decoder = decoder
+    return config
+
+
+def with_balancing(config, method):
+    config.balancing = method
     return config
 
 
@@ -27,6 +32,8 @@ SHIPPED = {
     "cityscapes": lambda: cityscapes.get_config("tiny"),
     "baseline": lambda: with_decoder(nyud.get_config("tiny"), "baseline"),
     "mlore": lambda: with_decoder(nyud.get_config("tiny"), "mlore"),
+    "pcgrad": lambda: with_balancing(nyud.get_config("tiny"), "pcgrad"),
+    "famo": lambda: with_balancing(nyud.get_config("tiny"), "famo"),
     "swin": lambda: nyud.get_config("swin_t"),
     "ablation": lambda: ablation.get_config("read_conv3x3"),  # the memory is read by a convolution of each task
 }
@@ -105,10 +112,12 @@ def step_on(config, sizes, ignored=0.1, of_slices=None):
     model = taskexpert.from_config(config, tasks)
     with sharding.use(mesh):
         tx = optimizer.build(config, model.backbone)
-        _, abstract, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed)
+        method = balancing.from_config(config, tasks)
+        _, abstract, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed, balancing=method)
         step = make_train_step(model, tx, config, mesh, shardings)
         (batch,) = sharding.to_devices([random_batch(config, ignored)], mesh)
-        arguments = drawn(abstract), jax.device_put(tally.empty(tasks), sharding.replicated(mesh)), batch
+        seen = tally.empty(tasks, weights=config.balancing != "fixed")
+        arguments = drawn(abstract), jax.device_put(seen, sharding.replicated(mesh)), batch
         compiled = step.lower(*arguments).compile(compiler_options=FAST)
         state, seen = jax.device_get(compiled(*arguments))
     # Adam's first moment is a tenth of the gradient, which Adam's update itself would hide.

@@ -23,6 +23,7 @@ def classes(class_names: Sequence[str]) -> Kind:
     names = tuple(class_names)
     return Kind(
         name="classes",
+        categorical=True,
         channels=len(names),
         label_channels=1,
         label_dtype="uint8",

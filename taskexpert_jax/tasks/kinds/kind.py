@@ -86,6 +86,7 @@ class Kind:
       class_names: names of the classes, if the values are class ids.
       palettes: whether a palette PNG may hold a prediction; its indices are then class ids.
       smooth: whether colours may be averaged when a map is downscaled.
+      categorical: whether the label is a class or a share of one, as in classification, not a measured value.
       jpeg: whether thumbnails may be JPEG; otherwise they are PNG and downscaled without averaging.
       invalid: colour of invalid pixels.
       faintest: if no value in a set of predictions reaches it, they were saved in a wrong range; None: no such check.
@@ -118,6 +119,7 @@ class Kind:
     limits: Callable[[np.ndarray], canvas.Range] = lambda values: (0.0, 1.0)
     class_names: tuple[str, ...] = ()
     palettes: bool = False
+    categorical: bool = False
     smooth: bool = True
     jpeg: bool = True
     invalid: canvas.Colour = canvas.INVALID

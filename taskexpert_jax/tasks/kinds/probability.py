@@ -57,6 +57,7 @@ def probability(*, logits: int = 1, shares: bool = False) -> Kind:
     ignore = SHARE_IGNORE if shares else IGNORE
     return Kind(
         name="probability",
+        categorical=True,
         channels=logits,
         label_channels=1,
         label_dtype="float16" if shares else "uint8",
