@@ -32,10 +32,10 @@ from taskexpert_jax.training.step import make_train_step
 
 
 def small_config(method: str) -> ConfigDict:
-    """ViT-Ti at 96x128, batch 2."""
+    """ViT-Ti at 96x128, batch 2, with scanned blocks, which compile faster."""
     config = nyud.get_config("vit_ti16")
     config.balancing, config.dtype = method, "float32"
-    config.dataset.image_size, config.batch_size = (96, 128), 2
+    config.dataset.image_size, config.batch_size, config.model.unroll = (96, 128), 2, "no"
     return config
 
 

@@ -39,7 +39,10 @@ def _errors(config: ConfigDict) -> Iterator[str]:
     fields = fields_of(values)
     # Backbones, decoders, balancing methods and data sets of one's own have their own fields.
     unknown = [field for field, further in further_fields(values).items() if further is None]
-    own = tuple(f"{values.get(field) if field == BALANCING else field.partition('.')[0]}." for field in unknown)
+    method = values.get(BALANCING)
+    groups = {field: field.partition(".")[0] for field in unknown}
+    groups[BALANCING] = method if isinstance(method, str) else ""
+    own = tuple(f"{groups[field]}." for field in unknown)
     for name, field in fields.items():
         if name not in values:
             yield f"config.{name} is missing: {field.meaning}"
