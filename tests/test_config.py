@@ -164,6 +164,11 @@ REFUSED = {
     "profile.every": COUNT_OR_0,
     "log.every_steps": COUNT_OR_0,
     "log.images": COUNT_OR_0,
+    "model.mlore.balance": -1.0,
+    "model.mlore.merge": "sometimes",
+    "model.mlore.ranks": (0,),
+    "model.mlore.task_rank": 0,
+    "model.mlore.top_k": -1,
     "log.wandb": ("a/b/c", "a project", "50%", 1),
 }
 # What every field refuses: other types, and what no device holds.
