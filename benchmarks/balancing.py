@@ -53,7 +53,7 @@ class Stepping:
             )
             state = jax.jit(initialise, out_shardings=places)()
             (self._batch,) = sharding.to_devices([random_batch.make(config, tasks, config.batch_size, seed=0)], mesh)
-            sums = jax.device_put(tally.empty(tasks, weights=config.balancing != "fixed"), sharding.replicated(mesh))
+            sums = jax.device_put(tally.empty(tasks, weights=method.weighs), sharding.replicated(mesh))
             step: Any = make_train_step(model, tx, config, mesh, places)
             self._step = step.lower(state, sums, self._batch).compile()
         self._carried = (state, sums)

@@ -163,8 +163,8 @@ def train(
 
             # --- the loop: only reports wait for the devices ---
             # The tally gets the sharding that the step returns, or the step would be compiled twice.
-            weights = config.balancing != "fixed"
-            tally = jax.jit(lambda: empty_tally(tasks, weights=weights), out_shardings=sharding.replicated(mesh))()
+            empty = jax.jit(lambda: empty_tally(tasks, weights=method.weighs), out_shardings=sharding.replicated(mesh))
+            tally = empty()
             restart, pending = jax.jit(Tally.restarted, out_shardings=sharding.replicated(mesh)), None
             batches = sharding.to_devices(train_batches(first), mesh) if first < config.num_steps else iter(())
             if first < config.num_steps:

@@ -106,6 +106,11 @@ REFUSED = {
     "model.memory.init": ("random",),
     "model.memory.read": ("conv5x5",),
     "model.memory.write": ("append",),
+    "model.mlore.ranks": ((), (0,), (2, -2), (2.5,), 8),
+    "model.mlore.task_rank": COUNT,
+    "model.mlore.top_k": (-1, 0.0),
+    "model.mlore.balance": NEGATIVE,
+    "model.mlore.merge": ("sometimes",),
     "model.head_upsample": COUNT,
     "balancing": ("", "PCGrad", "../dwa", 1),
     "uncertainty.learning_rate": NEGATIVE,
@@ -164,11 +169,6 @@ REFUSED = {
     "profile.every": COUNT_OR_0,
     "log.every_steps": COUNT_OR_0,
     "log.images": COUNT_OR_0,
-    "model.mlore.balance": -1.0,
-    "model.mlore.merge": "sometimes",
-    "model.mlore.ranks": (0,),
-    "model.mlore.task_rank": 0,
-    "model.mlore.top_k": -1,
     "log.wandb": ("a/b/c", "a project", "50%", 1),
 }
 # What every field refuses: other types, and what no device holds.

@@ -15,6 +15,7 @@ from input_pipeline import pipeline
 from taskexpert_jax import evaluate, predict, train
 from taskexpert_jax.config import flat
 from taskexpert_jax.config.balancing_fields import METHODS
+from taskexpert_jax.config.model_fields import DECODERS
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.pretrained import load as pretrained
 from taskexpert_jax.tasks import from_config
@@ -122,10 +123,10 @@ def test_the_profile_of_a_run_has_its_step(run):
 def test_a_run_reads_every_field(run):
     _, fields, read = run
     of_methods = {name for fields in METHODS.values() for name in fields}
-    assert of_methods <= fields.keys()
-    # Of a backbone that was trained before, and read only with one: below; and of the balancing methods.
-    of_mlore = {name for name in fields if name.startswith("model.mlore.")}  # tests/models/test_mlore.py
-    assert sorted(fields.keys() - of_methods - of_mlore - read) == ["model.pretrained_fresh"]
+    of_decoders = {name for decoder in DECODERS.keys() - {"taskexpert"} for name in DECODERS[decoder]}
+    assert of_methods | of_decoders <= fields.keys()
+    # Of a backbone that was trained before; of the balancing methods and of the decoders that are not chosen: below.
+    assert sorted(fields.keys() - of_methods - of_decoders - read) == ["model.pretrained_fresh"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -134,6 +135,14 @@ def test_a_balancing_method_reads_its_fields(method):
     recorded.balancing = method
     balancing.from_config(recorded, from_config(recorded))
     assert METHODS[method].keys() <= recorded._seen
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_decoder_reads_its_fields(decoder):
+    recorded = Recorded(demo.get_config("tiny"))
+    recorded.model.decoder = decoder
+    taskexpert.from_config(recorded, from_config(recorded))
+    assert DECODERS[decoder].keys() <= recorded._seen
 
 
 def test_the_fields_of_a_folder_and_of_a_pretrained_backbone_are_read(run, tmp_path):

@@ -92,7 +92,7 @@ def _first(ours: Variant) -> Iterator[Variant]:
 
 
 def _slow(ours: Variant) -> Iterator[Variant]:
-    """What compiles for minutes: PyTorch's compiled step and the parts of ours; and ours without fused attention."""
+    """Variants that compile for minutes, PyTorch's compiled step and our parts; and ours without fused attention."""
     yield _torch(ours, compiled=True)
     yield _parts(ours)
     if ours.dtype == "bfloat16":

@@ -47,13 +47,14 @@ def tracers(config: ConfigDict, model: taskexpert.MultiTaskModel, mesh: Mesh) ->
     Call the returned functions, not this one, under `sharding.use(mesh)`.
     """
     tx = optimizer.build(config, model.backbone)
+    method = balancing.from_config(config, model.tasks)
     _, state, shardings = train_state.abstract_and_shardings(
         model,
         tx,
         mesh,
         config.seed,
         averaged=config.optimizer.ema_decay > 0,
-        balancing=balancing.from_config(config, model.tasks),
+        balancing=method,
     )
     replicated = sharding.replicated(mesh)
 
@@ -65,7 +66,7 @@ def tracers(config: ConfigDict, model: taskexpert.MultiTaskModel, mesh: Mesh) ->
     def training() -> Any:
         batch = abstract_batch(model.tasks, config.batch_size, tuple(config.dataset.image_size), mesh)
         step: Any = make_train_step(model, tx, config, mesh, shardings)
-        return step.trace(state, placed(lambda: tally.empty(model.tasks, weights=config.balancing != "fixed")), batch)
+        return step.trace(state, placed(lambda: tally.empty(model.tasks, weights=method.weighs)), batch)
 
     def evaluation() -> Any:
         batch = abstract_batch(model.tasks, config.eval.batch_size, frame_size(config), mesh)

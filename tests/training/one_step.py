@@ -116,7 +116,7 @@ def step_on(config, sizes, ignored=0.1, of_slices=None):
         _, abstract, shardings = train_state.abstract_and_shardings(model, tx, mesh, config.seed, balancing=method)
         step = make_train_step(model, tx, config, mesh, shardings)
         (batch,) = sharding.to_devices([random_batch(config, ignored)], mesh)
-        seen = tally.empty(tasks, weights=config.balancing != "fixed")
+        seen = tally.empty(tasks, weights=method.weighs)
         arguments = drawn(abstract), jax.device_put(seen, sharding.replicated(mesh)), batch
         compiled = step.lower(*arguments).compile(compiler_options=FAST)
         state, seen = jax.device_get(compiled(*arguments))

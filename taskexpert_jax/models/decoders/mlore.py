@@ -53,12 +53,16 @@ class MixtureSpec:
     task_rank: r, of the convolution that a task has for itself.
     top_k: experts that a router keeps for an image; 0 for all of them.
     merge: when the three paths run as one convolution: inference, always or never.
+    grid: tokens of a training image, rows and columns; the routers' weights belong to them.
+    norm: normalisation of the projections.
     """
 
     ranks: tuple[int, ...]
     task_rank: int
     top_k: int
     merge: str
+    grid: tuple[int, int]
+    norm: str
 
     def merged(self, train: bool) -> bool:
         """True if the paths run as one convolution."""
@@ -125,8 +129,6 @@ class Mixture(nn.Module):
     """One mixture: projection, the three paths, projection. Returns task features and the routers' weights."""
 
     spec: MixtureSpec
-    grid: tuple[int, int]
-    norm: str
     dtype: Dtype
 
     @nn.compact
@@ -135,12 +137,12 @@ class Mixture(nn.Module):
     ) -> tuple[Float[Array, "T B h w D"], Float32[Array, "T B k"]]:
         tasks = len(features)
         projection = _of_each_task(_Projection, tasks)
-        features = projection(self.norm, False, self.dtype, name="enter")(features, train)
-        router = _of_each_task(Router, tasks)(len(self.spec.ranks), self.grid, self.dtype, name="router")
+        features = projection(self.spec.norm, False, self.dtype, name="enter")(features, train)
+        router = _of_each_task(Router, tasks)(len(self.spec.ranks), self.spec.grid, self.dtype, name="router")
         gates = gate_weights(router(features, train), self.spec.top_k)
         paths = lowrank.Paths(self.spec.ranks, self.spec.task_rank, self.dtype, name="paths")
         features = paths(features, gates, self.spec.merged(train))
-        features = projection(self.norm, True, self.dtype, name="leave")(features, train)
+        features = projection(self.spec.norm, True, self.dtype, name="leave")(features, train)
         return sharding.constrain(features, "tasks", "batch", None, None, None), gates
 
 
@@ -150,8 +152,6 @@ class OfTap(nn.Module):
     tasks: int
     width: int
     spec: MixtureSpec
-    grid: tuple[int, int]
-    norm: str
     dtype: Dtype
 
     @nn.compact
@@ -161,8 +161,7 @@ class OfTap(nn.Module):
         reduced = dense(self.width, self.dtype, "reduce")(LayerNorm(self.dtype, name="norm")(tap))
         features, gates = jnp.broadcast_to(reduced, (self.tasks, *reduced.shape)), []
         for name in ("first", "second"):
-            mixture = Mixture(self.spec, self.grid, self.norm, self.dtype, name=name)
-            features, weights = mixture(features, train)
+            features, weights = Mixture(self.spec, self.dtype, name=name)(features, train)
             gates.append(weights)
         return features, jnp.stack(gates)
 
@@ -191,10 +190,9 @@ class MLoRE(Decoder):
       taps: shapes of the backbone's taps, which are all the same.
       width: D, the feature width.
       mixture: see `MixtureSpec`.
-      grid: tokens of a training image, rows and columns.
       balance: weight of the load-balancing loss.
       head_upsample: upsampling factor of the features before a head's 3x3 convolution.
-      norm: normalisation of the projections, the fusion and the heads.
+      norm: normalisation of the fusion and the heads.
       unroll: unroll the scan over taps (same parameters).
       dtype: compute dtype; parameters, statistics of norms and softmax are float32.
     """
@@ -203,7 +201,6 @@ class MLoRE(Decoder):
     taps: tuple[Tap, ...]
     width: int
     mixture: MixtureSpec
-    grid: tuple[int, int]
     balance: float
     head_upsample: int
     norm: str
@@ -225,7 +222,7 @@ class MLoRE(Decoder):
             metadata_params={nn.PARTITION_NAME: "stages"},
             unroll=len(taps) if self.unroll else 1,
         )
-        of_tap = OfTap(len(self.tasks), self.width, self.mixture, self.grid, self.norm, self.dtype, name="mlore")
+        of_tap = OfTap(len(self.tasks), self.width, self.mixture, self.dtype, name="mlore")
         _, (features, routers) = scanned(of_tap, None, jnp.stack(taps))  # (S, T, B, h, w, D), (S, MIXTURES, T, B, k)
         outputs = {}
         for t, task in enumerate(self.tasks):
@@ -297,8 +294,7 @@ def from_config(config: ConfigDict, tasks: tuple[Task, ...], taps: tuple[Tap, ..
         tasks=tasks,
         taps=taps,
         width=model.feature_width,
-        mixture=MixtureSpec(tuple(own.ranks), own.task_rank, own.top_k, own.merge),
-        grid=(height, width),
+        mixture=MixtureSpec(tuple(own.ranks), own.task_rank, own.top_k, own.merge, (height, width), model.norm),
         balance=own.balance,
         head_upsample=model.head_upsample,
         norm=model.norm,

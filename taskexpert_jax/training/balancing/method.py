@@ -18,6 +18,11 @@ class Balancing:
 
     separate = False
 
+    @property
+    def weighs(self) -> bool:
+        """Whether the method has weights of its own, which training then logs."""
+        return self.separate or type(self).weights is not Balancing.weights
+
     def init(self) -> Tree:
         """State before the first step: small arrays, kept on every device and in checkpoints; {}: no state."""
         return {}
