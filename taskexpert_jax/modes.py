@@ -54,6 +54,7 @@ _OF_SEVERAL = tuple(flag.name for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCES
 
 def _train(config: ConfigDict) -> None:
     from input_pipeline import pipeline  # hides accelerators from TensorFlow
+    from taskexpert_jax.models.build import build_model
     from taskexpert_jax.parallel import agreement
     from taskexpert_jax.train import train
 
@@ -61,6 +62,7 @@ def _train(config: ConfigDict) -> None:
     compilation_cache.enable(_CACHE.value, workdir)
     _refuse_other_programs(config)
     agreement.refuse_unshared(workdir)  # by writing to it: a run that is evaluated may be read-only
+    build_model(config)  # a task, backbone or decoder that does not exist is said before missing data
     tasks = _tasks_on_same_data(config)
     for split in (config.dataset.train_split, config.dataset.eval_split):
         pipeline.open_source(config.dataset, tasks, split)  # missing data is said before a workdir is made

@@ -332,6 +332,12 @@ def test_a_folders_labels_are_those_of_its_tasks():
         check(config)
 
 
+def test_a_backbone_without_its_sizes_names_the_variants_that_have_them():
+    missing = r"^config.model.swin.width is missing: .*; a variant .* has them, as in nyud.py:swin_t, .*, swin_l$"
+    with pytest.raises(UserError, match=missing):
+        check(changed("model.backbone", "swin", fitting()))
+
+
 def test_fields_that_are_missing_or_unknown_are_named():
     config = fitting()
     del config.log.images

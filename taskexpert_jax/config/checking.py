@@ -7,7 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from taskexpert_jax.config.balancing_fields import BALANCING
+from taskexpert_jax.config.field import REQUIRED
 from taskexpert_jax.config.fields import FIELDS, LOSS_WEIGHT, fields_of, further_fields
+from taskexpert_jax.config.model_fields import BACKBONE, BACKBONES, MODEL, VARIANTS
 from taskexpert_jax.errors import UserError, shown
 
 _LONGEST_NAME = 100  # characters of an unknown field in a message
@@ -45,7 +47,7 @@ def _errors(config: ConfigDict) -> Iterator[str]:
     own = tuple(f"{groups[field]}." for field in unknown)
     for name, field in fields.items():
         if name not in values:
-            yield f"config.{name} is missing: {field.meaning}"
+            yield f"config.{name} is missing: {field.meaning}{_variants_with(name, values)}"
         elif not field.rule.allows(values[name]):
             yield f"config.{name}={shown(values[name])}: {field.rule.words}"
     for name in sorted(values.keys() - fields.keys()):
@@ -60,6 +62,17 @@ def _errors(config: ConfigDict) -> Iterator[str]:
             printed = name if name.isprintable() and len(name) < _LONGEST_NAME else shown(name)
             yield f"config.{printed}: unknown field{f'; did you mean {near[0]!r}?' if near else ''}"
     yield from _inconsistencies(config)
+
+
+def _variants_with(name: str, values: Mapping[str, Any]) -> str:
+    """For a missing size of the chosen backbone, the first variants that have one, in words; otherwise nothing."""
+    backbone = values.get(BACKBONE)
+    fields = BACKBONES.get(backbone, {}) if isinstance(backbone, str) else {}
+    if name not in fields or fields[name].default is not REQUIRED:
+        return ""
+    usual = MODEL[BACKBONE].default
+    variants = [variant for variant, sizes in VARIANTS.items() if sizes.get("backbone", usual) == backbone]
+    return f"; a variant of the config file has them, as in nyud.py:{', '.join(variants[:4])}"
 
 
 def _inconsistencies(config: ConfigDict) -> Iterator[str]:
