@@ -13,6 +13,7 @@ from configs import ablation
 from taskexpert_jax.models import budget
 from taskexpert_jax.models import model as taskexpert
 from taskexpert_jax.tasks import from_config
+from tests import xla
 
 BASES = ("nyud,small", "pascal_context,small", "scenes,small", "nyud,vit_b16", "pascal_context,vit_l16")
 
@@ -223,7 +224,7 @@ def test_a_run_that_fails_is_said_and_leaves_the_others(evaluated, capsys, progr
 
 
 def test_a_rung_trains_and_is_evaluated(tmp_path, program, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device
+    monkeypatch.setenv("XLA_FLAGS", xla.flags(1))
     setting = ["--base=scenes,tiny", "--seeds", 3, f"--output={tmp_path}"]
     fields = {"tasks": "('semseg','depth')", "model.taps": 2, "model.depth": 2, "num_steps": 2}
     assert program("full", *setting, "--", *(f"--config.{field}={value}" for field, value in fields.items())) == 0

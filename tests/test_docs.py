@@ -7,7 +7,6 @@ added to its end. A block `sh run` is run. Blocks of other kinds are for the rea
 import ast
 from collections.abc import Iterator
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -18,13 +17,17 @@ from PIL import Image
 import pytest
 
 import taskexpert_jax
+from tests import xla
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MESSAGE = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 PLACEHOLDER = re.compile(r"\b[A-Z][A-Z_]*\b")
 LINK = re.compile(r"\]\(([^)#]+)")
-PROGRAM = ("main.py", "pyproject.toml", "configs", "input_pipeline", "taskexpert_jax", "tests/conftest.py")
+PROGRAM = (
+    *("main.py", "pyproject.toml", "configs", "input_pipeline", "taskexpert_jax"),
+    *("tests/conftest.py", "tests/xla.py"),
+)
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def write(language: str, path: pathlib.Path, text: str) -> None:
 
 def run(folder: pathlib.Path, command: str) -> str:
     """Runs one line of a page; returns what it printed."""
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": ""}  # one device
+    environment = xla.environment(PYTHONPATH="")
     line = command.replace(".venv/bin/python", sys.executable)
     done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=folder, env=environment, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import math
-import os
 import pathlib
 import shutil
 import socket
@@ -28,7 +27,7 @@ from taskexpert_jax.parallel import sharding
 from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.tasks.metrics.boundary import counts as boundary
-from tests import clock, random_runs
+from tests import clock, random_runs, xla
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXAMPLES = 11  # in batches of 8: the second has 5 of padding
@@ -346,11 +345,7 @@ def test_two_processes_find_what_one_does(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": "2",
-    }
+    env = xla.environment(4, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2")
     both = [
         subprocess.Popen(command, cwd=ROOT, env=env | {"JAX_PROCESS_ID": str(index)}, stdout=subprocess.PIPE, text=True)
         for index in range(2)

@@ -2,12 +2,13 @@
 
 import ast
 import importlib.util
-import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from tests import xla
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ("taskexpert_jax", "input_pipeline", "configs")
@@ -167,9 +168,7 @@ print("steps done:", int(state.step))
 @pytest.mark.slow
 def test_the_package_trains_without_tensorflow(tmp_path):
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=xla.environment(), check=False)
     assert done.returncode == 0, done.stderr
     assert "TensorBoard events: not written" in done.stderr
     assert "steps done: 1" in done.stdout

@@ -1,7 +1,6 @@
 """The programs on a run, images, predictions and released folders in a bucket, compared with the same on a disk."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from taskexpert_jax.errors import StoreError, UserError
 from taskexpert_jax.evaluation import scoring
 from taskexpert_jax.runs import sealing
 from taskexpert_jax.tasks import from_config
-from tests import random_runs
+from tests import random_runs, xla
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 IMAGES = {"a": (24, 36), "b": (20, 38)}
@@ -213,7 +212,7 @@ def test_a_store_that_refuses_or_is_down_is_one_line(program, bucket, failing_st
 
 def test_commands_end_with_status_2_where_the_store_refuses(bucket, failing_store):
     failing_store.refuse(403)
-    env = {**os.environ, "STORAGE_EMULATOR_HOST": failing_store.address, "XLA_FLAGS": ""}
+    env = xla.environment(STORAGE_EMULATOR_HOST=failing_store.address)
     commands = (
         ["train", bucket, "--config=demo:tiny"],
         ["evaluate", bucket],

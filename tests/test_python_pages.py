@@ -1,7 +1,6 @@
 """The Python code of README.md, docs/python.md and the notebook runs, each page in a process of its own."""
 
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -11,6 +10,7 @@ from PIL import Image
 import pytest
 
 from input_pipeline import scenes
+from tests import xla
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CODE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -21,7 +21,7 @@ DEMO = ROOT / "taskexpert_jax" / "demo_model"
 
 def execute(code: str, folder: pathlib.Path) -> str:
     """Runs a program in a folder; returns what it printed."""
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}  # one device
+    environment = xla.environment(PYTHONPATH=str(ROOT), MPLBACKEND="Agg")
     (folder / "page.py").write_text(code)
     command = [sys.executable, "page.py"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import io
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -32,7 +31,7 @@ from taskexpert_jax.runs.load import load
 from taskexpert_jax.tasks import from_config
 from taskexpert_jax.training import optimizer
 from taskexpert_jax.training import state as train_state
-from tests import clock, random_runs
+from tests import clock, random_runs, xla
 from tests.input_pipeline import nyud_layout, pascal_layout
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -254,7 +253,7 @@ def test_meshes_that_do_not_fit_are_refused(sizes, batch, message):
 
 def main(*arguments):
     command = [sys.executable, "main.py", *arguments]
-    env = {**os.environ, "XLA_FLAGS": ""}  # one device
+    env = xla.environment()
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
 
 
@@ -304,7 +303,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path):
     arguments = ["--config=configs/demo.py:tiny", *(f"--config.{name}={value}" for name, value in fields.items())]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "main.py", *arguments, f"--workdir={killed}"]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, env=xla.environment(), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not any(p.name.isdigit() for p in (killed / "checkpoints").glob("*")):
         assert process.poll() is None and time.monotonic() < deadline

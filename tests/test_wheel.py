@@ -1,7 +1,6 @@
 """The wheel: what is in it, and that it works from any folder without names such as `configs` in site-packages."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -14,6 +13,7 @@ from PIL import Image
 import pytest
 
 from taskexpert_jax import __version__
+from tests import xla
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ("taskexpert_jax", "configs", "input_pipeline")
@@ -124,7 +124,7 @@ def test_an_installed_package_trains_evaluates_and_predicts_in_a_folder_of_the_u
     Image.new("RGB", (48, 32), "red").save(tmp_path / "red.png")
 
     def taskexpert(*arguments):
-        command, env = [environment / "bin" / "taskexpert", *arguments], {**os.environ, "XLA_FLAGS": ""}
+        command, env = [environment / "bin" / "taskexpert", *arguments], xla.environment()
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import pathlib
 import re
 import signal
@@ -12,6 +11,7 @@ import sys
 import pytest
 
 from taskexpert_jax import serve
+from tests import xla
 
 pytest.importorskip("uvicorn")
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -32,7 +32,7 @@ def test_the_command_of_the_space_serves_until_ctrl_c(run, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "taskexpert_jax.serve", *arguments],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        env=xla.environment(PYTHONPATH=str(ROOT)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from input_pipeline import nyud, pipeline
 from taskexpert_jax import command_line
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.tasks import from_config
+from tests import xla
 from tests.input_pipeline import nyud_layout
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -142,7 +142,7 @@ def test_rehearsal_trains_and_a_second_call_goes_on(folder, tmp_path):
     (tmp_path / "rehearse.py").write_text(REHEARSAL)
     output = tmp_path / "ladder.json"
     command = [sys.executable, str(tmp_path / "rehearse.py"), str(folder / "packed.zip"), str(output)]
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment = xla.environment(PYTHONPATH=str(ROOT))
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     content = report.read(output)

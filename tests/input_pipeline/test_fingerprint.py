@@ -1,6 +1,5 @@
 """The fingerprint of a data set depends on its content only; a run records it and refuses other data."""
 
-import os
 import pathlib
 import re
 import subprocess
@@ -17,7 +16,7 @@ from configs import nyud as nyud_config
 from input_pipeline import nyud, pipeline, records
 from taskexpert_jax.errors import UserError
 from taskexpert_jax.runs import workdir
-from tests import random_runs
+from tests import random_runs, xla
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -93,7 +92,7 @@ def test_a_run_records_the_data_that_it_sees(layout: pathlib.Path, tmp_path: pat
 
 def _main(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "main.py", *arguments]
-    env = {**os.environ, "XLA_FLAGS": ""}  # one device
+    env = xla.environment()
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
 
 

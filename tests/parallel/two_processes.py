@@ -1,11 +1,12 @@
 """Two real processes on this machine, with four simulated devices each."""
 
 import contextlib
-import os
 import pathlib
 import socket
 import subprocess
 import sys
+
+from tests import xla
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -20,9 +21,7 @@ def free_port():
 def two_processes(folder, *command):
     """Starts `python *command` as both processes of a group; whatever happens, neither outlives the body."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Compiled in half the time; what is computed stays the same.
-    fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {fast}", "PYTHONPATH": str(ROOT)}
+    env = xla.environment(4, PYTHONPATH=str(ROOT))
     group = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
     with contextlib.ExitStack() as stack:
         started = []

@@ -17,6 +17,7 @@ from taskexpert_jax.runs import sealing
 from taskexpert_jax.runs.checkpoints import saved_steps
 from taskexpert_jax.runs.presence import Presence
 from taskexpert_jax.runs.sealing import METRICS
+from tests import xla
 
 DAMAGES = {
     "deleted": (lambda path: path.unlink(), "is missing"),
@@ -172,9 +173,7 @@ with made.opened(pathlib.Path(sys.argv[1])) as checkpoints:
 
 
 def test_a_write_cut_in_the_middle_is_said_and_left_out(tmp_path, capsys):
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path)], env={**os.environ, "XLA_FLAGS": ""}, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=xla.environment(), check=False)
     assert done.returncode == -9
     assert [path.name for path in (tmp_path / "checkpoints").glob("4*")] == ["4.orbax-checkpoint-tmp"]
     assert opened_newest(tmp_path).step == 2
@@ -253,7 +252,7 @@ def test_a_refused_write_is_one_line_and_what_was_good_stays(reason, tmp_path, r
     full = reason.startswith("No space")
     workdir = (request.getfixturevalue("small_disk") if full else tmp_path) / "run"
     command = [sys.executable, "-c", REFUSED, str(workdir), reason]
-    done = subprocess.run(command, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=xla.environment(), capture_output=True, text=True, check=False)
     assert re.search(rf"^.*{workdir}/checkpoints: {reason}.* step 2$", done.stdout)
     assert (done.returncode, done.stderr) == (0, "")  # no traceback of any thread
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]

@@ -40,9 +40,6 @@ SHIPPED = {
 
 TWO_TASKS = {"nyud13": ("depth", "normals"), "cityscapes": ("semseg", "disparity")}
 
-# Compiled in half the time; what is computed stays the same.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 
 def small(name):
     """A shipped config so small that its step compiles in seconds, with widths that eight devices divide.
@@ -118,7 +115,7 @@ def step_on(config, sizes, ignored=0.1, of_slices=None):
         (batch,) = sharding.to_devices([random_batch(config, ignored)], mesh)
         seen = tally.empty(tasks, weights=method.weighs)
         arguments = drawn(abstract), jax.device_put(seen, sharding.replicated(mesh)), batch
-        compiled = step.lower(*arguments).compile(compiler_options=FAST)
+        compiled = step.lower(*arguments).compile()
         state, seen = jax.device_get(compiled(*arguments))
     # Adam's first moment is a tenth of the gradient, which Adam's update itself would hide.
     return seen.sums, state.opt_state, state.batch_stats

@@ -46,7 +46,7 @@ def separate_gradients(config):
             backward = jax.vjp(terms, params)[1]
             return jax.tree.map(lambda *of: jnp.stack(of), *(backward(row)[0] for row in jnp.eye(len(tasks) + 1)))
 
-        found = jax.jit(rows).lower(state.params).compile(compiler_options=one_step.FAST)(state.params)
+        found = jax.jit(rows)(state.params)
     named = jax.tree_util.tree_leaves_with_path(jax.device_get(found))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.astype(np.float64) for path, leaf in named}
 
