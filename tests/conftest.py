@@ -28,9 +28,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or TensorFlow prints a li
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Most of the tests' time is compilation, and each program runs a few times: LLVM optimises little, which saves a
-# quarter of it. XLA's own passes, which decide on fusion, layouts and collectives, all run. `make demo-smoke` runs
-# what users run; JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test tests that.
+# Most of the tests' time is compilation, and each program runs a few times: LLVM optimises little. With `xla.FAST` that
+# saves half of it. XLA's own passes, which decide on fusion, layouts and collectives, all run. `make demo-smoke`
+# runs what users run; JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test tests that.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Shapes and dtypes in the annotations of the model are checked whenever a test traces it.

@@ -3,14 +3,14 @@
 import os
 
 DEVICES = "--xla_force_host_platform_device_count"
-# XLA's former code generator of the CPU: programs compile in less than half the time. With LLVM's optimisation, which
-# the tests do without (conftest.py), it would take longer.
-FAST = "--xla_cpu_use_fusion_emitters=false"
+# XLA's former code generator of the CPU: programs compile in half the time, if LLVM optimises little, as in the
+# tests by default (conftest.py); otherwise they would take longer.
+FAST = "" if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "0" else "--xla_cpu_use_fusion_emitters=false"
 
 
 def flags(devices: int) -> str:
     """The value of XLA_FLAGS for a number of simulated devices."""
-    return f"{DEVICES}={devices} {FAST}"
+    return f"{DEVICES}={devices} {FAST}".strip()
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
