@@ -326,7 +326,7 @@ def test_a_folders_labels_are_those_of_its_tasks():
 
 
 def test_a_backbone_without_its_sizes_names_the_variants_that_have_them():
-    missing = r"^config.model.swin.width is missing: .*; a variant .* has them, as in nyud.py:swin_t, .*, swin_l$"
+    missing = r"^config.model.swin.width is missing: .*; choose 'swin' by a variant, .*: nyud.py:swin_t, .*, swin_l$"
     with pytest.raises(UserError, match=missing):
         check(changed("model.backbone", "swin", fitting()))
 

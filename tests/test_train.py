@@ -273,6 +273,10 @@ def main(*arguments):
             ("--config=configs/nyud.py:tiny", "--config.dataset.data_dir=nowhere"),
             r"nowhere.*input_pipeline.prepare nyud",
         ),
+        (  # before the missing data
+            ("--config=configs/nyud.py:tiny", "--config.dataset.data_dir=nowhere", "--config.model.backbone=resnet"),
+            r"config.model.backbone='resnet': choose one of vit, swin",
+        ),
         (("--mode=evaluate",), r"run/config\.json is missing; give the --workdir of a run"),
     ],
 )

@@ -13,6 +13,7 @@ from taskexpert_jax.config.model_fields import BACKBONE, BACKBONES, MODEL, VARIA
 from taskexpert_jax.errors import UserError, shown
 
 _LONGEST_NAME = 100  # characters of an unknown field in a message
+_NAMED = 4  # variants in a message
 _LABELS_IN_UINT8 = 255  # classes; 255 itself is unlabelled
 
 
@@ -65,14 +66,15 @@ def _errors(config: ConfigDict) -> Iterator[str]:
 
 
 def _variants_with(name: str, values: Mapping[str, Any]) -> str:
-    """For a missing size of the chosen backbone, the first variants that have one, in words; otherwise nothing."""
+    """Words that name variants of the chosen backbone, if the missing field is one of its sizes; otherwise ""."""
     backbone = values.get(BACKBONE)
     fields = BACKBONES.get(backbone, {}) if isinstance(backbone, str) else {}
     if name not in fields or fields[name].default is not REQUIRED:
         return ""
     usual = MODEL[BACKBONE].default
     variants = [variant for variant, sizes in VARIANTS.items() if sizes.get("backbone", usual) == backbone]
-    return f"; a variant of the config file has them, as in nyud.py:{', '.join(variants[:4])}"
+    more = ", ..." if len(variants) > _NAMED else ""
+    return f"; choose {backbone!r} by a variant, which has its sizes: nyud.py:{', '.join(variants[:_NAMED])}{more}"
 
 
 def _inconsistencies(config: ConfigDict) -> Iterator[str]:

@@ -115,7 +115,6 @@ def step_on(config, sizes, ignored=0.1, of_slices=None):
         (batch,) = sharding.to_devices([random_batch(config, ignored)], mesh)
         seen = tally.empty(tasks, weights=method.weighs)
         arguments = drawn(abstract), jax.device_put(seen, sharding.replicated(mesh)), batch
-        compiled = step.lower(*arguments).compile()
-        state, seen = jax.device_get(compiled(*arguments))
+        state, seen = jax.device_get(step(*arguments))
     # Adam's first moment is a tenth of the gradient, which Adam's update itself would hide.
     return seen.sums, state.opt_state, state.batch_stats

@@ -20,7 +20,7 @@ class Balancing:
 
     @property
     def weighs(self) -> bool:
-        """Whether the method has weights of its own, which training then logs."""
+        """True if the method has weights of its own, which training then logs."""
         return self.separate or type(self).weights is not Balancing.weights
 
     def init(self) -> Tree:
